@@ -1,0 +1,1 @@
+"""Families of functions to be minimized, one file each."""

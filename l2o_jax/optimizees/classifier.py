@@ -1,0 +1,105 @@
+"""Neural networks that classify images, trained on minibatches."""
+
+from collections.abc import Callable, Sequence
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from jax.tree_util import Partial
+
+from l2o_jax.base import Optimizee
+
+ACTIVATIONS = {'sigmoid': jax.nn.sigmoid, 'tanh': jnp.tanh,
+               'relu': jax.nn.relu, 'elu': jax.nn.elu}
+
+
+def mlp(sizes: Sequence[int], activation: str = 'sigmoid',
+        initial_std: float = 0.01):
+  """A fully connected net: x_{l+1} = activation(x_l w_l + b_l).
+
+  Args:
+    sizes: (inputs, hidden ..., outputs).
+    activation: 'sigmoid', 'tanh', 'relu' or 'elu'; none after the last layer.
+    initial_std: all weights and biases start as N(0, initial_std^2), as in the
+      released code of Andrychowicz et al. (the paper only says Gaussian).
+
+  Returns:
+    (init: key -> params, apply: params, images [N, inputs] -> logits
+    [N, outputs]); params = [{'w': [in, out], 'b': [out]}, ...].
+
+  Raises:
+    ValueError: unknown activation, or fewer than two positive sizes.
+  """
+  sizes = tuple(sizes)
+  if activation not in ACTIVATIONS:
+    raise ValueError(f'mlp: activation must be one of {sorted(ACTIVATIONS)}, '
+                     f'got {activation!r}')
+  if len(sizes) < 2 or min(sizes) < 1:
+    raise ValueError(f'mlp: sizes must be at least two positive numbers, got '
+                     f'{sizes}')
+
+  def init(key):
+    params = []
+    for fan_in, fan_out, k in zip(
+        sizes, sizes[1:], jax.random.split(key, len(sizes) - 1)):
+      key_w, key_b = jax.random.split(k)
+      params.append({
+          'w': initial_std * jax.random.normal(key_w, (fan_in, fan_out)),
+          'b': initial_std * jax.random.normal(key_b, (fan_out,))})
+    return params
+
+  def apply(params, x):
+    for layer in params[:-1]:
+      x = ACTIVATIONS[activation](x @ layer['w'] + layer['b'])
+    return x @ params[-1]['w'] + params[-1]['b']
+
+  return init, apply
+
+
+def classifier(images: chex.Array, labels: chex.Array,
+               net: tuple[Callable, Callable],
+               batch_size: int = 128) -> Optimizee:
+  """f(x) = mean cross-entropy of a net on a fresh random minibatch.
+
+  Value and gradient of a step are of one minibatch, drawn uniformly with
+  replacement from the images by the step's key (Andrychowicz et al.,
+  section 3.2, and its code).  f's differ only in x_0 and the minibatches.
+
+  Args:
+    images: uint8 [N, ...]; they become floats in [0, 1], flattened, only inside
+      the loss.
+    labels: integers [N].
+    net: (init, apply), for example of `mlp`.
+    batch_size: images per minibatch.
+
+  Returns:
+    Optimizee with task ().
+
+  Raises:
+    ValueError: images are not uint8, or labels are not as many as images.
+  """
+  if images.dtype != jnp.uint8 or images.ndim < 2:
+    raise ValueError(f'classifier: images must be uint8 [N, ...], got '
+                     f'{images.dtype} {tuple(images.shape)}')
+  if labels.shape != images.shape[:1]:
+    raise ValueError(f'classifier: labels must have shape '
+                     f'({images.shape[0]},), got {tuple(labels.shape)}')
+  if batch_size < 1:
+    raise ValueError(f'classifier: batch_size must be positive, got '
+                     f'{batch_size}')
+  init_net, apply = net
+
+  def init(key):
+    return init_net(key), ()
+
+  def loss(images, labels, params, task, key):
+    del task
+    rows = jax.random.randint(key, (batch_size,), 0, images.shape[0])
+    pixels = images[rows].reshape(batch_size, -1).astype(jnp.float32) / 255
+    logits = apply(params, pixels)
+    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(
+        logits, labels[rows]))
+
+  return Optimizee(Partial(init),
+                   Partial(loss, jnp.asarray(images), jnp.asarray(labels)))

@@ -1,0 +1,62 @@
+"""Random quadratic functions."""
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+
+from l2o_jax.base import Optimizee
+
+_ENTRIES = {'normal': jax.random.normal, 'uniform': jax.random.uniform}
+_REDUCTIONS = {'mean': jnp.mean, 'sum': jnp.sum}
+
+
+def quadratic(dimension: int = 10, entries: str = 'uniform',
+              initial_std: float = 0.01, batch: int | None = None,
+              reduction: str = 'mean') -> Optimizee:
+  """f(x) = ||W x - y||^2 (Andrychowicz et al., section 3.1).
+
+  The text draws the entries of W and y from N(0, 1); the released code from
+  U[0, 1), which is what the published figure fits, and x_0 from N(0, 0.01^2).
+
+  Args:
+    dimension: n; W is [n, n], y and x are [n].
+    entries: 'uniform' for U[0, 1) or 'normal' for N(0, 1).
+    initial_std: standard deviation of x_0's coordinates.
+    batch: None: each optimizee is one function.  K: K functions in one
+      optimizee with x [K, n].
+    reduction: of the K functions; nothing without a batch.  'mean' is the
+      released code's, f(x) = 1/K sum_k ||W_k x_k - y_k||^2: a coordinate's
+      gradient is 1/K of its own problem's.  With 'sum' it is its own problem's,
+      so to a coordinatewise optimizer K functions in one optimizee are the same
+      as K optimizees, and faster to run.
+
+  Returns:
+    Optimizee with params x [n] and task {'w': [n, n], 'y': [n]}, or all of
+    them with a leading axis K.
+
+  Raises:
+    ValueError: unknown entries or reduction, or a size that is not positive.
+  """
+  if entries not in _ENTRIES:
+    raise ValueError(f"quadratic: entries must be 'normal' or 'uniform', got "
+                     f'{entries!r}')
+  if dimension < 1 or (batch is not None and batch < 1):
+    raise ValueError(f'quadratic: dimension and batch must be positive, got '
+                     f'{dimension} and {batch}')
+  if reduction not in _REDUCTIONS:
+    raise ValueError(f"quadratic: reduction must be 'mean' or 'sum', got "
+                     f'{reduction!r}')
+  shape = (dimension,) if batch is None else (batch, dimension)
+
+  def init(key):
+    key_w, key_y, key_x = jax.random.split(key, 3)
+    task = {'w': _ENTRIES[entries](key_w, shape + (dimension,)),
+            'y': _ENTRIES[entries](key_y, shape)}
+    return initial_std * jax.random.normal(key_x, shape), task
+
+  def loss(x, task, key):
+    del key
+    residual = jnp.einsum('...ij,...j->...i', task['w'], x) - task['y']
+    return _REDUCTIONS[reduction](jnp.sum(residual ** 2, axis=-1))
+
+  return Optimizee(Partial(init), Partial(loss))
