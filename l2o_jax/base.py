@@ -1,8 +1,8 @@
 """The vocabulary that every other file speaks.
 
 Shape letters, used in all docstrings:
-  n  coordinates          F  features of one coordinate   H  hidden units
-  T  steps of an unroll   U  unrolls of an epoch          B  optimizees in parallel
+  n  coordinates          F  features of a coordinate   H  hidden units
+  T  steps of an unroll   U  unrolls of an epoch        B  optimizees at once
   D  state size of a coordinate in guided policy search
 
 `theta` are the weights of the learned optimizer (phi in Andrychowicz et al.),

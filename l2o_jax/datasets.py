@@ -117,9 +117,9 @@ def _write_cache(path, images, labels):
 
 def _tfds():
   try:
-    import tensorflow_datasets as tfds
-    import PIL.Image  # noqa: F401, undeclared by tensorflow-datasets
     import importlib_resources  # noqa: F401, likewise
+    import PIL.Image  # noqa: F401, undeclared by tensorflow-datasets
+    import tensorflow_datasets as tfds
   except ImportError as error:
     raise DatasetError(f'this data set needs {error.name}; run: pip install '
                        f'"l2o_jax[experiments]"') from None
@@ -169,8 +169,9 @@ class _IdxArchives:
   def _generate_examples(self, images, labels):
     import PIL.Image
     if len(images) != len(labels) or labels.max(initial=0) > 9:
-      raise DatasetError(f'{len(images)} images do not fit {len(labels)} labels '
-                         f'with a maximum of {labels.max(initial=0)}')
+      raise DatasetError(
+          f'{len(images)} images do not fit {len(labels)} labels with a '
+          f'maximum of {labels.max(initial=0)}')
     for i, (image, label) in enumerate(zip(images, labels)):
       yield i, {'image': PIL.Image.fromarray(image), 'label': int(label)}
 

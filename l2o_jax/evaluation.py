@@ -13,7 +13,8 @@ from l2o_jax.unroll import unroll
 
 
 def learning_curves(optimizee: Optimizee, opt: optax.GradientTransformation,
-                    keys: chex.PRNGKey, num_steps: int) -> chex.Array:
+                    keys: chex.PRNGKey, num_steps: int,
+                    batch_size: int | None = None) -> chex.Array:
   """f(x_0) ... f(x_T) of `opt` on one fresh optimizee per key.
 
   Args:
@@ -22,6 +23,8 @@ def learning_curves(optimizee: Optimizee, opt: optax.GradientTransformation,
     keys: [B]; a key fixes the function, x_0 and all minibatches, so that two
       optimizers given the same keys face the same tasks.
     num_steps: T.
+    batch_size: tasks that run at a time; all by default.  Fewer need less
+      memory, and on a CPU large optimizees run faster one by one.
 
   Returns:
     [B, T + 1].
@@ -36,13 +39,17 @@ def learning_curves(optimizee: Optimizee, opt: optax.GradientTransformation,
         jax.random.split(key_loss, num_steps + 1))
     return trajectory.losses
 
-  return jax.vmap(run)(keys)
+  if batch_size is None:
+    return jax.vmap(run)(keys)
+  return jax.lax.map(run, keys,
+                     batch_size=batch_size if batch_size > 1 else None)
 
 
 def tune_learning_rate(
     optimizee: Optimizee,
     make_opt: Callable[[chex.Scalar], optax.GradientTransformation],
-    grid: Sequence[float], keys: chex.PRNGKey, num_steps: int):
+    grid: Sequence[float], keys: chex.PRNGKey, num_steps: int,
+    batch_size: int | None = None) -> tuple[float, np.ndarray]:
   """The learning rate of best mean final loss over the tasks of `keys`.
 
   All rates run at once under vmap.  A best rate at an end of the grid widens
@@ -55,6 +62,7 @@ def tune_learning_rate(
     grid: increasing rates at a constant ratio, at least 3.
     keys: [B] tuning tasks, not those of the final evaluation.
     num_steps: T.
+    batch_size: see `learning_curves`.
 
   Returns:
     (best rate, table [R, 2] of rate and mean final loss, increasing in rate).
@@ -74,7 +82,8 @@ def tune_learning_rate(
   @jax.jit
   def final_losses(optimizee, rates, keys):
     def final(rate):
-      curves = learning_curves(optimizee, make_opt(rate), keys, num_steps)
+      curves = learning_curves(optimizee, make_opt(rate), keys, num_steps,
+                               batch_size)
       return jnp.mean(curves[:, -1])
     return jax.vmap(final)(rates)
 

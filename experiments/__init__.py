@@ -1,0 +1,1 @@
+"""One absl binary per experiment of the papers, and what they share."""

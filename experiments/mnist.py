@@ -1,0 +1,92 @@
+"""Learned optimizer on small nets for MNIST (Andrychowicz et al., section 3.2).
+
+Copy and paste:
+  python -m experiments.mnist                          # 5,000 packaged digits
+  python -m l2o_jax.datasets prepare mnist             # or: --from DIR
+  python -m experiments.mnist --preset=full --dataset=mnist --workdir=runs/mnist
+
+Meta-trains one LSTM on a 784-20-10 sigmoid net and compares it with tuned SGD,
+momentum, NAG, RMSprop and ADAM there and where it has not been: more steps,
+more units, two layers, ReLU.  Meta-training, validation and test use disjoint
+images.  Writes learning_curves.png, summary.json and curves.csv to --workdir.
+"""
+
+import math
+
+from absl import flags
+
+from experiments import harness
+from experiments.baselines import grid
+from l2o_jax import datasets
+from l2o_jax.learned_optimizers import lstm_log_and_sign
+from l2o_jax.optimizees.classifier import classifier, mlp
+
+PRESETS = {
+    'quick': {'num_epochs': 100, 'evaluation_period': 20, 'num_validation': 8,
+              'num_tuning': 8, 'num_test': 100, 'output_scale': 0.1},
+    'full': {'num_epochs': 1000, 'evaluation_period': 50, 'num_validation': 16,
+             'num_tuning': 16, 'num_test': 100, 'output_scale': 0.1},
+    'original': {'num_epochs': 10000, 'evaluation_period': 100,
+                 'num_validation': 20, 'num_tuning': 16, 'num_test': 100,
+                 'output_scale': 0.01, 'preprocessing_p': 5.0,
+                 'learning_rate': 1e-3, 'learning_rate_schedule': 'constant',
+                 'clip_norm': 0.0},
+}
+
+# Where the search of a baseline's learning rate begins.
+GRIDS = {'SGD': grid(0.3, 10.0, 8), 'momentum': grid(0.1, 3.0, 8),
+         'NAG': grid(0.1, 3.0, 8), 'RMSprop': grid(3e-3, 0.1, 8),
+         'ADAM': grid(1e-2, 0.3, 8)}
+
+flags.DEFINE_enum(
+    'dataset', 'mnist_5k', datasets.NAMES, 'Images; mnist_5k is in the package,'
+    ' the others are prepared by python -m l2o_jax.datasets.')
+flags.DEFINE_string(
+    'data_dir', None, 'Where prepared data sets are; $TFDS_DATA_DIR or '
+    '~/tensorflow_datasets by default.')
+flags.DEFINE_integer(
+    'batch_size', 128, 'Images per minibatch, >= 1.', lower_bound=1)
+flags.DEFINE_float(
+    'preprocessing_p', 10.0, 'p of the gradient\'s preprocessing, > 0: '
+    'gradients under exp(-p) are seen linearly.', lower_bound=1e-3,
+    upper_bound=50.0)
+harness.define_flags(PRESETS, 'runs/mnist')
+
+
+def main():
+  args = flags.FLAGS
+  settings = harness.config()
+  images, labels = datasets.load(args.dataset, 'train', args.data_dir)
+  held_out = datasets.load(args.dataset, 'test', args.data_dir)
+  workdir = harness.open_workdir(args.workdir, settings, args.resume)
+  inputs, outputs = math.prod(images.shape[1:]), int(labels.max()) + 1
+  last = -(len(images) // 12)  # 5,000 of 60,000 for validation and tuning
+  train, validation = ((images[:last], labels[:last]),
+                       (images[last:], labels[last:]))
+
+  def optimizee(data, hidden, activation):
+    return classifier(*data, mlp((inputs, *hidden, outputs), activation),
+                      args.batch_size)
+
+  learned = lstm_log_and_sign(args.preprocessing_p, args.output_scale)
+  base = (20,), 'sigmoid'
+  theta, loss, rate = harness.train(
+      workdir, learned, optimizee(train, *base), optimizee(validation, *base),
+      batch_size=1)
+  steps = args.num_steps
+  panels = [
+      harness.Panel(title, optimizee(validation, *net),
+                    optimizee(held_out, *net), num_steps)
+      for title, net, num_steps in (
+          (f'base net, {steps} steps', base, steps),
+          (f'base net, {2 * steps} steps', base, 2 * steps),
+          (f'40 hidden units, {steps} steps', ((40,), 'sigmoid'), steps),
+          (f'2 hidden layers, {steps} steps', ((20, 20), 'sigmoid'), steps),
+          (f'ReLU, {steps} steps', ((20,), 'relu'), steps))]
+  harness.compare(
+      workdir, learned, theta, panels, GRIDS, batch_size=1,
+      extra={'validation_final_loss': loss, 'meta_learning_rate': rate})
+
+
+if __name__ == '__main__':
+  harness.run(main, PRESETS, __doc__)

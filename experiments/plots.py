@@ -1,0 +1,53 @@
+"""Figures of learning curves."""
+
+import matplotlib
+
+matplotlib.use('Agg')
+import matplotlib.pyplot as plt  # noqa: E402
+import numpy as np  # noqa: E402
+
+_DASHES = ('--', '-.', ':', (0, (5, 1)), (0, (3, 1, 1, 1)))
+
+
+def learning_curves(path, panels, learned=('LSTM',)):
+  """Mean loss against step with a quartile band, one panel per problem.
+
+  Args:
+    path: of the PNG.
+    panels: {title: {optimizer: losses [B, T + 1]}}.
+    learned: names drawn solid; the others are dashed.
+  """
+  columns = min(len(panels), 3)
+  rows = -(-len(panels) // columns)
+  figure, axes = plt.subplots(
+      rows, columns, figsize=(5.2 * columns, 4.0 * rows), squeeze=False,
+      layout='constrained')
+  for axis in axes.flat[len(panels):]:
+    axis.axis('off')
+  for axis, (title, curves) in zip(axes.flat, panels.items()):
+    hand_made, tops, bottoms = 0, [], []
+    for name, losses in curves.items():
+      steps = np.arange(losses.shape[1])
+      mean = np.mean(losses, axis=0)
+      low, high = np.quantile(losses, [0.25, 0.75], axis=0)
+      if name in learned:
+        style = {'ls': '-', 'lw': 2.2, 'zorder': 3, 'color': 'C0'}
+      else:
+        hand_made += 1
+        style = {'ls': _DASHES[(hand_made - 1) % len(_DASHES)], 'lw': 1.5,
+                 'color': f'C{hand_made}'}
+      axis.plot(steps, mean, label=name, **style)
+      axis.fill_between(steps, low, high, color=style['color'], alpha=0.12,
+                        lw=0)
+      tops.append(mean[0])
+      bottoms.append(np.nanmin([np.nanmin(mean), np.nanmin(low)]))
+    axis.set_yscale('log')
+    if np.isfinite(tops).all() and np.isfinite(bottoms).all():
+      axis.set_ylim(max(min(bottoms) * 0.8, 1e-6), max(tops) * 3)
+    axis.set_title(title)
+    axis.set_xlabel('step')
+    axis.set_ylabel('loss (mean; band: quartiles)')
+    axis.grid(alpha=0.3, which='both', lw=0.4)
+    axis.legend(fontsize=8)
+  figure.savefig(path, dpi=120)
+  plt.close(figure)
