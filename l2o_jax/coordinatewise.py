@@ -57,9 +57,8 @@ def coordinatewise(features: Features, cell: Cell) -> LearnedOptimizer:
   """
 
   def transform(theta):
-    dtype = jnp.result_type(float, *jax.tree.leaves(theta)) if (
-        not jax.tree.leaves(theta)) else jnp.result_type(
-            *jax.tree.leaves(theta))
+    weights = jax.tree.leaves(theta)
+    dtype = jnp.result_type(*weights) if weights else jnp.float32
 
     def init(params):
       leaves = [jnp.asarray(x) for x in jax.tree.leaves(params)]

@@ -38,8 +38,12 @@ def log_and_sign(p: float = 10.0) -> Features:
   def update(memory, x, g, value):
     del x, value
     eps = jnp.finfo(g.dtype).eps
-    log = jnp.maximum(jnp.log(jnp.abs(g) + eps) / p, -1)
-    sign = jnp.clip(g * jnp.exp(jnp.asarray(p, g.dtype)), -1, 1)
-    return memory, jnp.stack([log, sign], axis=-1)
+    log = jnp.log(jnp.abs(g) + eps) / p
+    sign = g * jnp.exp(jnp.asarray(p, g.dtype))
+    # `where` rather than `maximum` and `clip`: at the boundary the derivative
+    # is then the inner one, as in the released code, not half of it.
+    return memory, jnp.stack([
+        jnp.where(log < -1, -1, log),
+        jnp.where(jnp.abs(sign) > 1, jnp.sign(sign), sign)], axis=-1)
 
   return Features(size=2, init=lambda x: (), update=update)

@@ -146,7 +146,7 @@ def truncated_bptt(learned: LearnedOptimizer,
       updates, opt_state = meta_optimizer.update(
           gradient, state.opt_state, state.theta)
       state = MetaState(optax.apply_updates(state.theta, updates), opt_state)
-      info = Info(losses, loss, optax.global_norm(gradient))
+      info = Info(losses, loss, optax.tree.norm(gradient))
       return (state, params, opt_states), info
 
     (state, _, _), info = jax.lax.scan(

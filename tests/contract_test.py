@@ -1,0 +1,305 @@
+"""A table of subjects against a list of contracts."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl.testing import absltest, parameterized
+
+from l2o_jax.coordinatewise import coordinatewise, grouped
+from l2o_jax.features import gradient, log_and_sign
+from l2o_jax.learned_optimizers import (
+    flattened,
+    lstm_log_and_sign,
+    lstm_raw,
+)
+from l2o_jax.lstm import lstm_cell
+from l2o_jax.optimizees.classifier import ACTIVATIONS, classifier, mlp
+from l2o_jax.optimizees.quadratic import quadratic
+
+
+def by_rank(params):
+  return jax.tree.map(lambda x: 'matrix' if x.ndim > 1 else 'other', params)
+
+
+LEARNED = {
+    'lstm_raw': lstm_raw(),
+    'lstm_log_and_sign': lstm_log_and_sign(),
+    'leaf_by_leaf': coordinatewise(log_and_sign(), lstm_cell((5,))),
+    'linear': coordinatewise(gradient(), lstm_cell(hidden=(), scale=1.0)),
+    'averaged': flattened(coordinatewise(
+        gradient(), lstm_cell((6, 4), averaged=2))),
+    'grouped': grouped(coordinatewise(gradient(), lstm_cell((4,))), by_rank,
+                       ('matrix', 'other')),
+}
+LEAF_BY_LEAF = ('leaf_by_leaf', 'linear', 'grouped')
+SEPARABLE = [name for name in LEARNED if name != 'averaged']
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (50, 4, 4, 1), np.uint8)
+LABELS = np.arange(50, dtype=np.int32) % 3
+OPTIMIZEES = {
+    'quadratic': quadratic(),
+    'quadratic_normal': quadratic(dimension=4, entries='normal'),
+    'quadratic_batch': quadratic(dimension=3, batch=5),
+    **{f'mlp_{a}': classifier(IMAGES, LABELS, mlp((16, 5, 3), a), 8)
+       for a in ACTIVATIONS},
+    'mlp_deep': classifier(IMAGES, LABELS, mlp((16, 5, 4, 3)), 8),
+}
+
+
+def tree(dtype=jnp.float32):
+  rng = np.random.default_rng(1)
+  make = lambda *shape: jnp.asarray(rng.normal(size=shape), dtype)
+  return {'w': make(4, 3), 'b': make(3), 's': make(), 'none': None,
+          'empty': make(0, 2), 'nested': (make(2, 1, 2),)}
+
+
+class LearnedOptimizerTest(parameterized.TestCase):
+
+  @parameterized.named_parameters((n, n) for n in LEARNED)
+  def test_keeps_structure_shape_and_dtype(self, name):
+    learned = LEARNED[name]
+    theta = learned.init(jax.random.key(0))
+    opt = learned.transform(theta)
+    for dtype in (jnp.float32, jnp.bfloat16):
+      params = tree(dtype)
+      update = jax.jit(opt.update)
+      updates, state = update(params, opt.init(params), params)
+      chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
+      again, later = update(params, state, params)
+      chex.assert_trees_all_equal_shapes_and_dtypes(state, later)
+      chex.assert_tree_all_finite(again)
+    if name in LEAF_BY_LEAF:  # optax.flatten cannot concatenate nothing
+      self.assertEqual(opt.update({}, opt.init({}), {})[0], {})
+
+  @parameterized.named_parameters((n, n) for n in LEARNED)
+  def test_ignores_unknown_arguments_and_runs_without_params(self, name):
+    opt = LEARNED[name].transform(LEARNED[name].init(jax.random.key(0)))
+    params = tree()
+    state = jax.jit(opt.init)(params)
+    plain = jax.jit(opt.update)(params, state, params)[0]
+    other = jax.jit(lambda g, s, p: opt.update(
+        g, s, p, value=1.0, anything=object()))(params, state, params)[0]
+    chex.assert_trees_all_equal(plain, other)
+    if name != 'grouped':  # optax.partition labels by params
+      chex.assert_trees_all_equal(plain, jax.jit(opt.update)(params, state)[0])
+
+  @parameterized.named_parameters((n, n) for n in LEARNED)
+  def test_permuting_coordinates_permutes_updates(self, name):
+    opt = LEARNED[name].transform(LEARNED[name].init(jax.random.key(0)))
+    x = jax.random.normal(jax.random.key(1), (7,))
+    @jax.jit
+    def two_steps(x):
+      state = opt.init(x)
+      _, state = opt.update(x, state, x)
+      return opt.update(2 * x, state, x)[0]
+    order = jnp.array([3, 1, 6, 0, 5, 2, 4])
+    np.testing.assert_allclose(two_steps(x[order]), two_steps(x)[order],
+                               rtol=1e-5, atol=1e-7)
+
+  @parameterized.named_parameters((n, n) for n in SEPARABLE)
+  def test_coordinates_share_nothing(self, name):
+    opt = LEARNED[name].transform(LEARNED[name].init(jax.random.key(0)))
+    x = jax.random.normal(jax.random.key(1), (7,))
+    update = jax.jit(lambda g: opt.update(g, opt.init(x), x)[0])
+    one, two = update(x), update(x.at[3].set(jnp.nan))
+    rest = np.array([0, 1, 2, 4, 5, 6])
+    np.testing.assert_array_equal(one[rest], two[rest])
+    self.assertTrue(np.isnan(two[3]))
+
+  @parameterized.named_parameters((n, n) for n in LEARNED)
+  def test_zero_linear_layer_is_zero_update(self, name):
+    theta = LEARNED[name].init(jax.random.key(0))
+    zero = jax.tree.map_with_path(
+        lambda path, x: 0 * x if 'linear' in jax.tree_util.keystr(path) else x,
+        theta)
+    opt = LEARNED[name].transform(zero)
+    params = tree()
+    updates = jax.jit(lambda p: opt.update(p, opt.init(p), p)[0])(params)
+    chex.assert_trees_all_equal(updates, jax.tree.map(jnp.zeros_like, params))
+
+  @parameterized.named_parameters((n, n) for n in LEARNED)
+  def test_two_thetas_share_one_trace(self, name):
+    @jax.jit
+    @chex.assert_max_traces(1)
+    def update(theta, params):
+      opt = LEARNED[name].transform(theta)
+      return opt.update(params, opt.init(params), params)[0]
+    params = tree()
+    one = update(LEARNED[name].init(jax.random.key(0)), params)
+    two = update(LEARNED[name].init(jax.random.key(1)), params)
+    self.assertGreater(float(jnp.abs(one['w'] - two['w']).max()), 0)
+
+  @parameterized.named_parameters((n, n) for n in LEARNED)
+  def test_composes_with_optax(self, name):
+    theta = LEARNED[name].init(jax.random.key(0))
+    opt = LEARNED[name].transform(theta)
+    params = tree()
+    close = functools.partial(chex.assert_trees_all_close, rtol=1e-5,
+                              atol=1e-7)
+    def first(wrapped, params=params):
+      return jax.jit(lambda p: wrapped.update(p, wrapped.init(p), p)[0])(params)
+    want = first(opt)
+    close(first(optax.chain(opt, optax.scale(0.5))),
+          jax.tree.map(lambda u: 0.5 * u, want))
+    masked = first(optax.masked(opt, {
+        'w': True, 'b': False, 's': True, 'none': None, 'empty': True,
+        'nested': (True,)}))
+    np.testing.assert_array_equal(masked['b'], params['b'])
+    parts = first(optax.partition(
+        {'a': opt, 'z': optax.set_to_zero()},
+        {'w': 'a', 'b': 'z', 's': 'a', 'none': None, 'empty': 'a',
+         'nested': ('a',)}))
+    np.testing.assert_array_equal(parts['b'], np.zeros(3))
+    if name != 'averaged':
+      close(parts['w'], want['w'])
+    dense = {'w': params['w']}
+    alone = first(opt, dense)
+    every = optax.MultiSteps(opt, 2)
+    update = jax.jit(every.update)
+    idle, state = update(dense, every.init(dense), dense)
+    np.testing.assert_array_equal(idle['w'], np.zeros((4, 3)))
+    close(update(dense, state, dense)[0], alone)
+    injected = optax.inject_hyperparams(
+        lambda factor: optax.chain(opt, optax.scale(factor)))(factor=0.5)
+    close(first(injected, dense), {'w': 0.5 * alone['w']})
+
+
+class CellTest(parameterized.TestCase):
+
+  def test_a_step_by_hand(self):
+    """One unit, all weights by hand, against values computed with math."""
+    theta = {'lstm': [{'w': jnp.array([[0.1, 0.2, 0.3, 0.4],
+                                       [0.5, 0.6, 0.7, 0.8]]),
+                       'b': jnp.array([0.01, 0.02, 0.03, 0.04])}],
+             'linear': {'w': jnp.array([[2.0]]), 'b': jnp.array([0.5])}}
+    cell = lstm_cell((1,), scale=0.1)
+    delta, state = cell.step(theta, jnp.array([1.5]),
+                             ((jnp.array([0.3]), jnp.array([-0.7])),))
+    np.testing.assert_allclose(state[0][1], [-0.3243683], rtol=1e-5)
+    np.testing.assert_allclose(state[0][0], [-0.2215544], rtol=1e-5)
+    np.testing.assert_allclose(delta, 0.005689112, rtol=1e-5)
+
+  def test_averaged_needs_one_axis(self):
+    learned = coordinatewise(gradient(), lstm_cell((4,), averaged=1))
+    opt = learned.transform(learned.init(jax.random.key(0)))
+    params = {'a': jnp.ones(3), 'b': jnp.ones(2)}
+    with self.assertRaisesRegex(NameError, 'coordinates'):
+      opt.update(params, opt.init(params), params)
+
+  def test_averaged_is_the_mean_over_all_leaves(self):
+    cell = lstm_cell((2,), scale=1.0, averaged=2)
+    learned = flattened(coordinatewise(gradient(), cell))
+    theta = learned.init(jax.random.key(0))
+    opt = learned.transform(theta)
+    params = {'a': jnp.array([1.0, -2.0]), 'b': jnp.array([[0.5]])}
+    updates, _ = opt.update(params, opt.init(params), params)
+    plain = lstm_cell((2,), scale=1.0)
+    h = [plain.step(theta, jnp.array([g]), plain.initial_state())[1][0][0]
+         for g in (1.0, -2.0, 0.5)]
+    want = (sum(h) / 3) @ theta['linear']['w'][:, 0]
+    np.testing.assert_allclose(updates['a'], [want, want], rtol=1e-5)
+    np.testing.assert_allclose(updates['b'], [[want]], rtol=1e-5)
+
+  def test_initial_weights(self):
+    """Truncated normal of std 1/sqrt(fan in), cut at two (0.88 remains)."""
+    theta = lstm_cell((200, 200)).init(jax.random.key(0), 2)
+    for layer, fan_in in zip(theta['lstm'], (202, 400)):
+      bound = fan_in ** -0.5
+      self.assertEqual(layer['w'].shape, (fan_in, 800))
+      self.assertLessEqual(float(jnp.abs(layer['w']).max()), 2 * bound)
+      np.testing.assert_allclose(layer['w'].std(), 0.8796 * bound, rtol=0.02)
+    self.assertEqual(theta['linear']['w'].shape, (200, 1))
+    np.testing.assert_array_equal(theta['linear']['b'], [0])
+
+  @parameterized.parameters(({'hidden': (20, 0)}, 'hidden.*0'),
+                            ({'averaged': 21}, 'averaged.*21'))
+  def test_bad_arguments(self, arguments, message):
+    with self.assertRaisesRegex(ValueError, message):
+      lstm_cell(**arguments)
+
+
+class OptimizeeTest(parameterized.TestCase):
+
+  @parameterized.named_parameters((n, n) for n in OPTIMIZEES)
+  def test_loss_and_gradient(self, name):
+    optimizee = OPTIMIZEES[name]
+    params, task = optimizee.init(jax.random.key(0))
+    loss, grads = jax.value_and_grad(optimizee.loss)(
+        params, task, jax.random.key(1))
+    self.assertEqual(loss.shape, ())
+    chex.assert_tree_all_finite((loss, grads))
+    chex.assert_trees_all_equal_shapes_and_dtypes(params, grads)
+    self.assertEqual(float(loss), float(
+        optimizee.loss(params, task, jax.random.key(1))))
+    other, _ = optimizee.init(jax.random.key(2))
+    self.assertFalse(all(
+        np.array_equal(a, b) for a, b in zip(
+            jax.tree.leaves(params), jax.tree.leaves(other))))
+
+  @parameterized.named_parameters((n, n) for n in OPTIMIZEES)
+  def test_no_data_in_the_program(self, name):
+    optimizee = OPTIMIZEES[name]
+    params, task = optimizee.init(jax.random.key(0))
+    text = jax.jit(lambda o, p, t, k: o.loss(p, t, k)).lower(
+        optimizee, params, task, jax.random.key(1)).as_text()
+    self.assertLess(len(text), 60_000)
+    self.assertNotIn('dense<"0x', text)
+
+  def test_quadratic_by_hand(self):
+    task = {'w': jnp.array([[1.0, 2.0], [3.0, 4.0]]),
+            'y': jnp.array([1.0, -1.0])}
+    loss = lambda family, x, task: float(
+        family.loss(x, task, jax.random.key(0)))
+    x = jnp.array([0.5, -1.0])  # residual (-2.5, -1.5)
+    self.assertAlmostEqual(loss(quadratic(2), x, task), 8.5, places=5)
+    double = jax.tree.map(lambda a: jnp.stack([a, a]), task)
+    xs = jnp.stack([x, 0 * x])  # ||y||^2 = 2
+    self.assertAlmostEqual(loss(quadratic(2, batch=2), xs, double), 5.25,
+                           places=5)
+    self.assertAlmostEqual(
+        loss(quadratic(2, batch=2, reduction='sum'), xs, double), 10.5,
+        places=5)
+
+  def test_quadratic_distributions(self):
+    draw = lambda entries: jax.vmap(quadratic(entries=entries).init)(
+        jax.random.split(jax.random.key(0), 2000))
+    x, task = draw('uniform')
+    np.testing.assert_allclose(x.std(), 0.01, rtol=0.03)
+    np.testing.assert_allclose([task['w'].min(), task['w'].max(),
+                                task['w'].mean()], [0, 1, 0.5], atol=0.01)
+    _, task = draw('normal')
+    np.testing.assert_allclose([task['w'].mean(), task['w'].std()], [0, 1],
+                               atol=0.01)
+
+  def test_classifier_by_hand(self):
+    """Zero weights: the loss is log(number of classes) whatever the data."""
+    optimizee = OPTIMIZEES['mlp_sigmoid']
+    params, task = optimizee.init(jax.random.key(0))
+    zero = jax.tree.map(jnp.zeros_like, params)
+    np.testing.assert_allclose(
+        optimizee.loss(zero, task, jax.random.key(0)), np.log(3), rtol=1e-6)
+
+  def test_number_of_parameters(self):
+    """15,910 in the paper's base net."""
+    params = mlp((784, 20, 10))[0](jax.random.key(0))
+    self.assertEqual(sum(x.size for x in jax.tree.leaves(params)), 15_910)
+
+  def test_bad_arguments(self):
+    for make, message in (
+        (lambda: quadratic(entries='cauchy'), "got 'cauchy'"),
+        (lambda: quadratic(dimension=0), 'got 0'),
+        (lambda: mlp((784, 10), 'step'), "got 'step'"),
+        (lambda: mlp((784,)), r'got \(784,\)'),
+        (lambda: classifier(IMAGES / 255., LABELS, mlp((16, 3))), 'float64'),
+        (lambda: classifier(IMAGES, LABELS[1:], mlp((16, 3))), r'\(49,\)'),
+        (lambda: log_and_sign(0.0), 'got 0.0')):
+      with self.assertRaisesRegex(ValueError, message):
+        make()
+
+
+if __name__ == '__main__':
+  absltest.main()

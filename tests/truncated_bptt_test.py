@@ -1,0 +1,144 @@
+"""Golden values, reductions and finite differences of meta-training."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl.testing import absltest, parameterized
+from jax.tree_util import Partial
+
+from l2o_jax.base import Optimizee
+from l2o_jax.coordinatewise import coordinatewise
+from l2o_jax.features import gradient, log_and_sign
+from l2o_jax.lstm import lstm_cell
+from l2o_jax.optimizees.quadratic import quadratic
+from l2o_jax.truncated_bptt import MetaState, meta_loss, truncated_bptt
+
+
+def parabola():
+  """f(x) = x^2, x_0 = 1: the original's test problem."""
+  return Optimizee(Partial(lambda key: (jnp.ones(()), ())),
+                   Partial(lambda x, task, key: x ** 2))
+
+
+def linear_only():
+  return coordinatewise(gradient(), lstm_cell(hidden=(), scale=1.0))
+
+
+class TruncatedBpttTest(parameterized.TestCase):
+
+  def test_golden_values_of_the_original(self):
+    """Its "Torch results": cost 0.7325327, x 0.8559 after two unrolls."""
+    optimizer = optax.adam(0.01)
+    trainer = truncated_bptt(linear_only(), optimizer, unroll_length=5,
+                             num_unrolls=2)
+    theta = {'lstm': [], 'linear': {'w': jnp.zeros((1, 1)),
+                                    'b': jnp.zeros(1)}}
+    _, info = jax.jit(trainer.step)(
+        MetaState(theta, optimizer.init(theta)), parabola(), jax.random.key(0))
+    cost = info.losses[-1, 0, -1]
+    np.testing.assert_allclose(cost, 0.7325327, rtol=2e-7)
+    np.testing.assert_allclose(jnp.sqrt(cost), 0.8559, atol=5e-5)
+
+  def test_converges_as_the_original(self):
+    """Cost under 1e-5 within 500 epochs of 5 unrolls of 20."""
+    optimizer = optax.adam(0.01)
+    trainer = truncated_bptt(linear_only(), optimizer, unroll_length=20,
+                             num_unrolls=5)
+    theta = {'lstm': [], 'linear': {'w': jnp.zeros((1, 1)),
+                                    'b': jnp.zeros(1)}}
+    step = lambda state, key: trainer.step(state, parabola(), key)
+    _, info = jax.jit(lambda s, k: jax.lax.scan(step, s, k))(
+        MetaState(theta, optimizer.init(theta)),
+        jax.random.split(jax.random.key(0), 500))
+    self.assertLess(info.losses[-1, -1, 0, -1], 1e-5)
+
+  @parameterized.product(features=[gradient(), log_and_sign(10.0)])
+  def test_gradient_by_finite_differences(self, features):
+    """With second derivatives the meta-gradient is the true one."""
+    with jax.enable_x64(True):
+      learned = coordinatewise(features, lstm_cell((3,), scale=0.1))
+      theta = jax.tree.map(lambda x: x.astype(float),
+                           learned.init(jax.random.key(1)))
+      optimizee = quadratic(dimension=3)
+      params, tasks = jax.vmap(optimizee.init)(
+          jax.random.split(jax.random.key(2), 2))
+      states = jax.vmap(learned.transform(theta).init)(params)
+      keys = jax.random.split(jax.random.key(3), (2, 5))
+      loss = jax.jit(lambda theta: meta_loss(
+          theta, learned, optimizee, tasks, params, states, keys,
+          second_derivatives=True)[0])
+      flat, unravel = jax.flatten_util.ravel_pytree(theta)
+      direction = jax.random.normal(jax.random.key(4), flat.shape)
+      along = lambda e: float(loss(unravel(flat + e * direction)))
+      numeric = (8 * (along(1e-4) - along(-1e-4))
+                 - (along(2e-4) - along(-2e-4))) / 12e-4
+      exact = float(direction @ jax.flatten_util.ravel_pytree(
+          jax.grad(loss)(theta))[0])
+    np.testing.assert_allclose(exact, numeric, rtol=1e-7)
+
+  def test_remat_and_batching_change_nothing(self):
+    learned = coordinatewise(gradient(), lstm_cell((4,), scale=0.1))
+    theta = learned.init(jax.random.key(0))
+    optimizee = quadratic(dimension=3)
+    params, tasks = jax.vmap(optimizee.init)(
+        jax.random.split(jax.random.key(1), 3))
+    states = jax.vmap(learned.transform(theta).init)(params)
+    keys = jax.random.split(jax.random.key(2), (3, 8))
+    def loss(rows, **options):
+      some = lambda tree: jax.tree.map(lambda x: x[rows], tree)
+      return jax.value_and_grad(lambda theta: meta_loss(
+          theta, learned, optimizee, some(tasks), some(params), some(states),
+          keys[rows], **options)[0])(theta)
+    whole = loss(slice(0, 3))
+    remat = loss(slice(0, 3), remat=True)
+    single = [loss(slice(i, i + 1)) for i in range(3)]
+    mean = jax.tree.map(lambda *x: sum(x) / 3, *single)
+    for other in (remat, mean):
+      jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-4,
+                                     atol=2e-5), whole, other)
+
+  def test_weights(self):
+    """Final only: the meta-loss is the last loss of the last unroll."""
+    learned = coordinatewise(gradient(), lstm_cell((2,), scale=0.1))
+    trainer = truncated_bptt(
+        learned, optax.sgd(0.0), unroll_length=3, num_unrolls=2,
+        num_optimizees=4, weights=jnp.zeros(7).at[-1].set(1.0))
+    _, info = jax.jit(trainer.step)(
+        trainer.init(jax.random.key(0)), quadratic(dimension=2),
+        jax.random.key(1))
+    self.assertEqual(info.losses.shape, (2, 4, 4))
+    self.assertEqual(float(info.meta_loss[0]), 0.0)
+    self.assertEqual(float(info.gradient_norm[0]), 0.0)
+    np.testing.assert_allclose(info.meta_loss[1],
+                               np.mean(info.losses[1, :, -1]), rtol=1e-6)
+    self.assertGreater(float(info.gradient_norm[1]), 0.0)
+
+  def test_state_goes_from_unroll_to_unroll(self):
+    """With a frozen theta, U unrolls of T steps are one run of U T steps."""
+    learned = coordinatewise(gradient(), lstm_cell((4,), scale=0.1))
+    run = lambda length, number: jax.jit(truncated_bptt(
+        learned, optax.sgd(0.0), unroll_length=length, num_unrolls=number,
+        num_optimizees=2).step)
+    optimizee = quadratic(dimension=3)
+    theta = learned.init(jax.random.key(0))
+    state = MetaState(theta, optax.sgd(0.0).init(theta))
+    _, pieces = run(5, 4)(state, optimizee, jax.random.key(1))
+    _, whole = run(20, 1)(state, optimizee, jax.random.key(1))
+    for u in range(4):
+      np.testing.assert_allclose(
+          pieces.losses[u], whole.losses[0][:, 5 * u:5 * u + 6], rtol=1e-4)
+
+  def test_bad_sizes(self):
+    learned = linear_only()
+    with self.assertRaisesRegex(ValueError, 'num_unrolls.*0'):
+      truncated_bptt(learned, optax.sgd(1.0), unroll_length=5, num_unrolls=0)
+    with self.assertRaisesRegex(ValueError, r'\(11,\), got \(10,\)'):
+      truncated_bptt(learned, optax.sgd(1.0), unroll_length=5, num_unrolls=2,
+                     weights=jnp.ones(10))
+
+
+if __name__ == '__main__':
+  absltest.main()
