@@ -7,6 +7,7 @@ curves.csv, summary.json and the figures.
 
 import csv
 import json
+import math
 import os
 import pathlib
 import signal
@@ -93,8 +94,9 @@ def define_flags(presets: dict[str, dict], default_workdir: str) -> None:
       'search_epochs', 100, 'Epochs of each trial of the search, >= 1.',
       lower_bound=1)
   flags.DEFINE_enum(
-      'weights', 'all', ['all', 'final'], 'Weights w_t of the losses in the '
-      'meta-loss; all: ones; final: the last loss alone.')
+      'weights', 'all', ['all', 'rising', 'final'], 'Weights w_t of the losses '
+      'in the meta-loss; all: ones; rising: from 1 to 10 linearly over the run; '
+      'final: the last loss alone.')
   flags.DEFINE_float(
       'output_scale', None, 'Factor of the LSTM\'s output, > 0; smaller means '
       'smaller steps at the start.', lower_bound=1e-12, upper_bound=1e6)
@@ -124,15 +126,21 @@ def _apply_preset(presets):
       flags.FLAGS.set_default(name, value)
 
 
+def _check_flags():
+  for name, value in config().items():
+    if isinstance(value, float) and not math.isfinite(value):
+      raise UsageError(f'--{name} must be finite, got {value}')
+  args = flags.FLAGS
+  if args.num_steps % args.unroll_length:
+    raise UsageError(f'--num_steps={args.num_steps} is not a multiple of '
+                     f'--unroll_length={args.unroll_length}')
+
+
 def config() -> dict:
   """All flags of the experiment that bear on its results."""
-  own = flags.FLAGS.flags_by_module_dict()
-  names = [f.name for module in (__name__, sys.argv[0], '__main__')
-           for f in own.get(module, ())]
-  names += [f.name for module, fs in own.items()
-            if module.startswith('experiments.') for f in fs]
-  return {name: flags.FLAGS[name].value for name in sorted(set(names))
-          if name not in _BOOKKEEPING}
+  return {flag.name: flag.value
+          for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])
+          if flag.name not in _BOOKKEEPING}
 
 
 def run(main: Callable[[], None], presets: dict[str, dict], usage: str):
@@ -145,6 +153,7 @@ def run(main: Callable[[], None], presets: dict[str, dict], usage: str):
       raise app.UsageError(f'unexpected arguments: {" ".join(argv[1:])}')
     _apply_preset(presets)
     try:
+      _check_flags()
       main()
     except (UsageError, DatasetError, checkpoint.CheckpointError) as error:
       print(f'error: {error}', file=sys.stderr)
@@ -343,13 +352,11 @@ def make_trainer(learned, *, learning_rate, num_epochs, scale=1.0,
     num_optimizees: B.
   """
   args = flags.FLAGS
-  if args.num_steps % args.unroll_length:
-    raise UsageError(f'--num_steps={args.num_steps} is not a multiple of '
-                     f'--unroll_length={args.unroll_length}')
   num_unrolls = args.num_steps // args.unroll_length
-  weights = jnp.full(args.num_steps + 1, scale)
-  if args.weights == 'final':
-    weights = weights.at[:-1].set(0)
+  weights = {'all': jnp.ones(args.num_steps + 1),
+             'rising': jnp.linspace(1.0, 10.0, args.num_steps + 1),
+             'final': jnp.zeros(args.num_steps + 1).at[-1].set(1.0),
+             }[args.weights] * scale
   if args.learning_rate_schedule == 'cosine':
     learning_rate = optax.cosine_decay_schedule(
         learning_rate, max(num_epochs * num_unrolls, 1), alpha=0.01)
@@ -497,14 +504,14 @@ def _statistics(losses):
 def table(title, rows) -> str:
   """One panel as text, best final loss first."""
   lines = [f'\n{title}', f'{"optimizer":<10}{"rate":>9}{"final mean":>12}'
-           f'{"± s.e.":>10}{"median":>10}{"quartiles":>20}{"sum":>10}']
+           f'{"± s.e.":>10}{"median":>10}{"quartiles":>22}{"sum":>10}']
   for name, row in sorted(rows.items(), key=lambda kv: kv[1]['final_mean']):
     rate = '' if row['learning_rate'] is None else f"{row['learning_rate']:.3g}"
-    quartiles = '{:.4f} … {:.4f}'.format(*row['final_quartiles'])
+    quartiles = '{:.4g} … {:.4g}'.format(*row['final_quartiles'])
     lines.append(
-        f"{name:<10}{rate:>9}{row['final_mean']:>12.4f}"
-        f"{row['final_stderr']:>10.4f}{row['final_median']:>10.4f}"
-        f"{quartiles:>20}{row['sum_mean']:>10.2f}")
+        f"{name:<10}{rate:>9}{row['final_mean']:>12.4g}"
+        f"{row['final_stderr']:>10.2g}{row['final_median']:>10.4g}"
+        f"{quartiles:>22}{row['sum_mean']:>10.4g}")
   return '\n'.join(lines)
 
 

@@ -23,9 +23,11 @@ from l2o_jax.optimizees.classifier import classifier, mlp
 
 PRESETS = {
     'quick': {'num_epochs': 100, 'evaluation_period': 20, 'num_validation': 8,
-              'num_tuning': 8, 'num_test': 100, 'output_scale': 0.1},
-    'full': {'num_epochs': 1000, 'evaluation_period': 50, 'num_validation': 16,
-             'num_tuning': 16, 'num_test': 100, 'output_scale': 0.1},
+              'num_tuning': 8, 'num_test': 100, 'output_scale': 0.1,
+              'learning_rate': 1e-3, 'second_derivatives': True},
+    'full': {'num_epochs': 600, 'evaluation_period': 30, 'num_validation': 16,
+             'num_tuning': 16, 'num_test': 100, 'output_scale': 0.1,
+             'learning_rate': 1e-3, 'second_derivatives': True},
     'original': {'num_epochs': 10000, 'evaluation_period': 100,
                  'num_validation': 20, 'num_tuning': 16, 'num_test': 100,
                  'output_scale': 0.01, 'preprocessing_p': 5.0,
@@ -51,6 +53,7 @@ flags.DEFINE_float(
     'gradients under exp(-p) are seen linearly.', lower_bound=1e-3,
     upper_bound=50.0)
 harness.define_flags(PRESETS, 'runs/mnist')
+flags.adopt_module_key_flags(harness)
 
 
 def main():

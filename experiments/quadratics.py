@@ -39,6 +39,7 @@ flags.DEFINE_enum(
     'tensor; sum: each coordinate sees the gradient of its own function; mean: '
     'that divided by --num_problems, as in the released code.')
 harness.define_flags(PRESETS, 'runs/quadratics')
+flags.adopt_module_key_flags(harness)
 
 
 def main():

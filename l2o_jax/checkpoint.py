@@ -104,7 +104,7 @@ def _read(path):
   """(manifest, {name: array}) of a file, nothing checked but readability."""
   path = os.fspath(path)
   try:
-    with np.load(path, allow_pickle=False) as npz:
+    with open(path, 'rb') as f, np.load(f, allow_pickle=False) as npz:
       if not isinstance(npz, np.lib.npyio.NpzFile):
         raise CheckpointError(f'{path}: not an npz file')
       arrays = {name: npz[name] for name in npz.files}

@@ -98,7 +98,7 @@ def load(name: str, split: str, data_dir: str | None = None):
 
 def _read_cache(path):
   try:
-    with np.load(path, allow_pickle=False) as npz:
+    with open(path, 'rb') as f, np.load(f, allow_pickle=False) as npz:
       return npz['images'], npz['labels']
   except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile,
           zlib.error):

@@ -72,9 +72,9 @@ def tune_learning_rate(
       diverges.
   """
   rates = np.asarray(grid, np.float64)
-  ratios = rates[1:] / rates[:-1] if rates.ndim == 1 and len(rates) > 2 else ()
-  if not len(ratios) or not (rates > 0).all() or not (ratios > 1).all() or (
-      not np.allclose(ratios, ratios[0], rtol=1e-3)):
+  valid = rates.ndim == 1 and len(rates) > 2 and (rates > 0).all()
+  ratios = rates[1:] / rates[:-1] if valid else np.zeros(1)
+  if not (ratios > 1).all() or not np.allclose(ratios, ratios[0], rtol=1e-3):
     raise ValueError(f'tune_learning_rate: grid must be at least 3 increasing '
                      f'positive rates at a constant ratio, got {grid!r}')
   ratio = ratios[0]

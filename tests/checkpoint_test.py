@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,8 @@ class CheckpointTest(parameterized.TestCase):
 
   def setUp(self):
     super().setUp()
-    self.path = pathlib.Path(self.create_tempdir().full_path) / 'a.npz'
+    self.path = pathlib.Path(
+        self.enterContext(tempfile.TemporaryDirectory())) / 'a.npz'
 
   def test_round_trip(self):
     checkpoint.save(self.path, tree(), metadata={'step': 5})

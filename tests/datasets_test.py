@@ -6,6 +6,7 @@ import io
 import pathlib
 import sys
 import tarfile
+import tempfile
 import time
 from unittest import mock
 
@@ -51,7 +52,8 @@ class DatasetsTest(parameterized.TestCase):
 
   def setUp(self):
     super().setUp()
-    self.directory = pathlib.Path(self.create_tempdir().full_path)
+    self.directory = pathlib.Path(
+        self.enterContext(tempfile.TemporaryDirectory()))
 
   def test_the_packaged_set(self):
     images, labels = datasets.load('mnist_5k', 'train')

@@ -63,8 +63,8 @@ class UnrollTest(absltest.TestCase):
     np.testing.assert_allclose(x, 0.5 - 0.5 * 0.25)
 
   def test_learning_curves_of_the_same_keys_are_of_the_same_tasks(self):
-    run = lambda opt, **options: learning_curves(
-        quadratic(dimension=3), opt, keys(5), 4, **options)
+    run = lambda opt, **options: jax.jit(lambda keys: learning_curves(
+        quadratic(dimension=3), opt, keys, 4, **options))(keys(5))
     one, two = run(optax.sgd(0.01)), run(optax.adam(0.1))
     self.assertEqual(one.shape, (5, 5))
     np.testing.assert_array_equal(one[:, 0], two[:, 0])

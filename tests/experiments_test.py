@@ -1,0 +1,148 @@
+"""The binaries as a user runs them, on tiny settings."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from l2o_jax import checkpoint
+from l2o_jax.learned_optimizers import lstm_raw
+
+ROOT = pathlib.Path(__file__).parents[1]
+ENVIRONMENT = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT)}
+TINY = ('--num_epochs=4', '--num_steps=4', '--unroll_length=2',
+        '--evaluation_period=2', '--num_validation=2', '--num_tuning=2',
+        '--num_test=3')
+TINY_QUADRATICS = TINY + ('--num_problems=2', '--dimension=3')
+
+
+def start(experiment, *flags):
+  return subprocess.Popen(
+      [sys.executable, '-m', f'experiments.{experiment}', *flags],
+      stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+      env=ENVIRONMENT, cwd=ROOT)
+
+
+def run(experiment, *flags):
+  """(exit status, stdout, stderr)."""
+  process = start(experiment, *flags)
+  out, err = process.communicate(timeout=300)
+  return process.returncode, out, err
+
+
+class ExperimentsTest(parameterized.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    self.directory = pathlib.Path(
+        self.enterContext(tempfile.TemporaryDirectory()))
+
+  @parameterized.parameters(('quadratics', TINY_QUADRATICS, 1),
+                            ('mnist', TINY + ('--batch_size=4',), 5))
+  def test_a_whole_run(self, experiment, flags, panels):
+    workdir = self.directory / 'run'
+    status, out, err = run(experiment, *flags, f'--workdir={workdir}')
+    self.assertEqual(status, 0, err)
+    self.assertIn('compiling', err)
+    self.assertEqual(out.count('LSTM'), panels)
+    self.assertLessEqual(
+        {'config.json', 'metrics.jsonl', 'checkpoints', 'best.npz',
+         'curves.csv', 'summary.json', 'learning_curves.png'},
+        {path.name for path in workdir.iterdir()})
+    lines = [json.loads(line) for line in
+             (workdir / 'metrics.jsonl').read_text().splitlines()]
+    self.assertEqual([line['epoch'] for line in lines], [0, 1, 2, 3])
+    summary = json.loads((workdir / 'summary.json').read_text())
+    self.assertLen(summary['panels'], panels)
+    for rows in summary['panels'].values():
+      self.assertEqual(set(rows), {'LSTM', 'SGD', 'momentum', 'NAG', 'RMSprop',
+                                   'ADAM'})
+      self.assertTrue(np.isfinite(rows['NAG']['final_mean']))
+    status, again, err = run(experiment, *flags, f'--workdir={workdir}')
+    self.assertEqual(status, 0, err)
+    self.assertIn('resumed at epoch 4 of 4', err)
+    self.assertEqual(again, out)
+
+  def test_stop_and_resume_is_the_same_run(self):
+    whole, parts = self.directory / 'whole', self.directory / 'parts'
+    flags = [f for f in TINY_QUADRATICS if 'epochs' not in f
+             and 'period' not in f] + ['--num_epochs=3000',
+                                       '--evaluation_period=1000']
+    process = start('quadratics', *flags, f'--workdir={parts}')
+    deadline = time.monotonic() + 120
+    metrics = parts / 'metrics.jsonl'
+    while time.monotonic() < deadline and (
+        not metrics.exists() or metrics.stat().st_size < 2000):
+      time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    self.assertEqual(process.returncode, 143, err)
+    self.assertIn('the same command resumes', err)
+    self.assertNotIn('Traceback', err)
+    for workdir in (parts, whole):
+      status, out, err = run('quadratics', *flags, f'--workdir={workdir}')
+      self.assertEqual(status, 0, err)
+    for name in ('metrics.jsonl', 'curves.csv', 'summary.json'):
+      self.assertEqual((whole / name).read_text(), (parts / name).read_text())
+    theta = [checkpoint.load(d / 'best.npz', lstm_raw().init(
+        __import__('jax').random.key(0))) for d in (whole, parts)]
+    np.testing.assert_array_equal(theta[0]['linear']['w'],
+                                  theta[1]['linear']['w'])
+
+  def test_random_search_of_the_meta_learning_rate(self):
+    workdir = self.directory / 'run'
+    status, _, err = run('quadratics', *TINY_QUADRATICS, '--search_trials=2',
+                         '--search_epochs=2', f'--workdir={workdir}')
+    self.assertEqual(status, 0, err)
+    rate = json.loads((workdir / 'summary.json').read_text())[
+        'meta_learning_rate']
+    tried = [json.loads((workdir / 'search' / i / 'config.json').read_text())[
+        'learning_rate'] for i in ('00', '01')]
+    self.assertIn(rate, tried)
+    self.assertTrue(all(1e-4 <= r <= 1e-2 for r in tried))
+
+  @parameterized.parameters(
+      ('quadratics', ('--num_epochs=-1',), 'num_epochs'),
+      ('quadratics', ('--no_such_flag=1',), 'no_such_flag'),
+      ('quadratics', ('--learning_rate=nan',), 'learning_rate'),
+      ('quadratics', ('--num_steps=30',), '--unroll_length=20'),
+      ('quadratics', ('--resume=must',), 'there is no run'),
+      ('quadratics', ('stray',), 'unexpected arguments: stray'),
+      ('mnist', ('--dataset=mnist', '--data_dir=/nowhere'), 'prepare mnist'))
+  def test_bad_flags_get_a_clear_line(self, experiment, flags, message):
+    workdir = self.directory / 'run'
+    started = time.monotonic()
+    status, _, err = run(experiment, f'--workdir={workdir}', *flags)
+    self.assertNotEqual(status, 0)
+    self.assertIn(message, err)
+    self.assertNotIn('Traceback', err)
+    self.assertFalse(workdir.exists())
+    self.assertLess(time.monotonic() - started, 30)
+
+  def test_refuses_another_configuration(self):
+    (self.directory / 'config.json').write_text('{"seed": 7}')
+    status, _, err = run('quadratics', *TINY_QUADRATICS,
+                         f'--workdir={self.directory}')
+    self.assertEqual(status, 2)
+    self.assertIn('--seed=7 there, 0 here', err)
+
+  def test_help_opens_with_commands(self):
+    for experiment in ('quadratics', 'mnist'):
+      status, out, _ = run(experiment, '--help')
+      self.assertIn(f'python -m experiments.{experiment}', out[:600])
+      for flag in ('--num_epochs', '--num_steps', '--unroll_length',
+                   '--learning_rate', '--[no]second_derivatives', '--preset',
+                   '--evaluation_period', '--seed', '--workdir', '--resume',
+                   '--[no]remat'):
+        self.assertIn(flag, out)
+
+
+if __name__ == '__main__':
+  absltest.main()
