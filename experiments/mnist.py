@@ -15,7 +15,7 @@ import math
 
 from absl import flags
 
-from experiments import harness
+from experiments import comparison, harness
 from experiments.baselines import grid
 from l2o_jax import datasets
 from l2o_jax.learned_optimizers import lstm_log_and_sign
@@ -78,7 +78,7 @@ def main():
       batch_size=1)
   steps = args.num_steps
   panels = [
-      harness.Panel(title, optimizee(validation, *net),
+      comparison.Panel(title, optimizee(validation, *net),
                     optimizee(held_out, *net), num_steps)
       for title, net, num_steps in (
           (f'base net, {steps} steps', base, steps),
@@ -86,7 +86,7 @@ def main():
           (f'40 hidden units, {steps} steps', ((40,), 'sigmoid'), steps),
           (f'2 hidden layers, {steps} steps', ((20, 20), 'sigmoid'), steps),
           (f'ReLU, {steps} steps', ((20,), 'relu'), steps))]
-  harness.compare(
+  comparison.compare(
       workdir, learned, theta, panels, GRIDS, batch_size=1,
       extra={'validation_final_loss': loss, 'meta_learning_rate': rate})
 

@@ -12,17 +12,23 @@ learning_curves.png, summary.json and curves.csv to --workdir.
 
 from absl import flags
 
-from experiments import harness
+from experiments import comparison, harness
 from experiments.baselines import BASELINES, grid
 from l2o_jax.learned_optimizers import lstm_raw
 from l2o_jax.optimizees.quadratic import quadratic
 
+_TUNED = {'output_scale': 0.1, 'learning_rate': 1e-2, 'weights': 'rising',
+          'second_derivatives': True, 'num_validation': 1024,
+          'num_tuning': 1024, 'num_test': 2048}
 PRESETS = {
-    'quick': {'num_epochs': 1000, 'output_scale': 0.1},
-    'full': {'num_epochs': 10000, 'output_scale': 0.1, 'num_test': 2048},
+    'quick': {'num_epochs': 800, **_TUNED},
+    'full': {'num_epochs': 4000, **_TUNED},
+    'paper': {**_TUNED, 'num_epochs': 4000, 'learning_rate': 3e-3,
+              'weights': 'all', 'second_derivatives': False},
     'original': {'num_epochs': 10000, 'output_scale': 1.0,
                  'learning_rate': 1e-3, 'learning_rate_schedule': 'constant',
-                 'clip_norm': 0.0, 'batch_form': 'mean', 'num_test': 2048},
+                 'clip_norm': 0.0, 'batch_form': 'mean', 'num_tuning': 1024,
+                 'num_test': 2048},
 }
 
 flags.DEFINE_enum(
@@ -57,9 +63,9 @@ def main():
       workdir, learned, optimizee, test,
       scale=1 / args.num_problems if args.batch_form == 'sum' else 1.0)
   title = f'{args.dimension}-dimensional quadratics, {args.entries} entries'
-  harness.compare(
+  comparison.compare(
       workdir, learned, theta,
-      [harness.Panel(title, quadratic(**family), quadratic(**family),
+      [comparison.Panel(title, quadratic(**family), quadratic(**family),
                      args.num_steps)],
       {name: grid(1e-3, 1.0) for name in BASELINES},
       extra={'validation_final_loss': validation, 'meta_learning_rate': rate})
