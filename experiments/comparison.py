@@ -86,11 +86,12 @@ def compare(workdir, learned, theta, panels, grids, *, batch_size=None,
 def _statistics(losses):
   """Of losses [B, T + 1], over the B tasks."""
   final = losses[:, -1].astype(np.float64)
-  low, median, high = np.quantile(final, [0.25, 0.5, 0.75])
-  return {'final_mean': final.mean(),
-          'final_stderr': final.std() / np.sqrt(len(final)),
-          'final_median': median, 'final_quartiles': [low, high],
-          'sum_mean': losses.astype(np.float64).sum(1).mean()}
+  with np.errstate(invalid='ignore'):  # what diverged is inf or nan
+    low, median, high = np.quantile(final, [0.25, 0.5, 0.75])
+    return {'final_mean': final.mean(),
+            'final_stderr': final.std() / np.sqrt(len(final)),
+            'final_median': median, 'final_quartiles': [low, high],
+            'sum_mean': losses.astype(np.float64).sum(1).mean()}
 
 
 def table(title, rows) -> str:
@@ -116,7 +117,8 @@ def _write_curves(path, all_curves):
          'quartile_3'])
     for title, curves in all_curves.items():
       for name, losses in curves.items():
-        quartiles = np.quantile(losses, [0.25, 0.5, 0.75], axis=0)
+        with np.errstate(invalid='ignore'):
+          quartiles = np.quantile(losses, [0.25, 0.5, 0.75], axis=0)
         for step, (mean, *rest) in enumerate(
             zip(losses.mean(0), *quartiles)):
           writer.writerow([title, name, step, f'{mean:.6g}',

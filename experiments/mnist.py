@@ -15,7 +15,7 @@ import math
 
 from absl import flags
 
-from experiments import comparison, harness
+from experiments import cli, comparison, harness
 from experiments.baselines import grid
 from l2o_jax import datasets
 from l2o_jax.learned_optimizers import lstm_log_and_sign
@@ -52,13 +52,13 @@ flags.DEFINE_float(
     'preprocessing_p', 10.0, 'p of the gradient\'s preprocessing, > 0: '
     'gradients under exp(-p) are seen linearly.', lower_bound=1e-3,
     upper_bound=50.0)
-harness.define_flags(PRESETS, 'runs/mnist')
-flags.adopt_module_key_flags(harness)
+cli.define_flags(PRESETS, 'runs/mnist')
+flags.adopt_module_key_flags(cli)
 
 
 def main():
   args = flags.FLAGS
-  settings = harness.config()
+  settings = cli.config()
   images, labels = datasets.load(args.dataset, 'train', args.data_dir)
   held_out = datasets.load(args.dataset, 'test', args.data_dir)
   workdir = harness.open_workdir(args.workdir, settings, args.resume)
@@ -92,4 +92,4 @@ def main():
 
 
 if __name__ == '__main__':
-  harness.run(main, PRESETS, __doc__)
+  cli.run(main, PRESETS, __doc__)

@@ -29,7 +29,8 @@ def learning_curves(path, panels, learned=('LSTM',)):
     for name, losses in curves.items():
       steps = np.arange(losses.shape[1])
       mean = np.mean(losses, axis=0)
-      low, high = np.quantile(losses, [0.25, 0.75], axis=0)
+      with np.errstate(invalid='ignore'):  # what diverged is inf or nan
+        low, high = np.quantile(losses, [0.25, 0.75], axis=0)
       if name in learned:
         style = {'ls': '-', 'lw': 2.2, 'zorder': 3, 'color': 'C0'}
       else:

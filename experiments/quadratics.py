@@ -12,7 +12,7 @@ learning_curves.png, summary.json and curves.csv to --workdir.
 
 from absl import flags
 
-from experiments import comparison, harness
+from experiments import cli, comparison, harness
 from experiments.baselines import BASELINES, grid
 from l2o_jax.learned_optimizers import lstm_raw
 from l2o_jax.optimizees.quadratic import quadratic
@@ -44,13 +44,13 @@ flags.DEFINE_enum(
     'batch_form', 'sum', ['sum', 'mean'], 'Of the functions of an epoch in one '
     'tensor; sum: each coordinate sees the gradient of its own function; mean: '
     'that divided by --num_problems, as in the released code.')
-harness.define_flags(PRESETS, 'runs/quadratics')
-flags.adopt_module_key_flags(harness)
+cli.define_flags(PRESETS, 'runs/quadratics')
+flags.adopt_module_key_flags(cli)
 
 
 def main():
   args = flags.FLAGS
-  settings = harness.config()
+  settings = cli.config()
   workdir = harness.open_workdir(args.workdir, settings, args.resume)
   learned = lstm_raw(args.output_scale)
   family = {'dimension': args.dimension, 'entries': args.entries}
@@ -72,4 +72,4 @@ def main():
 
 
 if __name__ == '__main__':
-  harness.run(main, PRESETS, __doc__)
+  cli.run(main, PRESETS, __doc__)

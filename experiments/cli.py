@@ -1,0 +1,150 @@
+"""What the binaries share: flags, presets, and how errors reach the user."""
+
+import logging as python_logging
+import math
+import sys
+from collections.abc import Callable
+
+from absl import app, flags, logging
+
+from l2o_jax.checkpoint import CheckpointError
+from l2o_jax.datasets import DatasetError
+
+_BOOKKEEPING = ('workdir', 'resume', 'data_dir')  # do not change results
+
+
+class UsageError(ValueError):
+  """What a user can mend; shown as one line, exit status 2."""
+
+
+class Stopped(Exception):
+  """A signal asked the run to stop; its state is saved."""
+
+
+def define_flags(presets: dict[str, dict], default_workdir: str) -> None:
+  """The flags of every experiment; names as in the original where it has them.
+
+  Args:
+    presets: {name: {flag: value}}; the first is the default.  A flag given on
+      the command line wins over its preset.
+    default_workdir: default of --workdir.
+  """
+  flags.DEFINE_enum(
+      'preset', next(iter(presets)), list(presets),
+      'Values of all flags that are not given: ' + '; '.join(
+          f'{name} = ' + ' '.join(f'--{k}={v}' for k, v in values.items())
+          for name, values in presets.items()) + '.')
+  flags.DEFINE_string(
+      'workdir', default_workdir, 'Run directory, made if missing.')
+  flags.DEFINE_enum(
+      'resume', 'auto', ['auto', 'never', 'must'],
+      'auto: go on from the newest checkpoint in --workdir if there is one; '
+      'never: refuse a --workdir with a run in it; must: refuse one without.')
+  flags.DEFINE_integer(
+      'seed', 0, 'Random seed, >= 0; fixes theta at the start and all tasks of '
+      'meta-training.  Validation, tuning and test tasks do not depend on it.',
+      lower_bound=0)
+  flags.DEFINE_integer(
+      'num_epochs', 1000, 'Epochs of meta-training, >= 0; one epoch is one run '
+      'of --num_steps; more is better and longer.', lower_bound=0)
+  flags.DEFINE_integer(
+      'num_steps', 100, 'Optimizee steps per epoch and in validation, >= 1; a '
+      'multiple of --unroll_length.', lower_bound=1)
+  flags.DEFINE_integer(
+      'unroll_length', 20, 'Steps that the meta-gradient goes back, >= 1; '
+      'there is one meta-step per unroll.', lower_bound=1)
+  flags.DEFINE_float(
+      'learning_rate', 3e-3, 'Meta learning rate of Adam, > 0.',
+      lower_bound=1e-12, upper_bound=1e3)
+  flags.DEFINE_enum(
+      'learning_rate_schedule', 'cosine', ['cosine', 'constant'],
+      'cosine: the meta learning rate falls to 1 % over the run; constant: as '
+      'the released code.')
+  flags.DEFINE_float(
+      'clip_norm', 1.0, 'Global norm to which a meta-gradient is clipped, '
+      '>= 0; 0: never, as the released code.', lower_bound=0.0,
+      upper_bound=1e30)
+  flags.DEFINE_integer(
+      'search_trials', 0, 'Random search of the meta learning rate, >= 0 '
+      'trials: each draws a rate log-uniformly from [1e-4, 1e-2] and runs '
+      '--search_epochs; the best by validation replaces --learning_rate.  '
+      '0: no search.', lower_bound=0)
+  flags.DEFINE_integer(
+      'search_epochs', 100, 'Epochs of each trial of the search, >= 1.',
+      lower_bound=1)
+  flags.DEFINE_enum(
+      'weights', 'all', ['all', 'rising', 'final'], 'Weights w_t of the losses '
+      'in the meta-loss; all: ones; rising: linearly from 1 to 10 along '
+      'the run; final: the last loss alone.')
+  flags.DEFINE_float(
+      'output_scale', None, 'Factor of the LSTM\'s output, > 0; smaller means '
+      'smaller steps at the start.', lower_bound=1e-12, upper_bound=1e6)
+  flags.DEFINE_bool(
+      'second_derivatives', False, 'Keep the optimizee\'s second derivatives '
+      'in the meta-gradient; slower.')
+  flags.DEFINE_bool(
+      'remat', True, 'Recompute each step in the backward pass; less memory '
+      'and on a CPU faster.')
+  flags.DEFINE_integer(
+      'evaluation_period', 100, 'Epochs between validations, each with a log '
+      'line and a checkpoint, >= 1.', lower_bound=1)
+  flags.DEFINE_integer(
+      'num_validation', 128, 'Validation tasks, >= 1; theta with the best mean '
+      'final loss on them is kept.', lower_bound=1)
+  flags.DEFINE_integer(
+      'num_tuning', 64, 'Tasks on which a baseline\'s learning rate is tuned, '
+      '>= 1.', lower_bound=1)
+  flags.DEFINE_integer(
+      'num_test', 1024, 'Unseen tasks of the final comparison, >= 1.',
+      lower_bound=1)
+
+
+def _apply_preset(presets):
+  for name, value in presets[flags.FLAGS.preset].items():
+    if not flags.FLAGS[name].present:
+      flags.FLAGS.set_default(name, value)
+
+
+def _check_flags():
+  for name, value in config().items():
+    if isinstance(value, float) and not math.isfinite(value):
+      raise UsageError(f'--{name} must be finite, got {value}')
+  args = flags.FLAGS
+  if args.num_steps % args.unroll_length:
+    raise UsageError(f'--num_steps={args.num_steps} is not a multiple of '
+                     f'--unroll_length={args.unroll_length}')
+
+
+def config() -> dict:
+  """All flags of the experiment that bear on its results."""
+  return {flag.name: flag.value
+          for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])
+          if flag.name not in _BOOKKEEPING}
+
+
+def run(main: Callable[[], None], presets: dict[str, dict], usage: str):
+  """Runs an experiment's main; what a user can mend becomes one line.
+
+  Exit status: 0 done, 2 usage, 130 or 143 stopped by a signal (resumable).
+  """
+  def wrapped(argv):
+    if len(argv) > 1:
+      raise app.UsageError(f'unexpected arguments: {" ".join(argv[1:])}')
+    _apply_preset(presets)
+    try:
+      _check_flags()
+      main()
+    except (UsageError, DatasetError, CheckpointError) as error:
+      print(f'error: {error}', file=sys.stderr)
+      sys.exit(2)
+    except OSError as error:
+      print(f'error: {error}', file=sys.stderr)
+      sys.exit(1)
+    except Stopped as stopped:
+      print(stopped, file=sys.stderr)
+      sys.exit(128 + stopped.args[1])
+
+  logging.set_verbosity(logging.INFO)
+  python_logging.getLogger('jax').setLevel('WARNING')  # tells of TPUs missed
+  sys.modules['__main__'].__doc__ = usage
+  app.run(wrapped)
