@@ -21,13 +21,16 @@ from l2o_jax import datasets
 from l2o_jax.learned_optimizers import lstm_log_and_sign
 from l2o_jax.optimizees.classifier import classifier, mlp
 
+_TUNED = {'output_scale': 0.01, 'learning_rate': 2e-3,
+          'second_derivatives': True, 'num_tuning': 16, 'num_test': 100}
 PRESETS = {
     'quick': {'num_epochs': 100, 'evaluation_period': 20, 'num_validation': 8,
-              'num_tuning': 8, 'num_test': 100, 'output_scale': 0.1,
-              'learning_rate': 1e-3, 'second_derivatives': True},
+              **_TUNED},
     'full': {'num_epochs': 600, 'evaluation_period': 30, 'num_validation': 16,
-             'num_tuning': 16, 'num_test': 100, 'output_scale': 0.1,
-             'learning_rate': 1e-3, 'second_derivatives': True},
+             **_TUNED},
+    'paper': {**_TUNED, 'num_epochs': 600, 'evaluation_period': 30,
+              'num_validation': 16, 'output_scale': 0.1,
+              'second_derivatives': False},
     'original': {'num_epochs': 10000, 'evaluation_period': 100,
                  'num_validation': 20, 'num_tuning': 16, 'num_test': 100,
                  'output_scale': 0.01, 'preprocessing_p': 5.0,
