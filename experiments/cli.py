@@ -40,6 +40,9 @@ def define_flags(presets: dict[str, dict], default_workdir: str) -> None:
       'resume', 'auto', ['auto', 'never', 'must'],
       'auto: go on from the newest checkpoint in --workdir if there is one; '
       'never: refuse a --workdir with a run in it; must: refuse one without.')
+  flags.DEFINE_string(
+      'theta', None, 'File of the theta to start from, such as best.npz of '
+      'another run; a random one by default.')
   flags.DEFINE_integer(
       'seed', 0, 'Random seed, >= 0; fixes theta at the start and all tasks of '
       'meta-training.  Validation, tuning and test tasks do not depend on it.',
@@ -74,8 +77,8 @@ def define_flags(presets: dict[str, dict], default_workdir: str) -> None:
       lower_bound=1)
   flags.DEFINE_enum(
       'weights', 'all', ['all', 'rising', 'final'], 'Weights w_t of the losses '
-      'in the meta-loss; all: ones; rising: linearly from 1 to 10 along '
-      'the run; final: the last loss alone.')
+      'in the meta-loss; all: ones; rising: from 1 to 100 along the run, '
+      'by a constant factor a step; final: the last loss alone.')
   flags.DEFINE_float(
       'output_scale', None, 'Factor of the LSTM\'s output, > 0; smaller means '
       'smaller steps at the start.', lower_bound=1e-12, upper_bound=1e6)

@@ -91,7 +91,7 @@ class Progress(NamedTuple):
 
 
 def meta_train(workdir, trainer, optimizee, validate, *, num_epochs,
-               evaluation_period, seed):
+               evaluation_period, seed, theta=None):
   """Runs a meta-trainer and selects theta by validation.
 
   Epoch i draws from fold_in(key(seed), i), so a run that was stopped and
@@ -105,6 +105,7 @@ def meta_train(workdir, trainer, optimizee, validate, *, num_epochs,
     num_epochs: epochs.
     evaluation_period: epochs between validations.
     seed: of theta and of all tasks.
+    theta: to start from instead of a random one.
 
   Returns:
     (theta with the lowest final validation loss, that loss).
@@ -118,6 +119,8 @@ def meta_train(workdir, trainer, optimizee, validate, *, num_epochs,
           state, optimizee, jax.random.fold_in(key_epochs, epoch)),
       donate_argnums=0)
   state = trainer.init(key_init)
+  if theta is not None:
+    state = state._replace(theta=theta)
   progress = Progress(state, state.theta, np.float64(np.inf))
   directory = workdir / 'checkpoints'
   directory.mkdir(exist_ok=True)
@@ -144,7 +147,6 @@ def meta_train(workdir, trainer, optimizee, validate, *, num_epochs,
     for epoch in range(first, num_epochs):
       state, info = step(state, optimizee, epoch)
       line = {'epoch': epoch, 'meta_loss': float(jnp.sum(info.meta_loss)),
-              'final_loss': float(jnp.mean(info.losses[-1, :, -1])),
               'gradient_norm': float(jnp.max(info.gradient_norm))}
       done = epoch + 1
       if done % evaluation_period == 0 or done == num_epochs:
@@ -211,7 +213,7 @@ def make_trainer(learned, *, learning_rate, num_epochs, scale=1.0,
   args = flags.FLAGS
   num_unrolls = args.num_steps // args.unroll_length
   weights = {'all': jnp.ones(args.num_steps + 1),
-             'rising': jnp.linspace(1.0, 10.0, args.num_steps + 1),
+             'rising': jnp.geomspace(1.0, 100.0, args.num_steps + 1),
              'final': jnp.zeros(args.num_steps + 1).at[-1].set(1.0),
              }[args.weights] * scale
   if args.learning_rate_schedule == 'cosine':
@@ -253,12 +255,17 @@ def train(workdir, learned, optimizee, validation, *, batch_size=None,
   def validate(theta):
     return mean_curve(theta, validation, keys)
 
+  theta = None
+  if args.theta is not None:
+    theta = checkpoint.load(args.theta, learned.init(jax.random.key(0)))
+
   def one(directory, rate, num_epochs):
     trainer = make_trainer(learned, learning_rate=rate, num_epochs=num_epochs,
                            **trainer_args)
     return meta_train(
         directory, trainer, optimizee, validate, num_epochs=num_epochs,
-        evaluation_period=args.evaluation_period, seed=args.seed)
+        evaluation_period=args.evaluation_period, seed=args.seed,
+        theta=theta)
 
   rate = args.learning_rate
   if args.search_trials:

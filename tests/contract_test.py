@@ -123,6 +123,7 @@ class LearnedOptimizerTest(parameterized.TestCase):
 
   @parameterized.named_parameters((n, n) for n in LEARNED)
   def test_two_thetas_share_one_trace(self, name):
+    chex.clear_trace_counter()
     @jax.jit
     @chex.assert_max_traces(1)
     def update(theta, params):
