@@ -43,12 +43,23 @@ GRIDS = {'SGD': grid(0.3, 10.0, 8), 'momentum': grid(0.1, 3.0, 8),
          'NAG': grid(0.1, 3.0, 8), 'RMSprop': grid(3e-3, 0.1, 8),
          'ADAM': grid(1e-2, 0.3, 8)}
 
+# Title, hidden layers, activation, multiple of --num_steps.
+PANELS = {'base': ('base net', (20,), 'sigmoid', 1),
+          'long': ('base net', (20,), 'sigmoid', 2),
+          'wide': ('40 hidden units', (40,), 'sigmoid', 1),
+          'deep': ('2 hidden layers of 20', (20, 20), 'sigmoid', 1),
+          'relu': ('ReLU', (20,), 'relu', 1)}
+
 flags.DEFINE_enum(
     'dataset', 'mnist_5k', datasets.NAMES, 'Images; mnist_5k is in the package,'
     ' the others are prepared by python -m l2o_jax.datasets.')
 flags.DEFINE_string(
     'data_dir', None, 'Where prepared data sets are; $TFDS_DATA_DIR or '
     '~/tensorflow_datasets by default.')
+flags.DEFINE_multi_enum(
+    'panels', list(PANELS), list(PANELS), 'Problems of the comparison, a flag '
+    'for each; long: twice the steps, wide: 40 hidden units, deep: 2 '
+    'hidden layers of 20.')
 flags.DEFINE_integer(
     'batch_size', 128, 'Images per minibatch, >= 1.', lower_bound=1)
 flags.DEFINE_float(
@@ -75,20 +86,17 @@ def main():
                       args.batch_size)
 
   learned = lstm_log_and_sign(args.preprocessing_p, args.output_scale)
-  base = (20,), 'sigmoid'
+  base = PANELS['base'][1:3]
   theta, loss, rate = harness.train(
       workdir, learned, optimizee(train, *base), optimizee(validation, *base),
       batch_size=1)
-  steps = args.num_steps
-  panels = [
-      comparison.Panel(title, optimizee(validation, *net),
-                    optimizee(held_out, *net), num_steps)
-      for title, net, num_steps in (
-          (f'base net, {steps} steps', base, steps),
-          (f'base net, {2 * steps} steps', base, 2 * steps),
-          (f'40 hidden units, {steps} steps', ((40,), 'sigmoid'), steps),
-          (f'2 hidden layers, {steps} steps', ((20, 20), 'sigmoid'), steps),
-          (f'ReLU, {steps} steps', ((20,), 'relu'), steps))]
+  panels = []
+  for name in args.panels:
+    what, hidden, activation, runs = PANELS[name]
+    steps = runs * args.num_steps
+    panels.append(comparison.Panel(
+        f'{what}, {steps} steps', optimizee(validation, hidden, activation),
+        optimizee(held_out, hidden, activation), steps))
   comparison.compare(
       workdir, learned, theta, panels, GRIDS, batch_size=1,
       extra={'validation_final_loss': loss, 'meta_learning_rate': rate})
