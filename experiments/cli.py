@@ -144,7 +144,7 @@ def run(main: Callable[[], None], presets: dict[str, dict], usage: str):
       print(f'error: {error}', file=sys.stderr)
       sys.exit(1)
     except Stopped as stopped:
-      print(stopped, file=sys.stderr)
+      print(stopped.args[0], file=sys.stderr)
       sys.exit(128 + stopped.args[1])
 
   logging.set_verbosity(logging.INFO)

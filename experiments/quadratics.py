@@ -19,7 +19,7 @@ from l2o_jax.optimizees.quadratic import quadratic
 
 _TUNED = {'output_scale': 0.1, 'learning_rate': 1e-2, 'weights': 'rising',
           'second_derivatives': True, 'num_validation': 1024,
-          'num_tuning': 4096, 'num_test': 2048}
+          'num_tuning': 16384, 'num_test': 2048}
 PRESETS = {
     'quick': {'num_epochs': 800, **_TUNED},
     'full': {'num_epochs': 6000, **_TUNED},
@@ -27,7 +27,7 @@ PRESETS = {
               'weights': 'all', 'second_derivatives': False},
     'original': {'num_epochs': 10000, 'output_scale': 1.0,
                  'learning_rate': 1e-3, 'learning_rate_schedule': 'constant',
-                 'clip_norm': 0.0, 'batch_form': 'mean', 'num_tuning': 4096,
+                 'clip_norm': 0.0, 'batch_form': 'mean', 'num_tuning': 16384,
                  'num_test': 2048},
 }
 

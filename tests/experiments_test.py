@@ -23,6 +23,14 @@ TINY = ('--num_epochs=4', '--num_steps=4', '--unroll_length=2',
 TINY_QUADRATICS = TINY + ('--num_problems=2', '--dimension=3')
 
 
+def setUpModule():
+  """The runs compile the same functions: once is enough."""
+  cache = tempfile.TemporaryDirectory()
+  absltest.addModuleCleanup(cache.cleanup)
+  ENVIRONMENT['JAX_COMPILATION_CACHE_DIR'] = cache.name
+  ENVIRONMENT['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+
+
 def start(experiment, *flags):
   return subprocess.Popen(
       [sys.executable, '-m', f'experiments.{experiment}', *flags],
@@ -73,8 +81,8 @@ class ExperimentsTest(parameterized.TestCase):
   def test_stop_and_resume_is_the_same_run(self):
     whole, parts = self.directory / 'whole', self.directory / 'parts'
     flags = [f for f in TINY_QUADRATICS if 'epochs' not in f
-             and 'period' not in f] + ['--num_epochs=3000',
-                                       '--evaluation_period=1000']
+             and 'period' not in f] + ['--num_epochs=600',
+                                       '--evaluation_period=200']
     process = start('quadratics', *flags, f'--workdir={parts}')
     deadline = time.monotonic() + 120
     metrics = parts / 'metrics.jsonl'
