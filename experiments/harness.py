@@ -105,7 +105,7 @@ def meta_train(workdir, trainer, optimizee, validate, *, num_epochs,
     num_epochs: epochs.
     evaluation_period: epochs between validations.
     seed: of theta and of all tasks.
-    theta: to start from instead of a random one.
+    theta: to start from instead of a random one; the first candidate.
 
   Returns:
     (theta with the lowest final validation loss, that loss).
@@ -120,8 +120,9 @@ def meta_train(workdir, trainer, optimizee, validate, *, num_epochs,
       donate_argnums=0)
   state = trainer.init(key_init)
   if theta is not None:
-    state = state._replace(theta=theta)
-  progress = Progress(state, state.theta, np.float64(np.inf))
+    state = state._replace(theta=jax.tree.map(jnp.copy, theta))
+  best_loss = np.inf if theta is None else validate(theta)[-1]
+  progress = Progress(state, state.theta, np.float64(best_loss))
   directory = workdir / 'checkpoints'
   directory.mkdir(exist_ok=True)
   first, progress = _restore(directory, progress)
