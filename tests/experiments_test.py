@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,12 +24,13 @@ TINY = ('--num_epochs=4', '--num_steps=4', '--unroll_length=2',
 TINY_QUADRATICS = TINY + ('--num_problems=2', '--dimension=3')
 
 
-def setUpModule():
-  """The runs compile the same functions: once is enough."""
-  cache = tempfile.TemporaryDirectory()
-  absltest.addModuleCleanup(cache.cleanup)
-  ENVIRONMENT['JAX_COMPILATION_CACHE_DIR'] = cache.name
-  ENVIRONMENT['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+CACHE = tempfile.mkdtemp()  # the runs compile the same functions: once will do
+ENVIRONMENT.update(JAX_COMPILATION_CACHE_DIR=CACHE,
+                   JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0')
+
+
+def tearDownModule():
+  shutil.rmtree(CACHE)
 
 
 def start(experiment, *flags):
