@@ -85,6 +85,7 @@ def save(path, tree, *, metadata=None) -> None:
   directory = os.path.dirname(os.path.abspath(path))
   handle, temporary = tempfile.mkstemp(dir=directory, suffix='.tmp')
   try:
+    os.chmod(temporary, 0o644)  # mkstemp's own is 0600
     with os.fdopen(handle, 'wb') as f:
       np.savez(f, manifest=np.frombuffer(manifest.encode(), np.uint8), **arrays)
       f.flush()
