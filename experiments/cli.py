@@ -5,20 +5,25 @@ import math
 import sys
 from collections.abc import Callable
 
+import jax
 from absl import app, flags, logging
 
+from experiments import signals
 from l2o_jax.checkpoint import CheckpointError
 from l2o_jax.datasets import DatasetError
 
-_BOOKKEEPING = ('workdir', 'resume', 'data_dir')  # do not change results
+# What does not change results.
+_BOOKKEEPING = ('workdir', 'resume', 'data_dir', 'max_nonfinite', 'multihost',
+                'coordinator', 'num_processes', 'process_id',
+                'multihost_timeout')
 
 
 class UsageError(ValueError):
   """What a user can mend; shown as one line, exit status 2."""
 
 
-class Stopped(Exception):
-  """A signal asked the run to stop; its state is saved."""
+class NonFinite(Exception):
+  """Meta-training found no finite meta-gradient any more."""
 
 
 def define_flags(presets: dict[str, dict], default_workdir: str) -> None:
@@ -46,16 +51,17 @@ def define_flags(presets: dict[str, dict], default_workdir: str) -> None:
   flags.DEFINE_integer(
       'seed', 0, 'Random seed, >= 0; fixes theta at the start and all tasks of '
       'meta-training.  Validation, tuning and test tasks do not depend on it.',
-      lower_bound=0)
+      lower_bound=0, upper_bound=2 ** 32 - 1)
   flags.DEFINE_integer(
       'num_epochs', 1000, 'Epochs of meta-training, >= 0; one epoch is one run '
-      'of --num_steps; more is better and longer.', lower_bound=0)
+      'of --num_steps; more is better and longer.', lower_bound=0,
+      upper_bound=10 ** 9)
   flags.DEFINE_integer(
       'num_steps', 100, 'Optimizee steps per epoch and in validation, >= 1; a '
-      'multiple of --unroll_length.', lower_bound=1)
+      'multiple of --unroll_length.', lower_bound=1, upper_bound=10 ** 6)
   flags.DEFINE_integer(
       'unroll_length', 20, 'Steps that the meta-gradient goes back, >= 1; '
-      'there is one meta-step per unroll.', lower_bound=1)
+      'there is one meta-step per unroll.', lower_bound=1, upper_bound=10 ** 6)
   flags.DEFINE_float(
       'learning_rate', 3e-3, 'Meta learning rate of Adam, > 0.',
       lower_bound=1e-12, upper_bound=1e3)
@@ -71,10 +77,10 @@ def define_flags(presets: dict[str, dict], default_workdir: str) -> None:
       'search_trials', 0, 'Random search of the meta learning rate, >= 0 '
       'trials: each draws a rate log-uniformly from [1e-4, 1e-2] and runs '
       '--search_epochs; the best by validation replaces --learning_rate.  '
-      '0: no search.', lower_bound=0)
+      '0: no search.', lower_bound=0, upper_bound=10 ** 3)
   flags.DEFINE_integer(
       'search_epochs', 100, 'Epochs of each trial of the search, >= 1.',
-      lower_bound=1)
+      lower_bound=1, upper_bound=10 ** 9)
   flags.DEFINE_enum(
       'weights', 'all', ['all', 'rising', 'final'], 'Weights w_t of the losses '
       'in the meta-loss; all: ones; rising: from 1 to 100 along the run, '
@@ -85,21 +91,44 @@ def define_flags(presets: dict[str, dict], default_workdir: str) -> None:
   flags.DEFINE_bool(
       'second_derivatives', False, 'Keep the optimizee\'s second derivatives '
       'in the meta-gradient; slower.')
+  flags.DEFINE_integer(
+      'max_nonfinite', 100, 'Meta-steps in a row without a finite '
+      'meta-gradient, >= 1, after which the run ends with status 3.  Each is '
+      'skipped and counted.', lower_bound=1, upper_bound=10 ** 9)
+  flags.DEFINE_integer(
+      'num_optimizees', 1, 'Optimizees in parallel, >= 1; spread over all '
+      'devices, so a multiple of their number where there are several.',
+      lower_bound=1, upper_bound=10 ** 6)
+  flags.DEFINE_bool(
+      'multihost', False, 'Run with other processes: jax.distributed finds '
+      'them on TPUs, Slurm and the like; elsewhere it needs --coordinator, '
+      '--num_processes and --process_id.')
+  flags.DEFINE_string(
+      'coordinator', None, 'With --multihost: host:port of process 0.')
+  flags.DEFINE_integer(
+      'num_processes', None, 'With --multihost: number of processes, >= 1.',
+      lower_bound=1, upper_bound=10 ** 5)
+  flags.DEFINE_integer(
+      'process_id', None, 'With --multihost: number of this process, from 0.',
+      lower_bound=0, upper_bound=10 ** 5)
+  flags.DEFINE_integer(
+      'multihost_timeout', 300, 'With --multihost: seconds to wait for the '
+      'other processes, >= 1.', lower_bound=1, upper_bound=10 ** 5)
   flags.DEFINE_bool(
       'remat', True, 'Recompute each step in the backward pass; less memory '
       'and on a CPU faster.')
   flags.DEFINE_integer(
       'evaluation_period', 100, 'Epochs between validations, each with a log '
-      'line and a checkpoint, >= 1.', lower_bound=1)
+      'line and a checkpoint, >= 1.', lower_bound=1, upper_bound=10 ** 9)
   flags.DEFINE_integer(
       'num_validation', 128, 'Validation tasks, >= 1; theta with the best mean '
-      'final loss on them is kept.', lower_bound=1)
+      'final loss on them is kept.', lower_bound=1, upper_bound=10 ** 7)
   flags.DEFINE_integer(
       'num_tuning', 64, 'Tasks on which a baseline\'s learning rate is tuned, '
-      '>= 1.', lower_bound=1)
+      '>= 1.', lower_bound=1, upper_bound=10 ** 7)
   flags.DEFINE_integer(
       'num_test', 1024, 'Unseen tasks of the final comparison, >= 1.',
-      lower_bound=1)
+      lower_bound=1, upper_bound=10 ** 7)
 
 
 def _apply_preset(presets):
@@ -116,6 +145,15 @@ def _check_flags():
   if args.num_steps % args.unroll_length:
     raise UsageError(f'--num_steps={args.num_steps} is not a multiple of '
                      f'--unroll_length={args.unroll_length}')
+  if args.search_trials and args['learning_rate'].present:
+    raise UsageError('--search_trials looks for the meta learning rate; leave '
+                     'out --learning_rate')
+  if not args.workdir:
+    raise UsageError('--workdir must not be empty')
+  alone = [name for name in ('coordinator', 'num_processes', 'process_id')
+           if args[name].present and not args.multihost]
+  if alone:
+    raise UsageError(f'--{alone[0]} needs --multihost')
 
 
 def config() -> dict:
@@ -125,29 +163,60 @@ def config() -> dict:
           if flag.name not in _BOOKKEEPING}
 
 
+def _join_processes():
+  args = flags.FLAGS
+  try:
+    jax.distributed.initialize(
+        args.coordinator, args.num_processes, args.process_id,
+        initialization_timeout=args.multihost_timeout)
+  except (RuntimeError, ValueError) as error:
+    raise UsageError('--multihost: the processes did not find each other: '
+                     f'{str(error).splitlines()[0]}') from None
+
+
+def _parse(argv):
+  try:
+    return flags.FLAGS(argv)
+  except flags.Error as error:
+    fail(' '.join(str(error).split()), 2)
+
+
+def fail(message: str, status: int) -> None:
+  """Ends the program with one line."""
+  print(f'error: {message}', file=sys.stderr, flush=True)
+  sys.exit(status)
+
+
 def run(main: Callable[[], None], presets: dict[str, dict], usage: str):
   """Runs an experiment's main; what a user can mend becomes one line.
 
-  Exit status: 0 done, 2 usage, 130 or 143 stopped by a signal (resumable).
+  Exit status: 0 done, 1 a file could not be written, 2 usage, 3 no finite
+  meta-gradient, 130 or 143 stopped by a signal (resumable).
   """
   def wrapped(argv):
-    if len(argv) > 1:
-      raise app.UsageError(f'unexpected arguments: {" ".join(argv[1:])}')
-    _apply_preset(presets)
     try:
+      if len(argv) > 1:
+        raise UsageError(f'unexpected arguments: {" ".join(argv[1:])}')
+      _apply_preset(presets)
       _check_flags()
+      if flags.FLAGS.multihost:
+        _join_processes()
       main()
     except (UsageError, DatasetError, CheckpointError) as error:
-      print(f'error: {error}', file=sys.stderr)
-      sys.exit(2)
+      fail(error, 2)
     except OSError as error:
-      print(f'error: {error}', file=sys.stderr)
-      sys.exit(1)
-    except Stopped as stopped:
-      print(stopped.args[0], file=sys.stderr)
-      sys.exit(128 + stopped.args[1])
+      fail(error, 1)
+    except NonFinite as error:
+      fail(error, 3)
+    except jax.errors.JaxRuntimeError as error:  # too large for the memory
+      if 'RESOURCE_EXHAUSTED' not in str(error):
+        raise
+      fail(str(error).splitlines()[0], 1)
+    except signals.Stopped:
+      signals.leave(signals.received())
 
+  signals.install()
   logging.set_verbosity(logging.INFO)
   python_logging.getLogger('jax').setLevel('WARNING')  # tells of TPUs missed
   sys.modules['__main__'].__doc__ = usage
-  app.run(wrapped)
+  app.run(wrapped, flags_parser=_parse)

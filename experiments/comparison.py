@@ -9,7 +9,7 @@ import numpy as np
 from absl import flags
 
 from experiments import baselines, plots
-from experiments.harness import write_json
+from experiments.harness import is_writer, write_json
 from l2o_jax.evaluation import learning_curves, tune_learning_rate
 
 
@@ -74,7 +74,10 @@ def compare(workdir, learned, theta, panels, grids, *, batch_size=None,
     summary[panel.title] = {
         name: {'learning_rate': rates[name], **_statistics(losses)}
         for name, losses in curves.items()}
-    print(table(panel.title, summary[panel.title]), flush=True)
+    if is_writer():
+      print(table(panel.title, summary[panel.title]), flush=True)
+  if not is_writer():
+    return summary
   _write_curves(workdir / 'curves.csv', all_curves)
   plots.learning_curves(workdir / 'learning_curves.png', all_curves)
   write_json(workdir / 'summary.json',

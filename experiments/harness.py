@@ -8,7 +8,6 @@ comparison adds curves.csv, summary.json and the figure.
 import json
 import os
 import pathlib
-import signal
 import sys
 import time
 from typing import NamedTuple
@@ -20,12 +19,41 @@ import optax
 import tqdm
 from absl import flags, logging
 
-from experiments.cli import Stopped, UsageError
+from experiments import signals
+from experiments.cli import NonFinite, UsageError
 from l2o_jax import checkpoint
 from l2o_jax.evaluation import learning_curves
 from l2o_jax.truncated_bptt import truncated_bptt
 
 KEEP = 2  # checkpoints
+SAVE_PERIOD = 60.0  # seconds between checkpoints, at most
+
+
+def is_writer() -> bool:
+  """Whether this process, of several, is the one that writes files."""
+  return jax.process_index() == 0
+
+
+def sharding(num_optimizees: int) -> jax.sharding.NamedSharding | None:
+  """The optimizees spread over all devices; None where there is one of either.
+
+  Raises:
+    UsageError: they cannot be divided evenly.
+  """
+  count = jax.device_count()
+  if num_optimizees == 1 and count > 1 and jax.process_count() == 1:
+    logging.info('uses 1 of %d devices; --num_optimizees=%d uses all', count,
+                 count)
+  elif num_optimizees % count:
+    raise UsageError(f'--num_optimizees={num_optimizees} is not a multiple of '
+                     f'the {count} devices')
+  if num_optimizees == 1 or count == 1:
+    return None
+  mesh = jax.make_mesh((count,), ('optimizees',),
+                       axis_types=(jax.sharding.AxisType.Auto,))
+  return jax.sharding.NamedSharding(
+      mesh, jax.sharding.PartitionSpec('optimizees'))
+
 
 def open_workdir(path: str, settings: dict, resume: str) -> pathlib.Path:
   """Makes a run directory, or takes up one with the same configuration.
@@ -38,18 +66,21 @@ def open_workdir(path: str, settings: dict, resume: str) -> pathlib.Path:
   if not config_file.exists():
     if resume == 'must':
       raise UsageError(f'--resume=must: there is no run in {workdir}')
-    workdir.mkdir(parents=True, exist_ok=True)
-    write_json(config_file, settings)
+    if workdir.is_dir() and any(workdir.glob('checkpoints/*')):
+      raise UsageError(f'{workdir} holds checkpoints but no config.json')
+    if is_writer():
+      workdir.mkdir(parents=True, exist_ok=True)
+      write_json(config_file, settings)
     return workdir
   if resume == 'never':
     raise UsageError(f'--resume=never: there is a run in {workdir}')
   try:
     old = json.loads(config_file.read_text())
-  except ValueError:
+    different = [f'--{k}={old.get(k)} there, {settings.get(k)} here'
+                 for k in sorted(set(old) | set(settings))
+                 if old.get(k) != settings.get(k)]
+  except (ValueError, TypeError, AttributeError):
     raise UsageError(f'{config_file} is damaged') from None
-  different = [f'--{k}={old.get(k)} there, {settings.get(k)} here'
-               for k in sorted(set(old) | set(settings))
-               if old.get(k) != settings.get(k)]
   if different:
     raise UsageError(f'{workdir} holds a run with other flags: '
                      f'{"; ".join(different)}')
@@ -61,41 +92,36 @@ def write_json(path, value) -> None:
   with open(temporary, 'w') as f:
     json.dump(value, f, indent=1)
     f.write('\n')
+    f.flush()
+    os.fsync(f.fileno())
   os.replace(temporary, path)
 
 
-class _Signals:
-  """Turns SIGINT and SIGTERM into a flag that the loop looks at."""
-
-  def __enter__(self):
-    self.received = None
-    self.old = {s: signal.signal(s, self._handle)
-                for s in (signal.SIGINT, signal.SIGTERM)}
-    return self
-
-  def _handle(self, number, frame):
-    if self.received:  # the second time: at once
-      os._exit(128 + number)
-    self.received = number
-
-  def __exit__(self, *unused):
-    for number, handler in self.old.items():
-      signal.signal(number, handler)
-
-
 class Progress(NamedTuple):
-  """The state of a meta-training run, all that a checkpoint holds."""
+  """A meta-training run after so many epochs: all that a checkpoint holds.
+
+  Attributes:
+    state: of the meta-trainer.
+    best_theta: selected so far.
+    best_loss: its validation loss.
+    skipped: meta-steps without a finite meta-gradient, in all.
+    skipped_in_a_row: the last of these that have no finite one after them.
+  """
   state: object
   best_theta: object
   best_loss: np.ndarray
+  skipped: np.ndarray
+  skipped_in_a_row: np.ndarray
 
 
 def meta_train(workdir, trainer, optimizee, validate, *, num_epochs,
-               evaluation_period, seed, theta=None):
+               evaluation_period, seed, theta=None, max_nonfinite=100,
+               sharding=None):
   """Runs a meta-trainer and selects theta by validation.
 
-  Epoch i draws from fold_in(key(seed), i), so a run that was stopped and
-  resumed is the same run.
+  Epoch i draws from fold_in(key(seed), i), and validation, every
+  `evaluation_period` epochs from 0 on and at the end, is a function of theta
+  alone: a run that was stopped and resumed is bitwise the same run.
 
   Args:
     workdir: where metrics.jsonl, checkpoints/ and best.npz go.
@@ -105,13 +131,16 @@ def meta_train(workdir, trainer, optimizee, validate, *, num_epochs,
     num_epochs: epochs.
     evaluation_period: epochs between validations.
     seed: of theta and of all tasks.
-    theta: to start from instead of a random one; the first candidate.
+    theta: to start from instead of a random one.
+    max_nonfinite: see the flag.
+    sharding: what the trainer was given.
 
   Returns:
     (theta with the lowest final validation loss, that loss).
 
   Raises:
-    Stopped: a signal came; the state is saved.
+    signals.Stopped: a signal came; the state is saved.
+    NonFinite: too many meta-steps in a row were skipped; the state is saved.
   """
   key_init, key_epochs = jax.random.split(jax.random.key(seed))
   step = jax.jit(
@@ -121,64 +150,113 @@ def meta_train(workdir, trainer, optimizee, validate, *, num_epochs,
   state = trainer.init(key_init)
   if theta is not None:
     state = state._replace(theta=jax.tree.map(jnp.copy, theta))
-  best_loss = np.inf if theta is None else validate(theta)[-1]
-  progress = Progress(state, state.theta, np.float64(best_loss))
+  progress = Progress(state, jax.tree.map(np.asarray, state.theta),
+                      np.float64(np.inf), np.int64(0), np.int64(0))
   directory = workdir / 'checkpoints'
-  directory.mkdir(exist_ok=True)
+  if is_writer():
+    directory.mkdir(exist_ok=True)
   first, progress = _restore(directory, progress)
-  _keep_metrics_before(workdir / 'metrics.jsonl', first)
+  if is_writer():
+    _keep_metrics_before(workdir / 'metrics.jsonl', first)
   if first:
     logging.info('resumed at epoch %d of %d', first, num_epochs)
-  state, best_theta, best_loss = progress
-  best_theta = jax.tree.map(jnp.copy, best_theta)
   if first < num_epochs:
     logging.info('compiling; the first epoch takes some seconds longer')
+  if sharding is not None:
+    progress = progress._replace(state=jax.device_put(
+        progress.state, sharding.update(spec=jax.sharding.PartitionSpec())))
+  started = last_saved = time.monotonic()
+  bar = tqdm.tqdm(total=num_epochs, initial=first, unit='epoch',
+                  disable=not (sys.stderr.isatty() and is_writer()))
+  with bar, _metrics(workdir) as metrics:
+    for epoch in range(first, num_epochs + 1):
+      signals.announce(f'stopped after epoch {epoch} of {num_epochs}; the same '
+                       'command resumes', saving=True)
+      line = {'epoch': epoch}
+      if epoch % evaluation_period == 0 or epoch == num_epochs:
+        if epoch > first:
+          _save(directory, epoch, progress)  # before what may take long
+          last_saved = time.monotonic()
+        progress, found = _validate(workdir, epoch, progress, validate)
+        line.update(found)
+        logging.info(
+            'epoch %d/%d  validation: final %.4g (best %.4g), sum %.4g%s  '
+            '%.2f s/epoch', epoch, num_epochs, line['validation_final'],
+            progress.best_loss, line['validation_sum'],
+            f'  {progress.skipped} meta-steps skipped' * bool(progress.skipped),
+            (time.monotonic() - started) / max(epoch - first, 1))
+      if epoch < num_epochs:
+        state, info = step(progress.state, optimizee, epoch)
+        progress = _count_skipped(progress._replace(state=state), info.skipped)
+        line.update(meta_loss=float(jnp.sum(info.meta_loss)),
+                    gradient_norm=float(jnp.max(info.gradient_norm)),
+                    skipped=int(progress.skipped))
+        bar.update()
+      metrics.write(json.dumps(_without_nan(line)) + '\n')
+      metrics.flush()
+      stop = signals.received() and epoch < num_epochs
+      hopeless = progress.skipped_in_a_row >= max_nonfinite
+      if stop or hopeless or time.monotonic() - last_saved > SAVE_PERIOD:
+        _save(directory, epoch + 1, progress)
+        last_saved = time.monotonic()
+      if stop:
+        signals.announce(f'stopped after epoch {epoch + 1} of {num_epochs}; '
+                         'the same command resumes', saving=True)
+        raise signals.Stopped
+      if hopeless:
+        raise NonFinite(
+            f'no finite meta-gradient in the last {progress.skipped_in_a_row} '
+            f'meta-steps, at epoch {epoch + 1} of {num_epochs}; the last good '
+            f'theta is in {directory}')
+  signals.announce('stopped; the same command resumes', saving=False)
+  return progress.best_theta, float(progress.best_loss)
 
-  def save(epochs):
-    checkpoint.save(directory / f'{epochs:08d}.npz',
-                    Progress(state, best_theta, best_loss),
+
+def _without_nan(line):
+  """JSON knows no nan and inf: null."""
+  return {k: v if np.isfinite(v) else None for k, v in line.items()}
+
+
+def _metrics(workdir):
+  name = workdir / 'metrics.jsonl' if is_writer() else os.devnull
+  return open(name, 'a')
+
+
+def _save(directory, epochs, progress):
+  if is_writer():
+    checkpoint.save(directory / f'{epochs:08d}.npz', progress,
                     metadata={'epochs': epochs})
     for old in sorted(directory.glob('*.npz'))[:-KEEP]:
       old.unlink()
 
-  started = time.monotonic()
-  bar = tqdm.tqdm(total=num_epochs, initial=first, unit='epoch',
-                  disable=not sys.stderr.isatty())
-  with _Signals() as signals, open(workdir / 'metrics.jsonl', 'a') as metrics:
-    for epoch in range(first, num_epochs):
-      state, info = step(state, optimizee, epoch)
-      line = {'epoch': epoch, 'meta_loss': float(jnp.sum(info.meta_loss)),
-              'gradient_norm': float(jnp.max(info.gradient_norm))}
-      done = epoch + 1
-      if done % evaluation_period == 0 or done == num_epochs:
-        validation = np.asarray(validate(state.theta), np.float64)
-        line['validation_final'] = validation[-1]
-        line['validation_sum'] = validation.sum()
-        if validation[-1] < best_loss:
-          best_loss = np.float64(validation[-1])
-          best_theta = jax.tree.map(jnp.copy, state.theta)
-          checkpoint.save(workdir / 'best.npz', best_theta, metadata={
-              'epochs': done, 'validation_final_loss': float(best_loss),
-              'config': json.loads((workdir / 'config.json').read_text())})
-        logging.info(
-            'epoch %d/%d  meta-loss %.4g  validation: final %.4g (best %.4g), '
-            'sum %.4g  %.2f s/epoch', done, num_epochs, line['meta_loss'],
-            validation[-1], best_loss, validation.sum(),
-            (time.monotonic() - started) / (done - first))
-      metrics.write(json.dumps(line) + '\n')
-      metrics.flush()
-      bar.update()
-      if 'validation_final' in line or signals.received:
-        save(done)
-      if signals.received and done < num_epochs:
-        raise Stopped(f'stopped after epoch {done} of {num_epochs}; the same '
-                      'command resumes', signals.received)
-  bar.close()
-  return best_theta, float(best_loss)
+
+def _validate(workdir, epoch, progress, validate):
+  """(progress with the best theta so far, what to add to the metrics)."""
+  theta = jax.tree.map(np.asarray, progress.state.theta)
+  curve = np.asarray(validate(theta), np.float64)
+  if curve[-1] < progress.best_loss:
+    progress = progress._replace(best_theta=theta, best_loss=curve[-1])
+    if is_writer():
+      checkpoint.save(workdir / 'best.npz', theta, metadata={
+          'epochs': epoch, 'validation_final_loss': curve[-1],
+          'config': json.loads((workdir / 'config.json').read_text())})
+  return progress, {'validation_final': curve[-1],
+                    'validation_sum': curve.sum()}
+
+
+def _count_skipped(progress, skipped):
+  """Adds one epoch's flags [U] to the counts."""
+  skipped = np.asarray(skipped)
+  trailing = int(np.cumprod(skipped[::-1]).sum())
+  in_a_row = trailing + (
+      progress.skipped_in_a_row if trailing == skipped.size else 0)
+  return progress._replace(skipped=progress.skipped + skipped.sum(),
+                           skipped_in_a_row=np.int64(in_a_row))
 
 
 def _restore(directory, like):
   """(epochs done, Progress) of the newest readable checkpoint."""
+  damaged = None
   for path in sorted(directory.glob('*.npz'), reverse=True):
     try:
       progress = checkpoint.load(path, like)
@@ -186,22 +264,30 @@ def _restore(directory, like):
     except checkpoint.CheckpointError as error:
       logging.warning('%s; trying the one before', error)
       damaged = error
-  if any(directory.glob('*.npz')):
+  if damaged:
     raise UsageError(f'no checkpoint can be read: {damaged}')
   return 0, like
 
 
 def _keep_metrics_before(path, epoch):
-  if path.exists():
-    lines = [line for line in path.read_text().splitlines(True)
-             if line.endswith('\n') and json.loads(line)['epoch'] < epoch]
-    temporary = path.with_suffix('.tmp')
-    temporary.write_text(''.join(lines))
-    os.replace(temporary, path)
+  """Drops what will be written again, and a torn last line."""
+  if not path.exists():
+    return
+  lines = path.read_bytes().splitlines(True)
+  try:
+    kept = [line for line in lines
+            if line.endswith(b'\n') and json.loads(line)['epoch'] < epoch]
+  except (ValueError, KeyError, TypeError):
+    raise UsageError(f'{path} is damaged') from None
+  temporary = path.with_suffix('.tmp')
+  with open(temporary, 'wb') as f:
+    f.writelines(kept)
+    f.flush()
+    os.fsync(f.fileno())
+  os.replace(temporary, path)
 
 
-def make_trainer(learned, *, learning_rate, num_epochs, scale=1.0,
-                 num_optimizees=1):
+def make_trainer(learned, *, learning_rate, num_epochs, scale=1.0):
   """Truncated BPTT as the flags say, on Adam.
 
   Args:
@@ -209,7 +295,6 @@ def make_trainer(learned, *, learning_rate, num_epochs, scale=1.0,
     learning_rate: meta learning rate.
     num_epochs: length of the learning-rate schedule.
     scale: of the meta-loss; 1/K where an optimizee sums K functions.
-    num_optimizees: B.
   """
   args = flags.FLAGS
   num_unrolls = args.num_steps // args.unroll_length
@@ -226,24 +311,27 @@ def make_trainer(learned, *, learning_rate, num_epochs, scale=1.0,
         optax.clip_by_global_norm(args.clip_norm), meta_optimizer)
   return truncated_bptt(
       learned, meta_optimizer, unroll_length=args.unroll_length,
-      num_unrolls=num_unrolls, num_optimizees=num_optimizees, weights=weights,
-      second_derivatives=args.second_derivatives, remat=args.remat)
+      num_unrolls=num_unrolls, num_optimizees=args.num_optimizees,
+      weights=weights, second_derivatives=args.second_derivatives,
+      remat=args.remat, sharding=sharding(args.num_optimizees))
 
 
-def train(workdir, learned, optimizee, validation, *, batch_size=None,
-          **trainer_args):
-  """Searches the meta learning rate if asked to, then meta-trains.
+def train(learned, optimizee, validation, *, settings, batch_size=None,
+          scale=1.0):
+  """Opens the run directory, searches the meta learning rate, meta-trains.
+
+  Whatever is wrong with flags and files is found before a directory is made.
 
   Args:
-    workdir: the run directory.
     learned: the learned optimizer.
     optimizee: to train on.
     validation: optimizee to select theta on.
+    settings: what config.json holds.
     batch_size: validation tasks at a time; all by default.
-    **trainer_args: of `make_trainer`.
+    scale: see `make_trainer`.
 
   Returns:
-    (theta, its final validation loss, the meta learning rate).
+    (run directory, theta, {'validation_final_loss', 'meta_learning_rate'}).
   """
   args = flags.FLAGS
   keys = jax.random.split(jax.random.key(1_000_001), args.num_validation)
@@ -259,14 +347,17 @@ def train(workdir, learned, optimizee, validation, *, batch_size=None,
   theta = None
   if args.theta is not None:
     theta = checkpoint.load(args.theta, learned.init(jax.random.key(0)))
+  sharding(args.num_optimizees)
+  workdir = open_workdir(args.workdir, settings, args.resume)
 
   def one(directory, rate, num_epochs):
     trainer = make_trainer(learned, learning_rate=rate, num_epochs=num_epochs,
-                           **trainer_args)
+                           scale=scale)
     return meta_train(
         directory, trainer, optimizee, validate, num_epochs=num_epochs,
         evaluation_period=args.evaluation_period, seed=args.seed,
-        theta=theta)
+        theta=theta, max_nonfinite=args.max_nonfinite,
+        sharding=sharding(args.num_optimizees))
 
   rate = args.learning_rate
   if args.search_trials:
@@ -275,12 +366,14 @@ def train(workdir, learned, optimizee, validation, *, batch_size=None,
     losses = []
     for i, candidate in enumerate(rates):
       directory = workdir / 'search' / f'{i:02d}'
-      directory.mkdir(parents=True, exist_ok=True)
-      write_json(directory / 'config.json',
-                 {'learning_rate': candidate, 'epochs': args.search_epochs})
+      if is_writer():
+        directory.mkdir(parents=True, exist_ok=True)
+        write_json(directory / 'config.json',
+                   {'learning_rate': candidate, 'epochs': args.search_epochs})
       losses.append(one(directory, candidate, args.search_epochs)[1])
       logging.info('search %d/%d: meta learning rate %.3g gives %.4g', i + 1,
                    args.search_trials, candidate, losses[-1])
     rate = float(rates[np.argmin(losses)])
   theta, loss = one(workdir, rate, args.num_epochs)
-  return theta, loss, rate
+  return workdir, theta, {'validation_final_loss': loss,
+                          'meta_learning_rate': rate}

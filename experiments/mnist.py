@@ -61,7 +61,8 @@ flags.DEFINE_multi_enum(
     'for each; long: twice the steps, wide: 40 hidden units, deep: 2 '
     'hidden layers of 20.')
 flags.DEFINE_integer(
-    'batch_size', 128, 'Images per minibatch, >= 1.', lower_bound=1)
+    'batch_size', 128, 'Images per minibatch, >= 1.', lower_bound=1,
+    upper_bound=10 ** 6)
 flags.DEFINE_float(
     'preprocessing_p', 10.0, 'p of the gradient\'s preprocessing, > 0: '
     'gradients under exp(-p) are seen linearly.', lower_bound=1e-3,
@@ -75,7 +76,6 @@ def main():
   settings = cli.config()
   images, labels = datasets.load(args.dataset, 'train', args.data_dir)
   held_out = datasets.load(args.dataset, 'test', args.data_dir)
-  workdir = harness.open_workdir(args.workdir, settings, args.resume)
   inputs, outputs = math.prod(images.shape[1:]), int(labels.max()) + 1
   last = -(len(images) // 12)  # 5,000 of 60,000 for validation and tuning
   train, validation = ((images[:last], labels[:last]),
@@ -87,9 +87,9 @@ def main():
 
   learned = lstm_log_and_sign(args.preprocessing_p, args.output_scale)
   base = PANELS['base'][1:3]
-  theta, loss, rate = harness.train(
-      workdir, learned, optimizee(train, *base), optimizee(validation, *base),
-      batch_size=1)
+  workdir, theta, how = harness.train(
+      learned, optimizee(train, *base), optimizee(validation, *base),
+      settings=settings, batch_size=1)
   panels = []
   for name in args.panels:
     what, hidden, activation, runs = PANELS[name]
@@ -99,7 +99,7 @@ def main():
         optimizee(held_out, hidden, activation), steps))
   comparison.compare(
       workdir, learned, theta, panels, GRIDS, batch_size=1,
-      extra={'validation_final_loss': loss, 'meta_learning_rate': rate})
+      extra=how)
 
 
 if __name__ == '__main__':

@@ -36,12 +36,13 @@ flags.DEFINE_enum(
     'as in the released code and, by its levels, the published figure; normal: '
     'N(0, 1) as in the text.')
 flags.DEFINE_integer(
-    'dimension', 10, 'Coordinates of a function, >= 1.', lower_bound=1)
+    'dimension', 10, 'Coordinates of a function, >= 1.', lower_bound=1,
+    upper_bound=10 ** 4)
 flags.DEFINE_integer(
-    'num_problems', 128, 'Functions of an epoch, >= 1; more give a less noisy '
-    'meta-gradient and take longer.', lower_bound=1)
+    'num_problems', 128, 'Functions in one optimizee, >= 1; more give a less '
+    'noisy meta-gradient and take longer.', lower_bound=1, upper_bound=10 ** 6)
 flags.DEFINE_enum(
-    'batch_form', 'sum', ['sum', 'mean'], 'Of the functions of an epoch in one '
+    'batch_form', 'sum', ['sum', 'mean'], 'Of the functions in one '
     'tensor; sum: each coordinate sees the gradient of its own function; mean: '
     'that divided by --num_problems, as in the released code.')
 cli.define_flags(PRESETS, 'runs/quadratics')
@@ -51,7 +52,6 @@ flags.adopt_module_key_flags(cli)
 def main():
   args = flags.FLAGS
   settings = cli.config()
-  workdir = harness.open_workdir(args.workdir, settings, args.resume)
   learned = lstm_raw(args.output_scale)
   family = {'dimension': args.dimension, 'entries': args.entries}
   optimizee = quadratic(
@@ -59,8 +59,8 @@ def main():
   # In the released form a function alone would show 128 times the gradient
   # that the optimizer was trained on: there too it is tested in that form.
   test = quadratic(**family) if args.batch_form == 'sum' else optimizee
-  theta, validation, rate = harness.train(
-      workdir, learned, optimizee, test,
+  workdir, theta, how = harness.train(
+      learned, optimizee, test, settings=settings,
       scale=1 / args.num_problems if args.batch_form == 'sum' else 1.0)
   title = f'{args.dimension}-dimensional quadratics, {args.entries} entries'
   comparison.compare(
@@ -68,7 +68,7 @@ def main():
       [comparison.Panel(title, quadratic(**family), quadratic(**family),
                      args.num_steps)],
       {name: grid(1e-3, 1.0) for name in BASELINES},
-      extra={'validation_final_loss': validation, 'meta_learning_rate': rate})
+      extra=how)
 
 
 if __name__ == '__main__':

@@ -31,6 +31,10 @@ def _map_coordinates(function, leaf, axis_name):
   return function
 
 
+def _finite_or_zero(x):
+  return jnp.where(jnp.isfinite(x), x, 0)
+
+
 def coordinatewise(features: Features, cell: Cell) -> LearnedOptimizer:
   """Runs one cell on every coordinate: shared weights, separate state.
 
@@ -41,6 +45,10 @@ def coordinatewise(features: Features, cell: Cell) -> LearnedOptimizer:
   The leaves of the parameters keep their shapes (and so their sharding); a leaf
   of shape [*s] has cell state [H, *s].  Computations are in theta's type, the
   updates in the gradients'.  `None` and empty leaves pass through.
+
+  A gradient that is not finite is seen as 0, and so is such a parameter: the
+  coordinate goes on as its memory tells it, its state and update stay finite,
+  and no other coordinate notices.
 
   Cells that communicate over the axis 'coordinates' need all coordinates to be
   one axis: `optax.flatten(learned.transform(theta))`; on a tree of several
@@ -83,7 +91,8 @@ def coordinatewise(features: Features, cell: Cell) -> LearnedOptimizer:
       axis_name = 'coordinates' if len(gradients) == 1 else None
 
       def coordinate(memory, cell_state, x, g):
-        memory, seen = features.update(memory, x, g, value)
+        memory, seen = features.update(
+            memory, _finite_or_zero(x), _finite_or_zero(g), value)
         delta, cell_state = cell.step(theta, seen.astype(dtype), cell_state)
         return delta, memory, cell_state
 

@@ -129,14 +129,17 @@ def _tfds():
 def _read_records(name, split, root):
   import PIL.Image
   tfds = _tfds()
-  source = tfds.data_source(name, split=split, data_dir=root, download=False,
-                            decoders={'image': tfds.decode.SkipDecoding()})
-  records = source.__getitems__(range(len(source)))
-  images = np.stack([np.asarray(PIL.Image.open(io.BytesIO(r['image'])))
-                     for r in records])
-  if images.ndim == 3:
-    images = images[..., None]
-  return images, np.array([r['label'] for r in records], np.int32)
+  try:
+    source = tfds.data_source(name, split=split, data_dir=root, download=False,
+                              decoders={'image': tfds.decode.SkipDecoding()})
+    records = source.__getitems__(range(len(source)))
+    images = np.stack([np.asarray(PIL.Image.open(io.BytesIO(r['image'])))
+                       for r in records])
+    labels = np.array([r['label'] for r in records], np.int32)
+  except Exception as error:  # of a dozen kinds, by what is damaged
+    raise DatasetError(f'{name} in {root} is damaged ({error}); remove it and '
+                       'prepare it again') from None
+  return images[..., None] if images.ndim == 3 else images, labels
 
 
 def _read_idx(path, name):
@@ -261,16 +264,30 @@ def prepare(name: str, data_dir: str | None = None,
                        {'__module__': stock.__module__, 'name': name})
   root = pathlib.Path(data_dir or default_data_dir()).expanduser()
   builder = builder_cls(data_dir=root, file_format='array_record')
-  if source is None and not builder.is_prepared():
+  final = pathlib.Path(builder.data_dir)
+  if builder.is_prepared():
+    return final
+  if source is None:
     _check_network(next(iter(builder.url_infos), None) or stock.URL)
+  made = [d for d in (root, *root.parents) if not d.exists()]
+  root.mkdir(parents=True, exist_ok=True)
   try:
-    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(
-        manual_dir=source, try_download_gcs=False))
-  except download_manager.NonMatchingChecksumError:
-    raise DatasetError(
-        f'an archive of {name} is not the original: its SHA-256 differs from '
-        'the one that tensorflow-datasets has registered') from None
-  return pathlib.Path(builder.data_dir)
+    # Beside its place, then renamed: what fails leaves nothing behind.
+    with tempfile.TemporaryDirectory(dir=root, prefix='.prepare-') as beside:
+      builder = builder_cls(data_dir=beside, file_format='array_record')
+      builder.download_and_prepare(download_config=tfds.download.DownloadConfig(
+          manual_dir=source, try_download_gcs=False))
+      final.parent.mkdir(exist_ok=True)
+      os.replace(builder.data_dir, final)
+  except BaseException as error:
+    for directory in made:
+      directory.rmdir()
+    if isinstance(error, download_manager.NonMatchingChecksumError):
+      raise DatasetError(
+          f'an archive of {name} is not the original: its SHA-256 differs from '
+          'the one that tensorflow-datasets has registered') from None
+    raise
+  return final
 
 
 def main(argv=None) -> int:

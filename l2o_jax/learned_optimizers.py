@@ -1,5 +1,6 @@
 """The papers' learned optimizers by name: features times cell."""
 
+import jax
 import optax
 
 from l2o_jax.base import LearnedOptimizer
@@ -14,8 +15,18 @@ def flattened(learned: LearnedOptimizer) -> LearnedOptimizer:
   The same updates; the faster form for nets of several small leaves, and the
   form that cells need which communicate over all coordinates.
   """
-  return LearnedOptimizer(
-      learned.init, lambda theta: optax.flatten(learned.transform(theta)))
+  def transform(theta):
+    flat = optax.flatten(learned.transform(theta))
+
+    def update(updates, state, params=None, **extra_args):
+      new, state = flat.update(updates, state, params, **extra_args)
+      # One vector has one type; each leaf gets its own back.
+      new = jax.tree.map(lambda x, like: x.astype(like.dtype), new, updates)
+      return new, state
+
+    return optax.GradientTransformationExtraArgs(flat.init, update)
+
+  return LearnedOptimizer(learned.init, transform)
 
 
 def lstm_raw(scale: float = 1.0) -> LearnedOptimizer:

@@ -1,5 +1,6 @@
 """Meta-training by truncated back-propagation through time."""
 
+import functools
 from typing import NamedTuple
 
 import chex
@@ -25,10 +26,13 @@ class Info(NamedTuple):
       unroll and the first of the next are at the same x (on two minibatches).
     meta_loss: [U].
     gradient_norm: [U], global norm of the meta-gradient.
+    skipped: [U], whether the meta-step was skipped: meta-loss or meta-gradient
+      were not finite.
   """
   losses: chex.Array
   meta_loss: chex.Array
   gradient_norm: chex.Array
+  skipped: chex.Array
 
 
 def meta_loss(theta, learned: LearnedOptimizer, optimizee: Optimizee, tasks,
@@ -83,13 +87,18 @@ def truncated_bptt(learned: LearnedOptimizer,
                    num_optimizees: int = 1,
                    weights: chex.Array | None = None,
                    second_derivatives: bool = False,
-                   remat: bool = False) -> MetaTrainer:
+                   remat: bool = False,
+                   sharding: jax.sharding.NamedSharding | None = None
+                   ) -> MetaTrainer:
   """Truncated BPTT: one meta-step per unroll of T steps, U unrolls an epoch.
 
   Every epoch draws B fresh optimizees and runs each for U T steps; parameters
   and optimizer state go from one unroll into the next as data, so no gradient
   crosses (Andrychowicz et al., section 3: U T = 100, T = 20).  With
   `num_unrolls=1` it is full back-propagation through time.
+
+  A meta-step with a non-finite meta-loss or meta-gradient is skipped: theta and
+  the meta-optimizer stay as they were, and `Info.skipped` says so.
 
   Args:
     learned: the learned optimizer.
@@ -101,12 +110,16 @@ def truncated_bptt(learned: LearnedOptimizer,
       `jnp.zeros(U * T + 1).at[-1].set(1)` is the final loss alone.
     second_derivatives: see `unroll`.
     remat: see `unroll`.
+    sharding: of the axis B over devices; theta is replicated, and a meta-step
+      has one all-reduce, that of its gradient.  None: wherever the jitted step
+      runs.
 
   Returns:
     MetaTrainer with state MetaState and info Info.
 
   Raises:
-    ValueError: a size is not positive, or weights are of another length.
+    ValueError: a size is not positive, weights are of another length, or B
+      cannot be divided by the devices of `sharding`.
   """
   for name, size in (('unroll_length', unroll_length),
                      ('num_unrolls', num_unrolls),
@@ -120,6 +133,12 @@ def truncated_bptt(learned: LearnedOptimizer,
   if weights.shape != (num_steps + 1,):
     raise ValueError(f'truncated_bptt: weights must have shape '
                      f'({num_steps + 1},), got {weights.shape}')
+  if sharding is not None and num_optimizees % sharding.num_devices:
+    raise ValueError(
+        f'truncated_bptt: num_optimizees must be a multiple of the '
+        f'{sharding.num_devices} devices, got {num_optimizees}')
+  spread = (lambda batch: batch) if sharding is None else (
+      lambda batch: jax.lax.with_sharding_constraint(batch, sharding))
   window = (jnp.arange(num_unrolls)[:, None] * unroll_length
             + jnp.arange(unroll_length + 1))
 
@@ -129,9 +148,10 @@ def truncated_bptt(learned: LearnedOptimizer,
 
   def step(state, optimizee, key):
     key_init, key_loss = jax.random.split(key)
-    params, tasks = jax.vmap(optimizee.init)(
-        jax.random.split(key_init, num_optimizees))
-    opt_states = jax.vmap(learned.transform(state.theta).init)(params)
+    params, tasks = spread(jax.vmap(optimizee.init)(
+        spread(jax.random.split(key_init, num_optimizees))))
+    opt_states = spread(
+        jax.vmap(learned.transform(state.theta).init)(params))
     keys = jax.random.split(
         key_loss, (num_unrolls, num_optimizees, unroll_length + 1))
 
@@ -140,13 +160,16 @@ def truncated_bptt(learned: LearnedOptimizer,
       keys, weights = inputs
       (loss, (params, opt_states, losses)), gradient = jax.value_and_grad(
           meta_loss, has_aux=True)(
-              state.theta, learned, optimizee, tasks, params, opt_states, keys,
-              weights=weights, second_derivatives=second_derivatives,
-              remat=remat)
+              state.theta, learned, optimizee, tasks, params, opt_states,
+              spread(keys), weights=weights, remat=remat,
+              second_derivatives=second_derivatives)
+      norm = optax.tree.norm(gradient)
       updates, opt_state = meta_optimizer.update(
           gradient, state.opt_state, state.theta)
-      state = MetaState(optax.apply_updates(state.theta, updates), opt_state)
-      info = Info(losses, loss, optax.tree.norm(gradient))
+      moved = MetaState(optax.apply_updates(state.theta, updates), opt_state)
+      finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+      state = jax.tree.map(functools.partial(jnp.where, finite), moved, state)
+      info = Info(losses, loss, norm, ~finite)
       return (state, params, opt_states), info
 
     (state, _, _), info = jax.lax.scan(

@@ -65,11 +65,11 @@ class CheckpointTest(parameterized.TestCase):
           refused += 1
         else:  # harmless: a byte of the zip's own bookkeeping
           np.testing.assert_array_equal(got['w'], like['w'])
-    self.assertGreater(refused, 180)
+    self.assertGreater(refused, 150)
 
   def test_refuses_objects(self):
     np.savez(self.path, w=np.array([{}], object))
-    with self.assertRaisesRegex(checkpoint.CheckpointError, 'not a readable'):
+    with self.assertRaisesRegex(checkpoint.CheckpointError, 'no manifest'):
       checkpoint.load(self.path, {'w': jnp.zeros(1)})
     with self.assertRaises(checkpoint.CheckpointError):
       checkpoint.load(self.path.parent / 'missing.npz', {'w': jnp.zeros(1)})

@@ -70,7 +70,7 @@ class ExperimentsTest(parameterized.TestCase):
         {path.name for path in workdir.iterdir()})
     lines = [json.loads(line) for line in
              (workdir / 'metrics.jsonl').read_text().splitlines()]
-    self.assertEqual([line['epoch'] for line in lines], [0, 1, 2, 3])
+    self.assertEqual([line['epoch'] for line in lines], [0, 1, 2, 3, 4])
     summary = json.loads((workdir / 'summary.json').read_text())
     self.assertLen(summary['panels'], panels)
     for rows in summary['panels'].values():
