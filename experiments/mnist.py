@@ -64,6 +64,10 @@ flags.DEFINE_integer(
     'batch_size', 128, 'Images per minibatch, >= 1.', lower_bound=1,
     upper_bound=10 ** 6)
 flags.DEFINE_float(
+    'initial_std', 0.01, 'Standard deviation of the nets\' initial weights and '
+    'biases, > 0; 0.01: as the released code; near 0 two sigmoid layers stay '
+    'on a plateau.', lower_bound=1e-12, upper_bound=1e3)
+flags.DEFINE_float(
     'preprocessing_p', 10.0, 'p of the gradient\'s preprocessing, > 0: '
     'gradients under exp(-p) are seen linearly.', lower_bound=1e-3,
     upper_bound=50.0)
@@ -82,8 +86,8 @@ def main():
                        (images[last:], labels[last:]))
 
   def optimizee(data, hidden, activation):
-    return classifier(*data, mlp((inputs, *hidden, outputs), activation),
-                      args.batch_size)
+    net = mlp((inputs, *hidden, outputs), activation, args.initial_std)
+    return classifier(*data, net, args.batch_size)
 
   learned = lstm_log_and_sign(args.preprocessing_p, args.output_scale)
   base = PANELS['base'][1:3]
