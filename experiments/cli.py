@@ -2,7 +2,9 @@
 
 import logging as python_logging
 import math
+import os
 import sys
+import threading
 from collections.abc import Callable
 
 import jax
@@ -73,6 +75,10 @@ def define_flags(presets: dict[str, dict], default_workdir: str) -> None:
       'clip_norm', 1.0, 'Global norm to which a meta-gradient is clipped, '
       '>= 0; 0: never, as the released code.', lower_bound=0.0,
       upper_bound=1e30)
+  flags.DEFINE_float(
+      'clip_each', 0.0, 'Norm to which each optimizee\'s own meta-gradient is '
+      'clipped before the mean over --num_optimizees, >= 0; 0: never.  Takes '
+      'about twice the time.', lower_bound=0.0, upper_bound=1e30)
   flags.DEFINE_integer(
       'search_trials', 0, 'Random search of the meta learning rate, >= 0 '
       'trials: each draws a rate log-uniformly from [1e-4, 1e-2] and runs '
@@ -165,13 +171,23 @@ def config() -> dict:
 
 def _join_processes():
   args = flags.FLAGS
+
+  def give_up():  # before jax does, which aborts the process with a core dump
+    print('error: --multihost: the other processes did not appear in '
+          f'{args.multihost_timeout} s', file=sys.stderr, flush=True)
+    os._exit(2)
+
+  timer = threading.Timer(args.multihost_timeout, give_up)
+  timer.daemon = True
+  timer.start()
   try:
     jax.distributed.initialize(
         args.coordinator, args.num_processes, args.process_id,
-        initialization_timeout=args.multihost_timeout)
+        initialization_timeout=args.multihost_timeout + 60)
   except (RuntimeError, ValueError) as error:
-    raise UsageError('--multihost: the processes did not find each other: '
-                     f'{str(error).splitlines()[0]}') from None
+    raise UsageError(f'--multihost: {str(error).splitlines()[0]}') from None
+  finally:
+    timer.cancel()
 
 
 def _parse(argv):

@@ -313,7 +313,8 @@ def make_trainer(learned, *, learning_rate, num_epochs, scale=1.0):
       learned, meta_optimizer, unroll_length=args.unroll_length,
       num_unrolls=num_unrolls, num_optimizees=args.num_optimizees,
       weights=weights, second_derivatives=args.second_derivatives,
-      remat=args.remat, sharding=sharding(args.num_optimizees))
+      remat=args.remat, clip_each=args.clip_each or None,
+      sharding=sharding(args.num_optimizees))
 
 
 def train(learned, optimizee, validation, *, settings, batch_size=None,

@@ -88,6 +88,7 @@ def truncated_bptt(learned: LearnedOptimizer,
                    weights: chex.Array | None = None,
                    second_derivatives: bool = False,
                    remat: bool = False,
+                   clip_each: float | None = None,
                    sharding: jax.sharding.NamedSharding | None = None
                    ) -> MetaTrainer:
   """Truncated BPTT: one meta-step per unroll of T steps, U unrolls an epoch.
@@ -110,6 +111,10 @@ def truncated_bptt(learned: LearnedOptimizer,
       `jnp.zeros(U * T + 1).at[-1].set(1)` is the final loss alone.
     second_derivatives: see `unroll`.
     remat: see `unroll`.
+    clip_each: norm to which the meta-gradient of each single optimizee is
+      clipped before their mean is taken, so that the few whose run is chaotic,
+      with gradients a thousand times the others', do not drown the rest.  None:
+      never, as the paper.
     sharding: of the axis B over devices; theta is replicated, and a meta-step
       has one all-reduce, that of its gradient.  None: wherever the jitted step
       runs.
@@ -139,8 +144,30 @@ def truncated_bptt(learned: LearnedOptimizer,
         f'{sharding.num_devices} devices, got {num_optimizees}')
   spread = (lambda batch: batch) if sharding is None else (
       lambda batch: jax.lax.with_sharding_constraint(batch, sharding))
+  if clip_each is not None and not clip_each > 0:
+    raise ValueError(f'truncated_bptt: clip_each must be positive, got '
+                     f'{clip_each!r}')
   window = (jnp.arange(num_unrolls)[:, None] * unroll_length
             + jnp.arange(unroll_length + 1))
+
+  def gradient_of(theta, optimizee, weights, *batch):
+    differentiate = jax.value_and_grad(
+        lambda theta, *batch: meta_loss(
+            theta, learned, optimizee, *batch, weights=weights, remat=remat,
+            second_derivatives=second_derivatives), has_aux=True)
+    if clip_each is None:
+      return differentiate(theta, *batch)
+
+    def differentiate_one(*one):
+      (loss, aux), gradient = differentiate(
+          theta, *jax.tree.map(lambda x: x[None], one))
+      return loss, jax.tree.map(lambda x: x[0], aux), gradient
+
+    losses, aux, gradients = jax.vmap(differentiate_one)(*batch)
+    leaves, structure = jax.tree.flatten(gradients)
+    leaves, _ = optax.per_example_global_norm_clip(leaves, clip_each)
+    mean = [x / num_optimizees for x in leaves]
+    return (jnp.mean(losses), aux), structure.unflatten(mean)
 
   def init(key):
     theta = learned.init(key)
@@ -158,11 +185,9 @@ def truncated_bptt(learned: LearnedOptimizer,
     def meta_step(carry, inputs):
       state, params, opt_states = carry
       keys, weights = inputs
-      (loss, (params, opt_states, losses)), gradient = jax.value_and_grad(
-          meta_loss, has_aux=True)(
-              state.theta, learned, optimizee, tasks, params, opt_states,
-              spread(keys), weights=weights, remat=remat,
-              second_derivatives=second_derivatives)
+      (loss, (params, opt_states, losses)), gradient = gradient_of(
+          state.theta, optimizee, weights, tasks, params, opt_states,
+          spread(keys))
       norm = optax.tree.norm(gradient)
       updates, opt_state = meta_optimizer.update(
           gradient, state.opt_state, state.theta)

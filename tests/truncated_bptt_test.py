@@ -118,6 +118,33 @@ class TruncatedBpttTest(parameterized.TestCase):
                                np.mean(info.losses[1, :, -1]), rtol=1e-6)
     self.assertGreater(float(info.gradient_norm[1]), 0.0)
 
+  def test_clip_each(self):
+    """The large gradient of two is clipped, the small one is not."""
+    # One step of x' = x + w g + b from x = 1: the final loss a x'^2 has, at
+    # w = b = 0, the gradient 2 a (g, 1) with g = 2 a.
+    def family(key):
+      return jnp.ones(()), jax.random.bernoulli(key)
+    scales = jnp.array([2.0, 0.25])
+    optimizee = Optimizee(
+        Partial(family),
+        Partial(lambda x, task, key: scales[task.astype(int)] * x ** 2))
+    theta = {'lstm': [], 'linear': {'w': jnp.zeros((1, 1)),
+                                    'b': jnp.zeros(1)}}
+    key = next(k for k in map(jax.random.key, range(99)) if sum(
+        jax.vmap(jax.random.bernoulli)(
+            jax.random.split(jax.random.split(k)[0], 2))) == 1)
+    got = {}
+    for clip in (None, 1e9, 1.0):
+      trainer = truncated_bptt(linear_only(), optax.sgd(1.0), unroll_length=1,
+                               num_unrolls=1, num_optimizees=2, clip_each=clip)
+      state, _ = trainer.step(MetaState(theta, optax.sgd(1.0).init(theta)),
+                              optimizee, key)
+      got[clip] = [-float(state.theta['linear'][k].ravel()[0]) for k in 'wb']
+    # Gradients (16, 4) and (0.25, 0.5): norms 16.4924 and 0.5590.
+    np.testing.assert_allclose(got[None], [8.125, 2.25], rtol=1e-6)
+    np.testing.assert_allclose(got[1e9], [8.125, 2.25], rtol=1e-6)
+    np.testing.assert_allclose(got[1.0], [0.6100713, 0.3712678], rtol=1e-6)
+
   def test_state_goes_from_unroll_to_unroll(self):
     """With a frozen theta, U unrolls of T steps are one run of U T steps."""
     learned = coordinatewise(gradient(), lstm_cell((4,), scale=0.1))

@@ -86,4 +86,11 @@ def processes(directory, times):
         a, b, rtol=1e-5, atol=1e-6), _load_theta(workdir / 'best.npz'),
         _load_theta(directory / 'one' / 'best.npz'))
     assert len(list(workdir.glob('summary.json'))) == 1
-  return f'{times} runs of 2 processes: theta as on one'
+  alone = quadratics(directory / 'alone', '--multihost', '--num_processes=2',
+                     f'--coordinator=localhost:{_free_port()}',
+                     '--process_id=0', '--multihost_timeout=2')
+  status, text = alone.wait()
+  assert status == 2 and 'did not appear in 2 s' in text, (status, text)
+  assert not (directory / 'alone').exists()
+  return (f'{times} runs of 2 processes: theta as on one; one alone gives up '
+          'with a line')

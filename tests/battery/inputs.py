@@ -3,6 +3,7 @@
 import contextlib
 import gzip
 import io
+import pathlib
 import random
 import shutil
 import time
@@ -11,6 +12,8 @@ import numpy as np
 
 from l2o_jax import datasets
 from tests.battery.programs import Program
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 _BAD_VALUES = {
     'num_epochs': ('-1', '1.5', 'many', 'nan', ''),
@@ -29,7 +32,8 @@ _BAD_VALUES = {
     'batch_form': ('max',), 'preset': ('fastest', ''),
     'resume': ('perhaps', 'must'), 'learning_rate_schedule': ('step',),
     'second_derivatives': ('2', 'perhaps'), 'remat': ('x',),
-    'theta': ('/nowhere/best.npz', '/', '/dev/null', ''),
+    'theta': ('/nowhere/best.npz', '/', '/dev/null', '', str(
+        ROOT / 'experiments/results/mnist/best.npz')),
     'workdir': ('', '/proc/nowhere', '/dev/null/x'),
     'search_trials': ('-1', 'x'), 'search_epochs': ('0',),
     'no_such_flag': ('1',), 'num_epoch': ('5',),

@@ -74,6 +74,12 @@ def quadratics(workdir, *flags, **options):
                  f'--workdir={workdir}', *flags, **options)
 
 
+def mnist(workdir, *flags, **options):
+  common = [f for f in SMALL_RUN if 'num_problems' not in f]
+  return Program('experiments.mnist', *common, '--batch_size=4',
+                 '--panels=base', f'--workdir={workdir}', *flags, **options)
+
+
 def num_lines(workdir):
   try:
     return (workdir / 'metrics.jsonl').read_bytes().count(b'\n')

@@ -19,6 +19,7 @@ from tests.battery.programs import (
     SMALL_RUN,
     check_same,
     final_state,
+    mnist,
     num_lines,
     program,
     quadratics,
@@ -28,22 +29,31 @@ from tests.battery.programs import (
 
 
 def kill_and_resume(directory, runs, kills):
-  """kill -9 at random epochs; the resumed run ends bitwise the same."""
+  """kill -9 at random epochs; the resumed run ends bitwise the same.
+
+  One run of four is of MNIST, with its minibatches.
+  """
   rng = random.Random(0)
   flags = ('--search_trials=2', '--search_epochs=9')
-  expected = reference(directory, *flags)
+  starts = {'quadratics': quadratics, 'mnist': mnist}
+  expected = {}
   for run in range(runs):
-    workdir = directory / f'run{run}'
+    name = 'mnist' if run % 4 == 1 else 'quadratics'
+    start, workdir = starts[name], directory / f'run{run}'
+    if name not in expected:
+      status, text = start(directory / name, *flags).wait()
+      assert status == 0, text
+      expected[name] = final_state(directory / name)
     # In the search, then ever later in the run.
     for epoch in sorted(rng.randrange(1, 60) for _ in range(kills)):
-      program = quadratics(workdir, *flags)
+      program = start(workdir, *flags)
       wait_for_epoch(program, workdir, epoch)
       time.sleep(rng.uniform(0, 0.01))
       program.send(signal.SIGKILL)
       program.wait()
-    status, text = quadratics(workdir, *flags, '--resume=must').wait()
+    status, text = start(workdir, *flags, '--resume=must').wait()
     assert status == 0, text
-    check_same(final_state(workdir), expected)
+    check_same(final_state(workdir), expected[name])
     shutil.rmtree(workdir)
   return f'{runs} runs, {kills} kills each: all final states bitwise equal'
 
@@ -75,6 +85,16 @@ def stop_and_resume(directory, times):
     check_same(final_state(workdir), expected)
     shutil.rmtree(workdir)
   assert longest < 5, longest
+  program = quadratics(directory / 'twice', '--num_epochs=100000')
+  while 'compiling' not in program.output():
+    time.sleep(0.01)
+  program.send(signal.SIGINT)
+  time.sleep(0.3)
+  sent = time.monotonic()
+  program.send(signal.SIGINT)
+  status, text = program.wait()
+  assert status == 130 and 'Traceback' not in text, (status, text)
+  assert time.monotonic() - sent < 2, 'the second signal did not end it'
   return f'{times} signals: longest exit {longest:.1f} s, states equal'
 
 
