@@ -23,6 +23,10 @@ _TUNED = {'output_scale': 0.1, 'learning_rate': 1e-2, 'weights': 'rising',
 PRESETS = {
     'quick': {'num_epochs': 800, **_TUNED},
     'full': {'num_epochs': 6000, **_TUNED},
+    # After 'full', from its theta: a longer horizon.
+    'polish': {**_TUNED, 'num_epochs': 1200, 'learning_rate': 2e-3,
+               'unroll_length': 50, 'num_optimizees': 16, 'num_problems': 8,
+               'clip_each': 10.0},
     'paper': {**_TUNED, 'num_epochs': 6000, 'learning_rate': 3e-3,
               'weights': 'all', 'second_derivatives': False},
     'original': {'num_epochs': 10000, 'output_scale': 1.0,
