@@ -44,8 +44,11 @@ def compare(workdir, learned, theta, panels, grids, *, batch_size=None,
     extra: {name: value} to go into summary.json too.
 
   Returns:
-    summary: {panel: {optimizer: {learning_rate, final, sum, ...}}}.
+    summary: {panel: {optimizer: {learning_rate, final, sum, ...}}}; empty in
+    processes other than the one that writes.
   """
+  if not is_writer():
+    return {}
   args = flags.FLAGS
   key_tuning, key_test = jax.random.split(jax.random.key(2_000_003))
   tuning_keys = jax.random.split(key_tuning, args.num_tuning)
@@ -74,10 +77,7 @@ def compare(workdir, learned, theta, panels, grids, *, batch_size=None,
     summary[panel.title] = {
         name: {'learning_rate': rates[name], **_statistics(losses)}
         for name, losses in curves.items()}
-    if is_writer():
-      print(table(panel.title, summary[panel.title]), flush=True)
-  if not is_writer():
-    return summary
+    print(table(panel.title, summary[panel.title]), flush=True)
   _write_curves(workdir / 'curves.csv', all_curves)
   plots.learning_curves(workdir / 'learning_curves.png', all_curves)
   write_json(workdir / 'summary.json',

@@ -376,5 +376,7 @@ def train(learned, optimizee, validation, *, settings, batch_size=None,
                    args.search_trials, candidate, losses[-1])
     rate = float(rates[np.argmin(losses)])
   theta, loss = one(workdir, rate, args.num_epochs)
+  if jax.process_count() > 1:  # the rest is the writer's, at its own pace
+    jax.distributed.shutdown()
   return workdir, theta, {'validation_final_loss': loss,
                           'meta_learning_rate': rate}
