@@ -56,7 +56,8 @@ class ExperimentsTest(parameterized.TestCase):
 
   @parameterized.parameters(('quadratics', TINY_QUADRATICS, 1),
                             ('mnist', TINY + (
-                                '--batch_size=4', '--panels=base',
+                                '--nosecond_derivatives', '--batch_size=4',
+                                '--panels=base',
                                 '--panels=deep'), 2))
   def test_a_whole_run(self, experiment, flags, panels):
     workdir = self.directory / 'run'

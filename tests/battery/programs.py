@@ -75,9 +75,11 @@ def quadratics(workdir, *flags, **options):
 
 
 def mnist(workdir, *flags, **options):
-  common = [f for f in SMALL_RUN if 'num_problems' not in f]
-  return Program('experiments.mnist', *common, '--batch_size=4',
-                 '--panels=base', f'--workdir={workdir}', *flags, **options)
+  common = [f for f in SMALL_RUN
+            if 'num_problems' not in f and 'num_epochs' not in f]
+  return Program('experiments.mnist', *common, '--num_epochs=20',
+                 '--batch_size=4', '--panels=base', f'--workdir={workdir}',
+                 *flags, **options)
 
 
 def num_lines(workdir):

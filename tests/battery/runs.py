@@ -35,17 +35,17 @@ def kill_and_resume(directory, runs, kills):
   """
   rng = random.Random(0)
   flags = ('--search_trials=2', '--search_epochs=9')
-  starts = {'quadratics': quadratics, 'mnist': mnist}
+  starts = {'quadratics': (quadratics, 60), 'mnist': (mnist, 20)}
   expected = {}
   for run in range(runs):
     name = 'mnist' if run % 4 == 1 else 'quadratics'
-    start, workdir = starts[name], directory / f'run{run}'
+    (start, epochs), workdir = starts[name], directory / f'run{run}'
     if name not in expected:
       status, text = start(directory / name, *flags).wait()
       assert status == 0, text
       expected[name] = final_state(directory / name)
     # In the search, then ever later in the run.
-    for epoch in sorted(rng.randrange(1, 60) for _ in range(kills)):
+    for epoch in sorted(rng.randrange(1, epochs) for _ in range(kills)):
       program = start(workdir, *flags)
       wait_for_epoch(program, workdir, epoch)
       time.sleep(rng.uniform(0, 0.01))
