@@ -150,7 +150,7 @@ def meta_train(workdir, trainer, optimizee, validate, *, num_epochs,
   state = trainer.init(key_init)
   if theta is not None:
     state = state._replace(theta=jax.tree.map(jnp.copy, theta))
-  progress = Progress(state, jax.tree.map(np.asarray, state.theta),
+  progress = Progress(state, jax.tree.map(np.array, state.theta),
                       np.float64(np.inf), np.int64(0), np.int64(0))
   directory = workdir / 'checkpoints'
   if is_writer():
@@ -196,7 +196,8 @@ def meta_train(workdir, trainer, optimizee, validate, *, num_epochs,
       metrics.flush()
       stop = signals.received() and epoch < num_epochs
       hopeless = progress.skipped_in_a_row >= max_nonfinite
-      if stop or hopeless or time.monotonic() - last_saved > SAVE_PERIOD:
+      late = time.monotonic() - last_saved > SAVE_PERIOD
+      if epoch < num_epochs and (stop or hopeless or late):
         _save(directory, epoch + 1, progress)
         last_saved = time.monotonic()
       if stop:
@@ -232,7 +233,8 @@ def _save(directory, epochs, progress):
 
 def _validate(workdir, epoch, progress, validate):
   """(progress with the best theta so far, what to add to the metrics)."""
-  theta = jax.tree.map(np.asarray, progress.state.theta)
+  # A copy: the next step donates the state.
+  theta = jax.tree.map(np.array, progress.state.theta)
   curve = np.asarray(validate(theta), np.float64)
   if curve[-1] < progress.best_loss:
     progress = progress._replace(best_theta=theta, best_loss=curve[-1])
