@@ -24,8 +24,8 @@ PRESETS = {
     'quick': {'num_epochs': 800, **_TUNED},
     'full': {'num_epochs': 6000, **_TUNED},
     # After 'full', from its theta: a longer horizon.
-    'polish': {**_TUNED, 'num_epochs': 1200, 'learning_rate': 2e-3,
-               'unroll_length': 50, 'num_optimizees': 16, 'num_problems': 8,
+    'polish': {**_TUNED, 'num_epochs': 2500, 'learning_rate': 2e-3,
+               'unroll_length': 50, 'num_optimizees': 32, 'num_problems': 8,
                'clip_each': 10.0},
     'paper': {**_TUNED, 'num_epochs': 6000, 'learning_rate': 3e-3,
               'weights': 'all', 'second_derivatives': False},
