@@ -58,6 +58,30 @@ class Cost(NamedTuple):
   constant: chex.Array
 
 
+def inverse(matrix: chex.Array) -> chex.Array:
+  """Of positive definite matrices [..., A, A]; nan where they are not."""
+  if matrix.shape[-1] == 1:
+    return jnp.where(matrix > 0, 1 / matrix, jnp.nan)
+  return positive_solve(
+      matrix, jnp.broadcast_to(jnp.eye(matrix.shape[-1]), matrix.shape))
+
+
+def positive_solve(matrix: chex.Array, right: chex.Array) -> chex.Array:
+  """matrix⁻¹ right, [..., D, D], [..., D, K]; nan if not positive definite."""
+  factor = jnp.linalg.cholesky(matrix)
+  half = jax.lax.linalg.triangular_solve(
+      factor, right.astype(factor.dtype), left_side=True, lower=True)
+  return jax.lax.linalg.triangular_solve(
+      factor, half, left_side=True, lower=True, transpose_a=True)
+
+
+def _log_determinant(matrix):
+  if matrix.shape[-1] == 1:
+    return jnp.log(matrix[..., 0, 0])
+  diagonal = jnp.diagonal(jnp.linalg.cholesky(matrix), axis1=-2, axis2=-1)
+  return 2 * jnp.sum(jnp.log(diagonal), -1)
+
+
 def backward(dynamics: Dynamics, cost: Cost, multipliers: chex.Array,
              penalties: chex.Array, policy: Controller, eta: chex.Scalar,
              previous: Controller) -> tuple[Controller, chex.Array]:
@@ -92,8 +116,8 @@ def backward(dynamics: Dynamics, cost: Cost, multipliers: chex.Array,
     (psi, valid): valid [] is False where some Q_aa is not positive definite or
     anything is not finite; psi then means nothing.
   """
-  policy_precision = jnp.linalg.inv(policy.noise)
-  previous_precision = jnp.linalg.inv(previous.noise)
+  policy_precision = inverse(policy.noise)
+  previous_precision = inverse(previous.noise)
 
   def step(carry, inputs):
     V, v = carry
@@ -106,14 +130,13 @@ def backward(dynamics: Dynamics, cost: Cost, multipliers: chex.Array,
     q_s = d + A.T @ r + K_pi.T @ P_pi @ k_pi + K_old.T @ P_old @ k_old
     q_a = B.T @ r - P_pi @ k_pi - P_old @ k_old - lam
     Q_aa = (Q_aa + Q_aa.T) / 2
-    inverse = jnp.linalg.inv(Q_aa)
-    positive = jnp.all(jnp.linalg.eigvalsh(Q_aa) > 0)
-    K, k = -inverse @ Q_as, -inverse @ q_a
+    covariance = inverse(Q_aa)
+    K, k = -covariance @ Q_as, -covariance @ q_a
     V = Q_ss + Q_as.T @ K
     return (((V + V.T) / 2, q_s + Q_as.T @ k),
-            (K, k, (eta + nu) * inverse, positive))
+            (K, k, (eta + nu) * covariance))
 
-  _, (K, k, G, positive) = jax.lax.scan(
+  _, (K, k, G) = jax.lax.scan(
       step, (cost.quadratic[-1], cost.linear[-1]),
       (dynamics.state, dynamics.action, dynamics.offset, cost.quadratic[:-1],
        cost.linear[:-1], multipliers, penalties, policy.gain, policy.offset,
@@ -121,7 +144,7 @@ def backward(dynamics: Dynamics, cost: Cost, multipliers: chex.Array,
       reverse=True)
   guide = Controller(K, k, (G + G.mT) / 2)
   finite = [jnp.all(jnp.isfinite(x)) for x in guide]
-  return guide, jnp.all(positive) & finite[0] & finite[1] & finite[2]
+  return guide, finite[0] & finite[1] & finite[2]
 
 
 def forward(dynamics: Dynamics, guide: Controller):
@@ -165,12 +188,12 @@ def divergence(new: Controller, old: Controller, mean: chex.Array,
 
   `mean` and `covariance` are those of `forward`, [T + 1, ...].
   """
-  precision = jnp.linalg.inv(old.noise)
+  precision = inverse(old.noise)
   mean, covariance = mean[:-1], covariance[:-1]
   K = new.gain - old.gain
   shift = jnp.einsum('tad,td->ta', K, mean) + new.offset - old.offset
   second = K @ covariance @ K.mT + shift[:, :, None] * shift[:, None, :]
-  logs = jnp.linalg.slogdet(old.noise)[1] - jnp.linalg.slogdet(new.noise)[1]
+  logs = _log_determinant(old.noise) - _log_determinant(new.noise)
   return (jnp.einsum('tij,tij->t', precision, new.noise + second)
           - new.offset.shape[-1] + logs) / 2
 
