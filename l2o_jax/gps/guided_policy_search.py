@@ -391,6 +391,8 @@ def guided_policy_search(
     values = mean(use_policy | True) if mirror else mean(~use_policy)
     values = jnp.broadcast_to(jnp.mean(values), P) if mirror else values
     accept = values <= tolerance * state.accepted_cost
+    if mirror:  # the first rollouts of the policy: nothing to go back to
+      accept |= (state.iteration == 1) & jnp.isfinite(values)
     samples = _where(accept, samples, jax.tree.map(jnp.zeros_like, samples))
     current = Iterate(state.theta, state.guide, state.dual)
     kept = _where(accept, current[1:], state.accepted[1:])
