@@ -29,16 +29,19 @@ Info = Any
 class Optimizee(NamedTuple):
   """A family of functions f to be minimized.
 
-  Both fields are `jax.tree_util.Partial`, so the data set behind a family is a
-  leaf of the optimizee: an argument of the jitted function, not a constant.
+  Fields are `jax.tree_util.Partial`, so the data set behind a family is a leaf
+  of the optimizee: an argument of the jitted function, not a constant.
 
   Attributes:
     init: key -> (params, task); draws x_0 and f.  The task is what is fixed for
       this f (W and y of a quadratic; `()` where only the minibatch varies).
     loss: params, task, key -> scalar f(x); the key draws the minibatch.
+    objective: params, task -> scalar, f over all data.  None: there are no
+      minibatches, `loss` is it.
   """
   init: Callable[[chex.PRNGKey], tuple[Params, Task]]
   loss: Callable[[Params, Task, chex.PRNGKey], chex.Scalar]
+  objective: Callable[[Params, Task], chex.Scalar] | None = None
 
 
 class Features(NamedTuple):

@@ -1,0 +1,1 @@
+"""Guided policy search, small and convolutional (Li & Malik 2016, 2017)."""

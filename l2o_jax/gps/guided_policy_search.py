@@ -1,0 +1,426 @@
+"""Guided policy search, small and convolutional, as a MetaTrainer."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from l2o_jax.base import Cell, Features, LearnedOptimizer, MetaTrainer
+from l2o_jax.coordinatewise import coordinatewise, grouped
+from l2o_jax.gps.controller import controller, exploration
+from l2o_jax.gps.groups import Groups
+from l2o_jax.gps.guide import Dual, ModelOptions, badmm_step, mirror_step
+from l2o_jax.gps.lqr import Controller
+from l2o_jax.gps.policy import regression, replay
+from l2o_jax.gps.rollouts import mixture, rollout, to_samples
+from l2o_jax.joint import joint as joint_optimizer
+from l2o_jax.standardised import standardised
+
+
+class Iterate(NamedTuple):
+  """What an iteration improves.
+
+  Attributes:
+    theta: weights of the policy.
+    guide: psi of P functions and M groups, Controller [P, M, T, ...].
+    dual: λ, ν, η, likewise.
+  """
+  theta: chex.ArrayTree
+  guide: Controller
+  dual: Dual
+
+
+class GpsState(NamedTuple):
+  """Between two iterations.
+
+  Attributes:
+    theta: weights of the policy.
+    guide: see Iterate; so is dual.
+    dual: λ, ν, η.
+    accepted: the last iterate whose rollouts were no worse than before.
+    accepted_cost: of these rollouts, sum over t of f, [P].
+    kl_scale: of the step size, [P].
+    function_keys: each rollout's function and x_0, the same in all iterations,
+      [P, N].
+    iteration: number of iterations done.
+  """
+  theta: chex.ArrayTree
+  guide: Controller
+  dual: Dual
+  accepted: Iterate
+  accepted_cost: chex.Array
+  kl_scale: chex.Array
+  function_keys: chex.Array
+  iteration: chex.Array
+
+
+class GpsInfo(NamedTuple):
+  """What an iteration reports, beside the fields of truncated BPTT's Info.
+
+  Attributes:
+    losses: exact f along the rollouts, [P, N, T + 1].
+    meta_loss: mean sum over t of f over the rollouts, [1].
+    gradient_norm: root of the mean squared error of the policy's regression,
+      in units of the action, [1].
+    skipped: whether the iteration was not accepted for all, [1].
+    accepted_cost: mean over functions of the accepted rollouts' sum over t of
+      f: those of the guide, or with 'mdgps' of the policy, [].
+    policy_cost: the policy's own rollouts, nan if there were none, [].
+    kl: mean over guides of KL(new ‖ old), [].
+    policy_kl: mean over guides of KL(pi ‖ psi), [].
+    predicted: mean fall of cost that the model predicts, relative, [].
+    rejected: share of the functions whose guides were not accepted, [].
+    kl_scale: mean, [].
+  """
+  losses: chex.Array
+  meta_loss: chex.Array
+  gradient_norm: chex.Array
+  skipped: chex.Array
+  accepted_cost: chex.Array
+  policy_cost: chex.Array
+  kl: chex.Array
+  policy_kl: chex.Array
+  predicted: chex.Array
+  rejected: chex.Array
+  kl_scale: chex.Array
+
+
+def policy_optimizer(features: Features, cell: Cell,
+                     groups: Groups | None = None, *, shared: bool = False,
+                     joint_size: int | None = None) -> LearnedOptimizer:
+  """The policy that `guided_policy_search` trains, as a learned optimizer.
+
+  Args:
+    features: what it sees of a coordinate.
+    cell: its program.
+    groups: one theta for each; None: one for all.
+    shared: one for all even so.
+    joint_size: n, if the cell sees and moves all coordinates at once.
+  """
+  cell = standardised(cell)
+  if joint_size is not None:
+    return joint_optimizer(features, cell, joint_size)
+  learned = coordinatewise(features, cell)
+  if groups is None or shared:
+    return learned
+  return grouped(learned, groups.label_fn, groups.names)
+
+
+def _momentum_guide(shape, initial, num_columns, size):
+  """Δx = -rate g + momentum u on s = (x, g, u, Φ), feature-major."""
+  rate, momentum = initial
+  eye = jnp.eye(size)
+  gain = jnp.zeros((size, num_columns * size))
+  gain = gain.at[:, size:2 * size].set(-rate * eye)
+  gain = gain.at[:, 2 * size:3 * size].set(momentum * eye)
+  repeat = lambda x: jnp.tile(x, shape + (1,) * x.ndim)
+  return Controller(repeat(gain), repeat(jnp.zeros(size)), repeat(eye))
+
+
+def guided_policy_search(
+    features: Features, cell: Cell, state_features: Features, *,
+    num_steps: int,
+    initial: tuple[float, float],
+    method: str = 'badmm',
+    groups: Groups | None = None,
+    shared: bool = False,
+    joint_size: int | None = None,
+    num_functions: int | None = None,
+    num_rollouts: int = 20,
+    num_coordinates: int = 64,
+    policy_rollouts: float = 0.0,
+    cost: str = 'gradient_share',
+    curvature_limits: tuple[float, float] = (0.2, 5.0),
+    blend: float = 0.05,
+    ridge: float = 1e-3,
+    kl_step: float = 0.2,
+    initial_penalty: float = 0.01,
+    dual_rate: float = 0.2,
+    released_targets: bool = False,
+    inner_iterations: int = 2,
+    noise_limits: tuple[float, float] = (0.02, 0.6),
+    initial_noise: float = 0.3,
+    common_noise: float = 0.0,
+    regression_steps: int = 300,
+    cloning_steps: int = 600,
+    batch_size: int = 128,
+    learning_rate: float = 1e-3,
+    tolerance: float = 1.01) -> MetaTrainer:
+  r"""Guided policy search: a policy learns from guides that LQR improves.
+
+  An iteration rolls the guides psi out, fits linear-Gaussian dynamics and a
+  quadratic cost to the samples at every t, and alternates (Li & Malik 2017,
+  section 3.3, Bregman ADMM)
+
+      theta <- argmin sum_t λ_t^T E[μ_pi] + ν_t KL(pi ‖ psi)       (regression)
+      λ_t   <- λ_t + α ν_t G_t⁻¹ (E[μ_pi] - E[μ_psi])
+      psi   <- argmin sum_t E[c - λ_t^T a] + ν_t KL(psi ‖ pi),
+               sum_t KL(psi ‖ psi°) <= ε                            (LQR)
+
+  Convolutional (the default; 2017, section 3.4): all coordinates of a group
+  share one guide, of a state of one coordinate, so an iteration's time does not
+  depend on the number of coordinates, but for the rollouts, and is linear in T.
+  `joint_size=n`: one guide moves all n coordinates of its function (2016).
+
+  Every iteration rolls the same functions out, from the same x_0.  One that
+  made the rollouts worse is taken back, and the next takes a smaller step.
+
+  Args:
+    features: what the policy sees.
+    cell: the policy's program; `standardised` is put around it.
+    state_features: Φ, what the guide sees besides x, g and the last step.
+    num_steps: T.
+    initial: (learning rate, momentum) of the first guide, gradient descent with
+      momentum: from a search on the training objective, with 0.2 to 0.3 of the
+      best learning rate, so that the steps which LQR adds remain stable.
+    method: 'badmm', the papers'; 'mdgps', mirror descent: the policy itself is
+      rolled out, psi starts from its linearization, and its targets are
+      pi(o) + (psi - pi_lin)(s).  No λ and ν; the policy learns on the states
+      that it visits.
+    groups: coordinate groups, each with its own guide and theta; None: one.
+    shared: one theta for all groups.
+    joint_size: n for guides of whole functions, with a cell of n outputs.
+    num_functions: P: each function has its own guide (2016).  None: one guide
+      for all, every rollout on another function.
+    num_rollouts: N for each guide; 20 in 2016.
+    num_coordinates: J of each group and rollout that are looked at; redrawn
+      every iteration.
+    policy_rollouts: share of the rollouts that the policy makes, after the
+      first iteration; badmm only.  0 is the paper's; with the guide's alone the
+      policy is trained on states that it will not visit.
+    cost: 'gradient_share' 1/2 g^T H⁻¹ g of each unit, or 'taylor', the literal
+      expansion of f, which for tied coordinates shows no direction (see
+      costs.py) but is right for guides of whole functions.
+    curvature_limits: see `secant_curvature`.
+    blend: see `regress`.
+    ridge: see `regress`.
+    kl_step: ε / (T A); 0.2 in the released code of 2016.
+    initial_penalty: ν_t at first, 0.01 as in that code; 0.1 was worse.
+    dual_rate: α, 0.2 as in that code.
+    released_targets: regress on a - ν G λ as public codes do, instead of
+      a - G λ / ν, which follows from the objective.
+    inner_iterations: alternations of an iteration; badmm only; 4 in 2016.
+    noise_limits: see `exploration`.
+    initial_noise: standard deviation of the first guide's noise, relative.
+    common_noise: see `exploration`.
+    regression_steps: of Adam in every alternation.
+    cloning_steps: likewise in the first iteration.
+    batch_size: samples in each of them.
+    learning_rate: of Adam.
+    tolerance: rollouts are worse if they cost more than that times the last
+      accepted cost.
+
+  Returns:
+    MetaTrainer with state GpsState and info GpsInfo.
+
+  Raises:
+    ValueError: unknown method or cost, or joint with several groups.
+  """
+  if method not in ('badmm', 'mdgps'):
+    raise ValueError(f"guided_policy_search: method must be 'badmm' or "
+                     f"'mdgps', got {method!r}")
+  if cost not in ('gradient_share', 'taylor'):
+    raise ValueError(f"guided_policy_search: cost must be 'gradient_share' or "
+                     f"'taylor', got {cost!r}")
+  joint = joint_size is not None
+  if joint and groups is not None:
+    raise ValueError('guided_policy_search: joint guides have no groups')
+  if num_steps < 2 or num_rollouts < 2:
+    raise ValueError(f'guided_policy_search: num_steps and num_rollouts must '
+                     f'be at least 2, got {num_steps} and {num_rollouts}')
+  mirror = method == 'mdgps'
+  learned = policy_optimizer(features, cell, groups, shared=shared,
+                             joint_size=joint_size)
+  one_theta = groups is None or shared
+  groups = groups or Groups(lambda params: 'all', ('all',))
+  inner_cell = standardised(cell)
+  P, M, T = num_functions or 1, len(groups.names), num_steps
+  size = joint_size or 1
+  options = ModelOptions(cost, blend, ridge, curvature_limits)
+  improve = (mirror_step(options, kl_step) if mirror
+             else badmm_step(options, dual_rate, kl_step))
+
+  def stack(theta):  # [M or 1, ...]
+    if one_theta:
+      return jax.tree.map(lambda x: x[None], theta)
+    return jax.tree.map(lambda *xs: jnp.stack(xs),
+                        *(theta[name] for name in groups.names))
+
+  def unstack(stacked):
+    if one_theta:
+      return jax.tree.map(lambda x: x[0], stacked)
+    return {name: jax.tree.map(lambda x, m=m: x[m], stacked)
+            for m, name in enumerate(groups.names)}
+
+  def pool(x):  # [P, M, S, ...] -> one axis of samples for each theta
+    if one_theta:
+      return x.reshape(1, -1, *x.shape[3:])
+    x = jnp.swapaxes(x, 0, 1)
+    return x.reshape(M, -1, *x.shape[3:])
+
+  def init(key):
+    key_theta, key_functions = jax.random.split(key)
+    theta = learned.init(key_theta)
+    guide = _momentum_guide((P, M, T), initial, 3 + state_features.size, size)
+    dual = Dual(jnp.zeros((P, M, T, size)),
+                jnp.full((P, M, T), initial_penalty, jnp.float32),
+                jnp.ones((P, M)))
+    if num_functions is None:
+      function_keys = jax.random.split(key_functions, (1, num_rollouts))
+    else:
+      function_keys = jnp.tile(
+          jax.random.split(key_functions, P)[:, None], (1, num_rollouts))
+    accepted = jax.tree.map(jnp.copy, Iterate(theta, guide, dual))
+    return GpsState(theta, guide, dual, accepted,
+                    jnp.full(P, jnp.inf, jnp.float32), jnp.ones(P),
+                    function_keys, jnp.zeros((), jnp.int32))
+
+  def collect(state, optimizee, key, use_policy, limits):
+    def run(guide, function_key, key, use_policy):
+      key, key_noise = jax.random.split(key)
+      def make_opt(gradient):
+        return optax.chain(
+            mixture(controller(guide, state_features, groups, joint=joint,
+                               gradient=gradient),
+                    learned.transform(state.theta), use_policy),
+            exploration(jnp.einsum('mtii->mti', guide.noise), groups, key_noise,
+                        limits=limits, common=common_noise, joint=joint))
+      return rollout(optimizee, make_opt, function_key, key, T, groups,
+                     num_coordinates=joint_size or num_coordinates,
+                     joint=joint, with_hessian=cost == 'taylor')
+
+    keys = jax.random.split(key, (P, num_rollouts))
+    return jax.vmap(jax.vmap(run, (None, 0, 0, 0)), (0, 0, 0, None))(
+        state.guide, state.function_keys, keys, use_policy)
+
+  def calibrate(stacked, samples, first):
+    """Units of features and actions, from the first rollouts."""
+    o, a = pool(samples.observations), pool(samples.actions)
+    std = jnp.std(o, (1, 2))
+    found = {'mean': jnp.mean(o, (1, 2)), 'std': jnp.where(std > 1e-6, std, 1),
+             'output': jnp.sqrt(jnp.mean(a ** 2, (1, 2, 3)))}
+    return {**stacked, **{name: jnp.where(first, value, stacked[name])
+                          for name, value in found.items()}}
+
+  def mean_actions(guide, samples):
+    return jnp.einsum('pmtad,pmstd->pmsta', guide.gain,
+                      samples.states[:, :, :, :-1]) + guide.offset[:, :, None]
+
+  def policy_actions(stacked, samples):
+    o = pool(samples.observations)
+    mu = jax.vmap(lambda theta, o: replay(inner_cell, theta, o))(stacked, o)
+    shape = samples.actions.shape
+    if one_theta:
+      return mu.reshape(shape)
+    return jnp.swapaxes(mu.reshape(M, P, *shape[2:]), 0, 1)
+
+  def fit_policy(stacked, samples, targets, weights, accept, key, steps):
+    """weights [P, M, T]: relative precision of the targets."""
+    weights = weights / jnp.median(weights, -1, keepdims=True)
+    weights = jnp.minimum(weights, 2.0) * accept[:, None, None]
+    weights = jnp.broadcast_to(weights[:, :, None], targets.shape[:-1])
+    weights = pool(weights) / stacked['output'][:, None, None] ** 2 / size
+    keys = jax.random.split(key, weights.shape[0])
+    fit = lambda *args: regression(inner_cell, *args, steps,
+                                   batch_size=batch_size,
+                                   learning_rate=learning_rate)
+    return jax.vmap(fit)(stacked, pool(samples.observations), pool(targets),
+                         weights, keys)
+
+  def improve_all(samples, mu, iterate, kl_scale, limits):
+    return jax.vmap(jax.vmap(improve, (*(0,) * 8, None, None)),
+                    (*(0,) * 9, None))(
+        samples.states, samples.actions, samples.exact, samples.values,
+        samples.curvature, mu, iterate.guide, iterate.dual, kl_scale, limits)
+
+  def variance_of(guide):
+    return jnp.einsum('pmtii->pmti', guide.noise)
+
+  def badmm(iterate, samples, accept, kl_scale, limits, first, key):
+    steps = jnp.where(first, cloning_steps, regression_steps)
+    stacked = calibrate(stack(iterate.theta), samples, first)
+    guide, dual = iterate.guide, iterate.dual
+    for inner in range(inner_iterations):
+      nu, G = dual.penalties[..., None], variance_of(guide)
+      shift = G * dual.multipliers * (nu if released_targets else 1 / nu)
+      targets = mean_actions(guide, samples) - shift[:, :, None]
+      stacked, _, error = fit_policy(
+          stacked, samples, targets, dual.penalties / jnp.mean(G, -1), accept,
+          jax.random.fold_in(key, inner), steps)
+      mu = policy_actions(stacked, samples)
+      # Steps of an alternation all start from the guide that was rolled out.
+      new_guide, new_dual, info = improve_all(
+          samples, mu, iterate._replace(dual=dual), kl_scale, limits)
+      guide, dual = _where(accept, (new_guide, new_dual), (guide, dual))
+    return Iterate(unstack(stacked), guide, dual), info, error
+
+  def mdgps(iterate, samples, accept, kl_scale, limits, first, key):
+    steps = jnp.where(first, cloning_steps, regression_steps)
+    stacked = calibrate(stack(iterate.theta), samples, first)
+    mu = policy_actions(stacked, samples)
+    (new, pi), dual, info = improve_all(samples, mu, iterate, kl_scale, limits)
+    change = mean_actions(new, samples) - mean_actions(pi, samples)
+    targets = jnp.where(first, mean_actions(iterate.guide, samples),
+                        mu + change)
+    guide = jax.tree.map(lambda a, b: jnp.where(first, a, b), iterate.guide,
+                         new)
+    stacked, _, error = fit_policy(
+        stacked, samples, targets, 1 / jnp.mean(variance_of(guide), -1), accept,
+        key, steps)
+    theta = jax.tree.map(lambda a, b: jnp.where(accept[0], a, b),
+                         unstack(stacked), iterate.theta)
+    guide, dual = _where(accept, (guide, dual), (iterate.guide, iterate.dual))
+    return Iterate(theta, guide, dual), info, error
+
+  def step(state, optimizee, key):
+    key_rollouts, key_policy = jax.random.split(key)
+    first = state.iteration == 0
+    share = 1.0 if mirror else policy_rollouts
+    use_policy = (np.arange(num_rollouts) < round(share * num_rollouts)) & (
+        ~first)
+    limits = jnp.where(first, jnp.float32(initial_noise),
+                       jnp.array(noise_limits))
+    rollouts = collect(state, optimizee, key_rollouts, use_policy, limits)
+    samples = to_samples(rollouts, state_features, features, joint)
+    sums = jnp.sum(rollouts.objective, -1)  # [P, N]
+    mean = lambda who: jnp.sum(jnp.where(who, sums, 0), -1) / jnp.sum(who)
+    values = mean(use_policy | True) if mirror else mean(~use_policy)
+    values = jnp.broadcast_to(jnp.mean(values), P) if mirror else values
+    accept = values <= tolerance * state.accepted_cost
+    if mirror:  # the first rollouts of the policy: nothing to go back to
+      accept |= (state.iteration == 1) & jnp.isfinite(values)
+    samples = _where(accept, samples, jax.tree.map(jnp.zeros_like, samples))
+    current = Iterate(state.theta, state.guide, state.dual)
+    kept = _where(accept, current[1:], state.accepted[1:])
+    theta = state.theta
+    if mirror:
+      theta = jax.tree.map(lambda a, b: jnp.where(accept[0], a, b), theta,
+                           state.accepted.theta)
+    accepted = Iterate(theta, *kept)
+    kl_scale = jnp.where(accept, jnp.minimum(1.2 * state.kl_scale, 3.0),
+                         jnp.maximum(0.4 * state.kl_scale, 0.01))
+    new, info, error = (mdgps if mirror else badmm)(
+        accepted, samples, accept, kl_scale, limits, first, key_policy)
+    info = jax.tree.map(
+        lambda x: jnp.mean(x, where=accept[:, None] & jnp.isfinite(x)), info)
+    values = jnp.where(accept, values, state.accepted_cost)
+    report = GpsInfo(
+        rollouts.objective, jnp.mean(sums)[None],
+        jnp.sqrt(jnp.mean(error))[None], ~jnp.all(accept)[None],
+        jnp.mean(values), jnp.mean(mean(use_policy)), info.kl, info.policy_kl,
+        info.predicted, 1 - jnp.mean(accept), jnp.mean(kl_scale))
+    return GpsState(*new, accepted, values, kl_scale, state.function_keys,
+                    state.iteration + 1), report
+
+  return MetaTrainer(init, step)
+
+
+def _where(accept, new: Any, old: Any) -> Any:
+  """By function: `accept` [P] against leaves [P, ...]."""
+  choose: Callable = lambda a, b: jnp.where(
+      accept.reshape((-1,) + (1,) * (a.ndim - 1)), a, b)
+  return jax.tree.map(choose, new, old)

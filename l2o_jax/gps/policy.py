@@ -1,0 +1,83 @@
+"""The policy's side: what it would do along samples, and its regression."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from l2o_jax.base import Cell
+
+
+def replay(cell: Cell, theta, observations):
+  """The cell's actions along recorded observations.
+
+  Args:
+    cell: of a unit.
+    theta: its weights.
+    observations: [S, T, F].
+
+  Returns:
+    [S, T, A].
+  """
+  def step(state, o):  # [F, S]
+    actions, state = jax.vmap(
+        cell.step, (None, -1, -1), -1)(theta, o, state)
+    return state, actions
+
+  samples = observations.shape[0]
+  state = jax.tree.map(
+      lambda s: jnp.broadcast_to(s[..., None], (*s.shape, samples)),
+      cell.initial_state())
+  _, actions = jax.lax.scan(step, state, observations.transpose(1, 2, 0))
+  if actions.ndim == 2:
+    actions = actions[:, None]
+  return actions.transpose(2, 0, 1)
+
+
+def regression(cell: Cell, theta, observations, targets, weights, key,
+               num_steps, *, batch_size: int, learning_rate: float,
+               clip_norm: float = 1.0):
+  """Fits the cell's mean actions to targets, through time.
+
+      min_theta  mean_{s,t} w_t ‖μ_theta(o_s0 ... o_st) - target_st‖²
+
+  The sequences are those that occurred: the policy's own actions do not feed
+  back.  Adam, gradients clipped; the rate falls to 10 % by a cosine.
+
+  Args:
+    cell: of a unit.
+    theta: where to start.
+    observations: [S, T, F].
+    targets: [S, T, A].
+    weights: w, [S, T].
+    key: draws minibatches of samples.
+    num_steps: of Adam; may be traced.
+    batch_size: samples a step, with replacement.
+    learning_rate: of Adam.
+    clip_norm: global norm.
+
+  Returns:
+    (theta, loss before, loss after), each loss the mean over 20 steps.
+  """
+  opt = optax.chain(optax.clip_by_global_norm(clip_norm), optax.adam(1.0))
+  count = observations.shape[0]
+
+  def loss(theta, rows):
+    error = replay(cell, theta, observations[rows]) - targets[rows]
+    return jnp.mean(weights[rows] * jnp.sum(error ** 2, -1))
+
+  def step(i, carry):
+    theta, state, first, last = carry
+    rows = jax.random.randint(jax.random.fold_in(key, i), (batch_size,), 0,
+                              count)
+    value, gradient = jax.value_and_grad(loss)(theta, rows)
+    updates, state = opt.update(gradient, state, theta)
+    rate = learning_rate * (0.55 + 0.45 * jnp.cos(jnp.pi * i / num_steps))
+    theta = optax.apply_updates(
+        theta, jax.tree.map(lambda u: rate * u, updates))
+    return (theta, state, first + jnp.where(i < 20, value, 0) / 20,
+            last + jnp.where(i >= num_steps - 20, value, 0) / 20)
+
+  zero = jnp.zeros((), jnp.float32)
+  theta, _, first, last = jax.lax.fori_loop(
+      0, num_steps, step, (theta, opt.init(theta), zero, zero))
+  return theta, first, last
