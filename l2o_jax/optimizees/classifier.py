@@ -9,6 +9,7 @@ import optax
 from jax.tree_util import Partial
 
 from l2o_jax.base import Optimizee
+from l2o_jax.sampling import draw
 
 ACTIVATIONS = {'sigmoid': jax.nn.sigmoid, 'tanh': jnp.tanh,
                'relu': jax.nn.relu, 'elu': jax.nn.elu}
@@ -45,7 +46,8 @@ def mlp(sizes: Sequence[int], activation: str = 'sigmoid',
         sizes, sizes[1:], jax.random.split(key, len(sizes) - 1)):
       key_w, key_b = jax.random.split(k)
       params.append({
-          'w': initial_std * jax.random.normal(key_w, (fan_in, fan_out)),
+          'w': initial_std * draw(
+              jax.random.normal, key_w, (fan_in, fan_out)),
           'b': initial_std * jax.random.normal(key_b, (fan_out,))})
     return params
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from l2o_jax.base import Optimizee
+from l2o_jax.sampling import draw
 
 _ENTRIES = {'normal': jax.random.normal, 'uniform': jax.random.uniform}
 _REDUCTIONS = {'mean': jnp.mean, 'sum': jnp.sum}
@@ -50,9 +51,9 @@ def quadratic(dimension: int = 10, entries: str = 'uniform',
 
   def init(key):
     key_w, key_y, key_x = jax.random.split(key, 3)
-    task = {'w': _ENTRIES[entries](key_w, shape + (dimension,)),
-            'y': _ENTRIES[entries](key_y, shape)}
-    return initial_std * jax.random.normal(key_x, shape), task
+    task = {'w': draw(_ENTRIES[entries], key_w, shape + (dimension,)),
+            'y': draw(_ENTRIES[entries], key_y, shape)}
+    return initial_std * draw(jax.random.normal, key_x, shape), task
 
   def loss(x, task, key):
     del key

@@ -11,6 +11,7 @@ import optax
 from jax.tree_util import Partial
 
 from l2o_jax.base import Optimizee
+from l2o_jax.sampling import draw
 
 
 def _check(name, **sizes):
@@ -22,10 +23,10 @@ def _check(name, **sizes):
 def _gaussians(key, count, points, dimension, random_covariance):
   """[count · points, d]: mean ~ N(0, I), covariance S S^T, S ~ N(0, 1)."""
   key_mean, key_root, key_points = jax.random.split(key, 3)
-  mean = jax.random.normal(key_mean, (count, 1, dimension))
-  x = jax.random.normal(key_points, (count, points, dimension))
+  mean = draw(jax.random.normal, key_mean, (count, 1, dimension))
+  x = draw(jax.random.normal, key_points, (count, points, dimension))
   if random_covariance:
-    root = jax.random.normal(key_root, (count, dimension, dimension))
+    root = draw(jax.random.normal, key_root, (count, dimension, dimension))
     x = jnp.einsum('cij,cpj->cpi', root, x)
   return (mean + x).reshape(count * points, dimension)
 
@@ -141,8 +142,10 @@ def small_net(dimension: int = 2, hidden: int = 2, classes: int = 2,
     x = _gaussians(key_data, clusters, points, dimension, True)
     code = jax.random.randint(key_labels, (), 1, 2 ** clusters - 1)
     labels = (code >> jnp.arange(clusters)) & 1
-    return ({name: jax.random.normal(k, shape) for (name, shape), k in zip(
-        shapes.items(), jax.random.split(key_x, len(shapes)))},
+    params = {
+        name: draw(jax.random.normal, k, shape) for (name, shape), k in zip(
+            shapes.items(), jax.random.split(key_x, len(shapes)))}
+    return (params,
             {'x': x, 'y': jnp.repeat(labels, points)})
 
   def loss(params, task, key):
