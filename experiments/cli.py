@@ -120,9 +120,11 @@ def define_flags(presets: dict[str, dict], default_workdir: str) -> None:
   flags.DEFINE_integer(
       'multihost_timeout', 300, 'With --multihost: seconds to wait for the '
       'other processes, >= 1.', lower_bound=1, upper_bound=10 ** 5)
-  flags.DEFINE_bool(
-      'remat', True, 'Recompute each step in the backward pass; less memory '
-      'and on a CPU faster.')
+  flags.DEFINE_enum(
+      'remat', 'step', ['none', 'step', 'segments'], 'What the backward pass '
+      'computes again; none: nothing; step: the inside of each step, with less '
+      'memory and on a CPU faster; segments: all but the state of every '
+      'sqrt(--unroll_length) steps, with the least memory.')
   flags.DEFINE_integer(
       'evaluation_period', 100, 'Epochs between validations, each with a log '
       'line and a checkpoint, >= 1.', lower_bound=1, upper_bound=10 ** 9)

@@ -311,11 +311,12 @@ def make_trainer(learned, *, learning_rate, num_epochs, scale=1.0):
   if args.clip_norm:
     meta_optimizer = optax.chain(
         optax.clip_by_global_norm(args.clip_norm), meta_optimizer)
+  remat = {'none': False, 'step': True}.get(args.remat, args.remat)
   return truncated_bptt(
       learned, meta_optimizer, unroll_length=args.unroll_length,
       num_unrolls=num_unrolls, num_optimizees=args.num_optimizees,
       weights=weights, second_derivatives=args.second_derivatives,
-      remat=args.remat, clip_each=args.clip_each or None,
+      remat=remat, clip_each=args.clip_each or None,
       sharding=sharding(args.num_optimizees))
 
 

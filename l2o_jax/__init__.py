@@ -39,7 +39,7 @@ from l2o_jax.base import (
 )
 from l2o_jax.checkpoint import CheckpointError, load, metadata, save
 from l2o_jax.conjugate_gradient import conjugate_gradient
-from l2o_jax.coordinatewise import coordinatewise, grouped
+from l2o_jax.coordinatewise import chunked, coordinatewise, grouped
 from l2o_jax.evaluation import learning_curves, tune_learning_rate
 from l2o_jax.features import (
     gradient,
@@ -73,6 +73,7 @@ __all__ = (
     'MetaTrainer',
     'Optimizee',
     'autonomous_optimizer',
+    'chunked',
     'conjugate_gradient',
     'coordinatewise',
     'flattened',

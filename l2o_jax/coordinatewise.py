@@ -35,7 +35,8 @@ def _finite_or_zero(x):
   return jnp.where(jnp.isfinite(x), x, 0)
 
 
-def coordinatewise(features: Features, cell: Cell) -> LearnedOptimizer:
+def coordinatewise(features: Features, cell: Cell,
+                   state_dtype: jnp.dtype | None = None) -> LearnedOptimizer:
   """Runs one cell on every coordinate: shared weights, separate state.
 
       delta_i, state_i = cell(theta, features(x_i, g_i, f), state_i)
@@ -58,6 +59,8 @@ def coordinatewise(features: Features, cell: Cell) -> LearnedOptimizer:
   Args:
     features: what the cell sees.
     cell: the program of one coordinate.
+    state_dtype: type that the cell's state is stored in between steps, for
+      example `jnp.bfloat16` for half the memory; theta's by default.
 
   Returns:
     A LearnedOptimizer; `transform(theta).update` takes `value=f(x)` where the
@@ -73,7 +76,7 @@ def coordinatewise(features: Features, cell: Cell) -> LearnedOptimizer:
       def state_of(x):
         return jax.tree.map(
             lambda s: jnp.broadcast_to(
-                s.astype(dtype).reshape(s.shape + (1,) * x.ndim),
+                s.astype(state_dtype or dtype).reshape(s.shape + (1,) * x.ndim),
                 s.shape + x.shape),
             cell.initial_state())
       def memory_of(x):
@@ -93,8 +96,11 @@ def coordinatewise(features: Features, cell: Cell) -> LearnedOptimizer:
       def coordinate(memory, cell_state, x, g):
         memory, seen = features.update(
             memory, _finite_or_zero(x), _finite_or_zero(g), value)
-        delta, cell_state = cell.step(theta, seen.astype(dtype), cell_state)
-        return delta, memory, cell_state
+        delta, new = cell.step(
+            theta, seen.astype(dtype),
+            jax.tree.map(lambda s: s.astype(dtype), cell_state))
+        return delta, memory, jax.tree.map(
+            lambda s, old: s.astype(old.dtype), new, cell_state)
 
       deltas, memories, cells = [], [], []
       for memory, cell_state, x, g in zip(
@@ -111,6 +117,77 @@ def coordinatewise(features: Features, cell: Cell) -> LearnedOptimizer:
 
   return LearnedOptimizer(
       init=lambda key: cell.init(key, features.size), transform=transform)
+
+
+def chunked(learned: LearnedOptimizer, size: int = 1280) -> LearnedOptimizer:
+  """`learned` on blocks of coordinates, one after another, in place.
+
+  The same updates for less memory: beside state and gradients an application
+  needs what one block needs, and with the state donated to the jitted function
+  no second state.  On a CPU it is also the faster form for large leaves, as a
+  block stays in the cache.  For applying an optimizer, not for meta-training:
+  differentiating it would store the whole state for every block.
+
+  Args:
+    learned: an optimizer whose coordinates do not communicate.
+    size: coordinates of a block; on CPUs no power of two, or the rows of a
+      matrix [H, size] fall into the same sets of the cache.
+
+  Returns:
+    A LearnedOptimizer whose state has a leading axis of blocks in each leaf of
+    the parameters; the last block is padded with zeros.  With a block as large
+    as the leaf it reduces to `learned`.
+
+  Raises:
+    ValueError: size is not positive.
+  """
+  if size < 1:
+    raise ValueError(f'chunked: size must be positive, got {size}')
+
+  def transform(theta):
+    opt = optax.with_extra_args_support(learned.transform(theta))
+
+    def blocks(x):
+      width = max(min(size, x.size), 1)
+      padding = -x.size % width if x.size else 1
+      return jnp.pad(jnp.ravel(x), (0, padding)).reshape(-1, width)
+
+    def init(params):
+      return tuple(jax.vmap(opt.init)(blocks(x))
+                   for x in jax.tree.leaves(params))
+
+    def update_leaf(g, state, x, **extra_args):
+      def one(i, carry):
+        updates, state, x = jax.tree.map(
+            lambda leaf: jax.lax.dynamic_index_in_dim(leaf, i, keepdims=False),
+            (*carry, parameters))
+        # Always true.  A branch is not fused with the writing of its result,
+        # which XLA would otherwise not do in place.
+        new = jax.lax.cond(
+            i >= 0, lambda block: opt.update(*block, **extra_args),
+            lambda block: block[:2], (updates, state, x))
+        return jax.tree.map(
+            lambda leaf, block: jax.lax.dynamic_update_index_in_dim(
+                leaf, block, i, 0), carry, new)
+
+      gradients = blocks(g)
+      parameters = None if x is None else blocks(x)
+      updates, state = jax.lax.fori_loop(
+          0, len(gradients), one, (gradients, state))
+      return jnp.ravel(updates)[:g.size].reshape(g.shape), state
+
+    def update(updates, state, params=None, **extra_args):
+      leaves, structure = jax.tree.flatten(updates)
+      xs = ([None] * len(leaves) if params is None
+            else structure.flatten_up_to(params))
+      new = [update_leaf(*leaf, **extra_args)
+             for leaf in zip(leaves, state, xs, strict=True)]
+      return (structure.unflatten([u for u, _ in new]),
+              tuple(s for _, s in new))
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+  return LearnedOptimizer(learned.init, transform)
 
 
 def grouped(learned: LearnedOptimizer,

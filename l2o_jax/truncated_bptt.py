@@ -1,7 +1,7 @@
 """Meta-training by truncated back-propagation through time."""
 
 import functools
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import chex
 import jax
@@ -37,7 +37,8 @@ class Info(NamedTuple):
 
 def meta_loss(theta, learned: LearnedOptimizer, optimizee: Optimizee, tasks,
               params, opt_states, keys, *, weights=None,
-              second_derivatives: bool = False, remat: bool = False):
+              second_derivatives: bool = False,
+              remat: bool | Literal['segments'] = False):
   """The weighted sum of losses along an unroll, mean over B optimizees.
 
       L(theta) = 1/B sum_b sum_{t=0..T} w_t f_b(x_t)
@@ -92,7 +93,7 @@ def truncated_bptt(learned: LearnedOptimizer,
                    num_optimizees: int = 1,
                    weights: chex.Array | None = None,
                    second_derivatives: bool = False,
-                   remat: bool = False,
+                   remat: bool | Literal['segments'] = False,
                    clip_each: float | None = None,
                    sharding: jax.sharding.NamedSharding | None = None
                    ) -> MetaTrainer:

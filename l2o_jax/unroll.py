@@ -1,7 +1,8 @@
 """The only inner loop of the project: an optimizer at work on an optimizee."""
 
+import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import chex
 import jax
@@ -44,7 +45,7 @@ def unroll(loss: Callable[[chex.ArrayTree, chex.PRNGKey], chex.Scalar],
            keys: chex.PRNGKey,
            *,
            second_derivatives: bool = False,
-           remat: bool = False,
+           remat: bool | Literal['segments'] = False,
            record: Callable[[Step], Any] | None = None):
   """Runs `opt` on `loss` for T steps.
 
@@ -62,14 +63,23 @@ def unroll(loss: Callable[[chex.ArrayTree, chex.PRNGKey], chex.Scalar],
     opt_state: of `opt` at x_0; feed back what comes out to go on with a run.
     keys: [T + 1] random keys, one for each loss.
     second_derivatives: keep d grad f(x_t) / d theta.
-    remat: recompute each step in the backward pass instead of storing it; saves
-      memory and, on CPU, often time.
+    remat: what the backward pass finds stored.  False: all that the forward
+      pass computed.  True: what goes from step to step, the rest is computed
+      again; on a CPU also the fastest.  'segments': that of every ceil(sqrt(T))
+      steps, and within the segment at work that of each step: memory as sqrt(T)
+      instead of T, for one forward pass more.
     record: Step -> anything to be stacked over t.
 
   Returns:
     ((x_T, opt_state), Trajectory).
+
+  Raises:
+    ValueError: unknown `remat`.
   """
   chex.assert_rank(keys, 1)
+  if remat not in (False, True, 'segments'):
+    raise ValueError(f"unroll: remat must be False, True or 'segments', got "
+                     f'{remat!r}')
   opt = optax.with_extra_args_support(opt)
   see = (lambda x: x) if second_derivatives else jax.lax.stop_gradient
 
@@ -84,7 +94,25 @@ def unroll(loss: Callable[[chex.ArrayTree, chex.PRNGKey], chex.Scalar],
 
   if remat:
     step = jax.checkpoint(step, prevent_cse=False)
-  (params, opt_state), (losses, seen) = jax.lax.scan(
-      step, (params, opt_state), keys[:-1])
-  losses = jnp.append(losses, loss(params, keys[-1]))
+
+  def several(carry, keys):
+    return jax.lax.scan(step, carry, keys)
+
+  carry, keys, last = (params, opt_state), keys[:-1], keys[-1]
+  if remat != 'segments':
+    carry, (losses, seen) = several(carry, keys)
+  else:
+    several = jax.checkpoint(several, prevent_cse=False)
+    length = math.isqrt(max(len(keys) - 1, 0)) + 1  # ceil(sqrt(T))
+    whole = len(keys) - len(keys) % length
+    carry, parts = jax.lax.scan(
+        several, carry, keys[:whole].reshape(-1, length))
+    losses, seen = jax.tree.map(
+        lambda x: x.reshape(whole, *x.shape[2:]), parts)
+    if whole < len(keys):
+      carry, rest = several(carry, keys[whole:])
+      losses, seen = jax.tree.map(
+          lambda *x: jnp.concatenate(x), (losses, seen), rest)
+  params, opt_state = carry
+  losses = jnp.append(losses, loss(params, last))
   return (params, opt_state), Trajectory(losses, seen)

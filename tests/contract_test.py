@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from absl.testing import absltest, parameterized
 
-from l2o_jax.coordinatewise import coordinatewise, grouped
+from l2o_jax.coordinatewise import chunked, coordinatewise, grouped
 from l2o_jax.features import gradient, log_and_sign
 from l2o_jax.learned_optimizers import (
     flattened,
@@ -29,13 +29,16 @@ LEARNED = {
     'lstm_raw': lstm_raw(),
     'lstm_log_and_sign': lstm_log_and_sign(),
     'leaf_by_leaf': coordinatewise(log_and_sign(), lstm_cell((5,))),
+    'chunked': chunked(coordinatewise(log_and_sign(), lstm_cell((5,))), 5),
+    'bfloat16_state': coordinatewise(gradient(), lstm_cell((5,)), jnp.bfloat16),
     'linear': coordinatewise(gradient(), lstm_cell(hidden=(), scale=1.0)),
     'averaged': flattened(coordinatewise(
         gradient(), lstm_cell((6, 4), averaged=2))),
     'grouped': grouped(coordinatewise(gradient(), lstm_cell((4,))), by_rank,
                        ('matrix', 'other')),
 }
-LEAF_BY_LEAF = ('leaf_by_leaf', 'linear', 'grouped')
+LEAF_BY_LEAF = ('leaf_by_leaf', 'chunked', 'bfloat16_state', 'linear',
+                'grouped')
 SEPARABLE = [name for name in LEARNED if name != 'averaged']
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (50, 4, 4, 1), np.uint8)
@@ -170,6 +173,40 @@ class LearnedOptimizerTest(parameterized.TestCase):
     injected = optax.inject_hyperparams(
         lambda factor: optax.chain(opt, optax.scale(factor)))(factor=0.5)
     close(first(injected, dense), {'w': 0.5 * alone['w']})
+
+
+class ChunkedTest(absltest.TestCase):
+
+  def test_same_updates_as_all_at_once(self):
+    plain = LEARNED['leaf_by_leaf']
+    theta = plain.init(jax.random.key(0))
+    params = tree()
+    def two_steps(learned):
+      opt = learned.transform(theta)
+      @jax.jit
+      def run(params):
+        updates, state = opt.update(params, opt.init(params), params)
+        return updates, opt.update(updates, state, params)[0]
+      return run(params)
+    chex.assert_trees_all_close(two_steps(chunked(plain, 5)), two_steps(plain),
+                                rtol=1e-5)
+
+  def test_needs_no_second_state(self):
+    """320 bytes of state a coordinate, donated; scratch for a block."""
+    n = 1_000_000
+    learned = chunked(coordinatewise(log_and_sign(), lstm_cell()))
+    theta = learned.init(jax.random.key(0))
+    vector = jax.ShapeDtypeStruct((n,), jnp.float32)
+    state = jax.eval_shape(lambda x: learned.transform(theta).init(x), vector)
+    update = jax.jit(lambda g, state, x: learned.transform(theta).update(
+        g, state, x), donate_argnums=1)
+    memory = update.lower(vector, state, vector).compile().memory_analysis()
+    self.assertGreater(memory.alias_size_in_bytes, 319e6)
+    self.assertLess(memory.temp_size_in_bytes, 8e6 + 2e6)  # g, x and a block
+
+  def test_bad_size(self):
+    with self.assertRaisesRegex(ValueError, 'chunked.*0'):
+      chunked(LEARNED['leaf_by_leaf'], 0)
 
 
 class CellTest(parameterized.TestCase):

@@ -151,7 +151,7 @@ class ExperimentsTest(parameterized.TestCase):
       for flag in ('--num_epochs', '--num_steps', '--unroll_length',
                    '--learning_rate', '--[no]second_derivatives', '--preset',
                    '--evaluation_period', '--seed', '--workdir', '--resume',
-                   '--[no]remat'):
+                   '--remat'):
         self.assertIn(flag, out)
 
 

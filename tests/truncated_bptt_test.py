@@ -12,6 +12,7 @@ from jax.tree_util import Partial
 from l2o_jax.base import Optimizee
 from l2o_jax.coordinatewise import coordinatewise
 from l2o_jax.features import gradient, log_and_sign
+from l2o_jax.learned_optimizers import lstm_raw
 from l2o_jax.lstm import lstm_cell
 from l2o_jax.optimizees.quadratic import quadratic
 from l2o_jax.truncated_bptt import MetaState, meta_loss, truncated_bptt
@@ -96,11 +97,37 @@ class TruncatedBpttTest(parameterized.TestCase):
           keys[rows], **options)[0])(theta)
     whole = loss(slice(0, 3))
     remat = loss(slice(0, 3), remat=True)
+    segments = loss(slice(0, 3), remat='segments')  # 3, 3 and 1 steps
     single = [loss(slice(i, i + 1)) for i in range(3)]
     mean = jax.tree.map(lambda *x: sum(x) / 3, *single)
-    for other in (remat, mean):
+    for other in (remat, segments, mean):
       jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-4,
                                      atol=2e-5), whole, other)
+
+  @parameterized.parameters(
+      (100, 10_000, True, 344.2e6), (100, 10_000, 'segments', 85.0e6),
+      (1000, 100_000, 'segments', 2243e6))
+  def test_memory(self, num_steps, n, remat, expected):
+    """What is stored: 81 numbers (state, x) a coordinate and kept step.
+
+    As many as T steps, or as segments and the steps of one; and 6.24 times that
+    to work with.
+    """
+    learned = lstm_raw()
+    optimizee = Optimizee(Partial(lambda key: (jnp.zeros(n), ())),
+                          Partial(lambda x, task, key: jnp.sum(x ** 2)))
+    theta = learned.init(jax.random.key(0))
+    params = jax.ShapeDtypeStruct((1, n), jnp.float32)
+    states = jax.eval_shape(jax.vmap(learned.transform(theta).init), params)
+    keys = jax.eval_shape(
+        lambda key: jax.random.split(key, (1, num_steps + 1)),
+        jax.random.key(0))
+    gradient = jax.jit(jax.grad(lambda theta, *batch: meta_loss(
+        theta, learned, optimizee, (), *batch, remat=remat)[0]))
+    memory = gradient.lower(theta, params, states, keys).compile(
+        ).memory_analysis()
+    self.assertLess(memory.temp_size_in_bytes, 8e9)
+    np.testing.assert_allclose(memory.temp_size_in_bytes, expected, rtol=0.1)
 
   def test_weights(self):
     """Final only: the meta-loss is the last loss of the last unroll."""
