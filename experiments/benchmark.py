@@ -12,6 +12,7 @@ take turns within one process.  Prints a table and writes benchmark.json to
 --workdir.
 """
 
+import logging
 import os
 import pathlib
 import platform
@@ -242,6 +243,7 @@ def table(workload: str, rows: dict[str, dict], n: int | None) -> str:
 def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments: {" ".join(argv[1:])}')
+  logging.getLogger('jax').setLevel('WARNING')  # tells of TPUs missed
   args = flags.FLAGS
   if hasattr(os, 'sched_setaffinity'):  # before JAX counts the cores
     cores = sorted(os.sched_getaffinity(0))

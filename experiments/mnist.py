@@ -21,13 +21,13 @@ from l2o_jax import datasets
 from l2o_jax.learned_optimizers import lstm_log_and_sign
 from l2o_jax.optimizees.classifier import classifier, mlp
 
-_TUNED = {'output_scale': 0.01, 'learning_rate': 2e-3,
+_TUNED = {'initial_std': 0.1, 'output_scale': 0.01, 'learning_rate': 2e-3,
           'preprocessing_p': 7.0, 'weights': 'rising',
           'second_derivatives': True, 'num_tuning': 16, 'num_test': 100}
 PRESETS = {
     'quick': {'num_epochs': 100, 'evaluation_period': 20, 'num_validation': 8,
               **_TUNED},
-    'full': {'num_epochs': 900, 'evaluation_period': 45, 'num_validation': 32,
+    'full': {'num_epochs': 600, 'evaluation_period': 30, 'num_validation': 32,
              **_TUNED},
     'paper': {**_TUNED, 'num_epochs': 900, 'evaluation_period': 45,
               'num_validation': 32, 'preprocessing_p': 10.0, 'weights': 'all',
