@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from l2o_jax.activations import sigmoid, tanh
 from l2o_jax.base import Cell
 
 
@@ -52,8 +53,8 @@ def lstm_layer(theta, x, state):
   h, c = state
   gates = affine(theta, x, h)
   i, j, f, o = jnp.split(gates, 4)
-  c = jax.nn.sigmoid(f + 1) * c + jax.nn.sigmoid(i) * jnp.tanh(j)
-  return jax.nn.sigmoid(o) * jnp.tanh(c), c
+  c = sigmoid(f + 1) * c + sigmoid(i) * tanh(j)
+  return sigmoid(o) * tanh(c), c
 
 
 def linear_init(key, num_inputs: int):

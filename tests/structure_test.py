@@ -6,7 +6,8 @@ import pathlib
 from absl.testing import absltest
 
 ROOT = pathlib.Path(__file__).parents[1]
-GROUND = {'base', 'sampling', 'unroll', 'datasets', 'checkpoint', 'gps.lqr'}
+GROUND = {'activations', 'base', 'sampling', 'unroll', 'datasets', 'checkpoint',
+          'gps.lqr'}
 TOP = ('learned_optimizers', '__init__')
 
 

@@ -1,0 +1,43 @@
+"""tanh and sigmoid against numpy's in double precision."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from l2o_jax.activations import sigmoid, tanh
+
+POINTS = np.concatenate([np.linspace(-12, 12, 100_001), [
+    0.0, 1e-30, -1e-5, 3e38, -3e38, np.inf, -np.inf]])
+
+
+class ActivationsTest(parameterized.TestCase):
+
+  def test_float32(self):
+    x = POINTS.astype(np.float32)
+    exact = np.tanh(x.astype(np.float64))
+    found = np.asarray(jax.jit(tanh)(x))
+    np.testing.assert_allclose(found, exact, rtol=4e-7)
+    self.assertLessEqual(np.abs(found).max(), 1.0)
+    np.testing.assert_allclose(jax.jit(sigmoid)(x), 0.5 + 0.5 * np.tanh(
+        x.astype(np.float64) / 2), atol=4e-7)
+    self.assertTrue(np.isnan(tanh(jnp.array(jnp.nan))))
+
+  def test_derivatives(self):
+    x = np.linspace(-10, 10, 2001).astype(np.float32)
+    t = np.tanh(x.astype(np.float64))
+    first = jax.jit(jax.vmap(jax.grad(tanh)))(x)
+    np.testing.assert_allclose(first, 1 - t * t, atol=1e-6)
+    second = jax.jit(jax.vmap(jax.grad(jax.grad(tanh))))(x)
+    np.testing.assert_allclose(second, -2 * t * (1 - t * t), atol=2e-6)
+
+  @parameterized.parameters('float64', 'bfloat16', 'float16')
+  def test_other_types(self, dtype):
+    with jax.enable_x64(True):
+      x = jnp.asarray(POINTS[:100_001:100], dtype)
+      self.assertEqual(tanh(x).dtype, x.dtype)
+      np.testing.assert_array_equal(tanh(x), jnp.tanh(x))
+
+
+if __name__ == '__main__':
+  absltest.main()
