@@ -52,3 +52,37 @@ def learning_curves(path, panels, learned=('LSTM',)):
     axis.legend(fontsize=8)
   figure.savefig(path, dpi=120)
   plt.close(figure)
+
+
+def margins(path, margins, losses, learned, horizon):
+  """Mean margins of victory against step, and losses on two functions.
+
+  Args:
+    path: of the PNG.
+    margins: {competitors: [T + 1]}.
+    losses: {optimizer: [B, T + 1]}.
+    learned: the one drawn solid.
+    horizon: of meta-training; a vertical line.
+  """
+  figure, axes = plt.subplots(1, 3, figsize=(15.6, 4.2), layout='constrained')
+  for i, (name, margin) in enumerate(margins.items()):
+    axes[0].plot(margin, label=name, ls='-' if i == 0 else '--', lw=1.5)
+  scale = np.nanmax(np.abs(next(iter(margins.values()))))
+  axes[0].set_yscale('symlog', linthresh=max(scale / 10, 1e-6))
+  axes[0].set_ylabel('mean margin of victory over')
+  axes[0].axhline(0, color='k', lw=0.8)
+  for function, axis in enumerate(axes[1:]):
+    for i, (name, curves) in enumerate(losses.items()):
+      curve = curves[min(function, len(curves) - 1)]
+      axis.plot(curve, label=name, ls='-' if name == learned else '--',
+                lw=2.2 if name == learned else 1.3, color=f'C{i}')
+    start = losses[learned][min(function, len(losses[learned]) - 1)][0]
+    axis.set_ylim(0, 1.5 * start)
+    axis.set_ylabel(f'loss, test function {function}')
+  for axis in axes:
+    axis.axvline(horizon, color='k', lw=0.6, ls=':')
+    axis.set_xlabel('step')
+    axis.grid(alpha=0.3, lw=0.4)
+    axis.legend(fontsize=7)
+  figure.savefig(path, dpi=120)
+  plt.close(figure)

@@ -66,7 +66,7 @@ class GpsInfo(NamedTuple):
     meta_loss: mean sum over t of f over the rollouts, [1].
     gradient_norm: root of the mean squared error of the policy's regression,
       in units of the action, [1].
-    skipped: whether the iteration was not accepted for all, [1].
+    skipped: whether no guide was accepted, [1].
     accepted_cost: mean over functions of the accepted rollouts' sum over t of
       f: those of the guide, or with 'mdgps' of the policy, [].
     policy_cost: the policy's own rollouts, nan if there were none, [].
@@ -108,6 +108,11 @@ def policy_optimizer(features: Features, cell: Cell,
   if groups is None or shared:
     return learned
   return grouped(learned, groups.label_fn, groups.names)
+
+
+def function_keys(key: chex.PRNGKey, count: int) -> chex.PRNGKey:
+  """What `init(key)` of a trainer draws its P functions (or N) from."""
+  return jax.random.split(jax.random.fold_in(key, 1), count)
 
 
 def _momentum_guide(shape, initial, num_columns, size):
@@ -263,21 +268,19 @@ def guided_policy_search(
     return x.reshape(M, -1, *x.shape[3:])
 
   def init(key):
-    key_theta, key_functions = jax.random.split(key)
-    theta = learned.init(key_theta)
+    theta = learned.init(jax.random.fold_in(key, 0))
     guide = _momentum_guide((P, M, T), initial, 3 + state_features.size, size)
     dual = Dual(jnp.zeros((P, M, T, size)),
                 jnp.full((P, M, T), initial_penalty, jnp.float32),
                 jnp.ones((P, M)))
     if num_functions is None:
-      function_keys = jax.random.split(key_functions, (1, num_rollouts))
+      drawn = function_keys(key, num_rollouts)[None]
     else:
-      function_keys = jnp.tile(
-          jax.random.split(key_functions, P)[:, None], (1, num_rollouts))
+      drawn = jnp.tile(function_keys(key, P)[:, None], (1, num_rollouts))
     accepted = jax.tree.map(jnp.copy, Iterate(theta, guide, dual))
     return GpsState(theta, guide, dual, accepted,
                     jnp.full(P, jnp.inf, jnp.float32), jnp.ones(P),
-                    function_keys, jnp.zeros((), jnp.int32))
+                    drawn, jnp.zeros((), jnp.int32))
 
   def collect(state, optimizee, key, use_policy, limits):
     def run(guide, function_key, key, use_policy):
@@ -410,7 +413,7 @@ def guided_policy_search(
     values = jnp.where(accept, values, state.accepted_cost)
     report = GpsInfo(
         rollouts.objective, jnp.mean(sums)[None],
-        jnp.sqrt(jnp.mean(error))[None], ~jnp.all(accept)[None],
+        jnp.sqrt(jnp.mean(error))[None], ~jnp.any(accept)[None],
         jnp.mean(values), jnp.mean(mean(use_policy)), info.kl, info.policy_kl,
         info.predicted, 1 - jnp.mean(accept), jnp.mean(kl_scale))
     return GpsState(*new, accepted, values, kl_scale, state.function_keys,
