@@ -25,8 +25,8 @@ from l2o_jax.gps.groups import Groups
 from l2o_jax.gps.guided_policy_search import (
     function_keys,
     guided_policy_search,
-    policy_optimizer,
 )
+from l2o_jax.gps.policy import policy_optimizer
 from l2o_jax.gps.state_features import state_features
 from l2o_jax.mlp_cell import mlp_cell
 

@@ -13,11 +13,9 @@ from l2o_jax.features import gradient, relative_changes
 from l2o_jax.gps import costs, dynamics, policy, rollouts
 from l2o_jax.gps.controller import controller, exploration
 from l2o_jax.gps.groups import Groups, merge, sample, split
-from l2o_jax.gps.guided_policy_search import (
-    guided_policy_search,
-    policy_optimizer,
-)
+from l2o_jax.gps.guided_policy_search import guided_policy_search
 from l2o_jax.gps.lqr import Controller
+from l2o_jax.gps.policy import policy_optimizer
 from l2o_jax.gps.state_features import state_features
 from l2o_jax.lstm import lstm_cell
 from l2o_jax.optimizees.quadratic import quadratic

@@ -1,129 +1,32 @@
 """Guided policy search, small and convolutional, as a MetaTrainer."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from l2o_jax.base import Cell, Features, LearnedOptimizer, MetaTrainer
-from l2o_jax.coordinatewise import coordinatewise, grouped
+from l2o_jax.base import Cell, Features, MetaTrainer
 from l2o_jax.gps.controller import controller, exploration
 from l2o_jax.gps.groups import Groups
-from l2o_jax.gps.guide import Dual, ModelOptions, badmm_step, mirror_step
-from l2o_jax.gps.lqr import Controller
-from l2o_jax.gps.policy import regression, replay
+from l2o_jax.gps.guide import (
+    Dual,
+    ModelOptions,
+    badmm_step,
+    mirror_step,
+    momentum_guide,
+)
+from l2o_jax.gps.policy import policy_optimizer, regression, replay
 from l2o_jax.gps.rollouts import mixture, rollout, to_samples
-from l2o_jax.joint import joint as joint_optimizer
+from l2o_jax.gps.state import GpsInfo, GpsState, Iterate
 from l2o_jax.standardised import standardised
 
 
-class Iterate(NamedTuple):
-  """What an iteration improves.
-
-  Attributes:
-    theta: weights of the policy.
-    guide: psi of P functions and M groups, Controller [P, M, T, ...].
-    dual: λ, ν, η, likewise.
-  """
-  theta: chex.ArrayTree
-  guide: Controller
-  dual: Dual
-
-
-class GpsState(NamedTuple):
-  """Between two iterations.
-
-  Attributes:
-    theta: weights of the policy.
-    guide: see Iterate; so is dual.
-    dual: λ, ν, η.
-    accepted: the last iterate whose rollouts were no worse than before.
-    accepted_cost: of these rollouts, sum over t of f, [P].
-    kl_scale: of the step size, [P].
-    function_keys: each rollout's function and x_0, the same in all iterations,
-      [P, N].
-    iteration: number of iterations done.
-  """
-  theta: chex.ArrayTree
-  guide: Controller
-  dual: Dual
-  accepted: Iterate
-  accepted_cost: chex.Array
-  kl_scale: chex.Array
-  function_keys: chex.Array
-  iteration: chex.Array
-
-
-class GpsInfo(NamedTuple):
-  """What an iteration reports, beside the fields of truncated BPTT's Info.
-
-  Attributes:
-    losses: exact f along the rollouts, [P, N, T + 1].
-    meta_loss: mean sum over t of f over the rollouts, [1].
-    gradient_norm: root of the mean squared error of the policy's regression,
-      in units of the action, [1].
-    skipped: whether no guide was accepted, [1].
-    accepted_cost: mean over functions of the accepted rollouts' sum over t of
-      f: those of the guide, or with 'mdgps' of the policy, [].
-    policy_cost: the policy's own rollouts, nan if there were none, [].
-    kl: mean over guides of KL(new ‖ old), [].
-    policy_kl: mean over guides of KL(pi ‖ psi), [].
-    predicted: mean fall of cost that the model predicts, relative, [].
-    rejected: share of the functions whose guides were not accepted, [].
-    kl_scale: mean, [].
-  """
-  losses: chex.Array
-  meta_loss: chex.Array
-  gradient_norm: chex.Array
-  skipped: chex.Array
-  accepted_cost: chex.Array
-  policy_cost: chex.Array
-  kl: chex.Array
-  policy_kl: chex.Array
-  predicted: chex.Array
-  rejected: chex.Array
-  kl_scale: chex.Array
-
-
-def policy_optimizer(features: Features, cell: Cell,
-                     groups: Groups | None = None, *, shared: bool = False,
-                     joint_size: int | None = None) -> LearnedOptimizer:
-  """The policy that `guided_policy_search` trains, as a learned optimizer.
-
-  Args:
-    features: what it sees of a coordinate.
-    cell: its program.
-    groups: one theta for each; None: one for all.
-    shared: one for all even so.
-    joint_size: n, if the cell sees and moves all coordinates at once.
-  """
-  cell = standardised(cell)
-  if joint_size is not None:
-    return joint_optimizer(features, cell, joint_size)
-  learned = coordinatewise(features, cell)
-  if groups is None or shared:
-    return learned
-  return grouped(learned, groups.label_fn, groups.names)
-
-
-def function_keys(key: chex.PRNGKey, count: int) -> chex.PRNGKey:
+def function_keys(key, count: int):
   """What `init(key)` of a trainer draws its P functions (or N) from."""
   return jax.random.split(jax.random.fold_in(key, 1), count)
-
-
-def _momentum_guide(shape, initial, num_columns, size):
-  """Δx = -rate g + momentum u on s = (x, g, u, Φ), feature-major."""
-  rate, momentum = initial
-  eye = jnp.eye(size)
-  gain = jnp.zeros((size, num_columns * size))
-  gain = gain.at[:, size:2 * size].set(-rate * eye)
-  gain = gain.at[:, 2 * size:3 * size].set(momentum * eye)
-  repeat = lambda x: jnp.tile(x, shape + (1,) * x.ndim)
-  return Controller(repeat(gain), repeat(jnp.zeros(size)), repeat(eye))
 
 
 def guided_policy_search(
@@ -269,7 +172,7 @@ def guided_policy_search(
 
   def init(key):
     theta = learned.init(jax.random.fold_in(key, 0))
-    guide = _momentum_guide((P, M, T), initial, 3 + state_features.size, size)
+    guide = momentum_guide((P, M, T), initial, 3 + state_features.size, size)
     dual = Dual(jnp.zeros((P, M, T, size)),
                 jnp.full((P, M, T), initial_penalty, jnp.float32),
                 jnp.ones((P, M)))
