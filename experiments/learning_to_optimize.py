@@ -1,7 +1,7 @@
 """Learned optimizer by guided policy search (Li & Malik 2016, section 5).
 
 Copy and paste:
-  python -m experiments.learning_to_optimize
+  python -m experiments.learning_to_optimize       # 8 minutes on one core
   python -m experiments.learning_to_optimize --family=robust --workdir=robust
   python -m experiments.learning_to_optimize --family=net --workdir=net
 
@@ -32,7 +32,7 @@ from l2o_jax.mlp_cell import mlp_cell
 
 LEARNED = 'learned'
 PRESETS = {
-    'quick': {'num_epochs': 20},
+    'quick': {'num_epochs': 40},
     'paper': {'num_epochs': 10, 'method': 'badmm', 'policy': 'joint',
               'cost': 'taylor', 'num_rollouts': 20, 'policy_rollouts': 0.0,
               'blend': 0.5, 'inner_iterations': 4},

@@ -66,18 +66,21 @@ def margins(path, margins, losses, learned, horizon):
   """
   figure, axes = plt.subplots(1, 3, figsize=(15.6, 4.2), layout='constrained')
   for i, (name, margin) in enumerate(margins.items()):
-    axes[0].plot(margin, label=name, ls='-' if i == 0 else '--', lw=1.5)
-  scale = np.nanmax(np.abs(next(iter(margins.values()))))
-  axes[0].set_yscale('symlog', linthresh=max(scale / 10, 1e-6))
+    axes[0].plot(margin, label=name, ls='--' if i else '-',
+                 lw=1.3 if i else 2.2, color=f'C{i}')
+  within = np.abs([margin[2:horizon + 1] for margin in margins.values()])
+  axes[0].set_yscale('symlog', linthresh=max(within[0].max() / 10, 1e-6))
+  axes[0].set_ylim(-2 * within.max(), 2 * within.max())
   axes[0].set_ylabel('mean margin of victory over')
   axes[0].axhline(0, color='k', lw=0.8)
   for function, axis in enumerate(axes[1:]):
-    for i, (name, curves) in enumerate(losses.items()):
-      curve = curves[min(function, len(curves) - 1)]
+    curves = {name: x[min(function, len(x) - 1)] for name, x in losses.items()}
+    for i, (name, curve) in enumerate(curves.items()):
       axis.plot(curve, label=name, ls='-' if name == learned else '--',
                 lw=2.2 if name == learned else 1.3, color=f'C{i}')
-    start = losses[learned][min(function, len(losses[learned]) - 1)][0]
-    axis.set_ylim(0, 1.5 * start)
+    lowest = min(np.nanmin(curve) for curve in curves.values())
+    axis.set_yscale('log')
+    axis.set_ylim(0.9 * lowest, 2 * curves[learned][0])
     axis.set_ylabel(f'loss, test function {function}')
   for axis in axes:
     axis.axvline(horizon, color='k', lw=0.6, ls=':')
