@@ -36,7 +36,8 @@ def define_flags(presets: dict[str, dict], default_workdir: str,
     presets: {name: {flag: value}}; the first is the default.  A flag given on
       the command line wins over its preset.
     default_workdir: default of --workdir.
-    bptt: with the flags of truncated back-propagation through time.
+    bptt: with the flags of truncated back-propagation through time, of the
+      comparison that goes with it, and of several hosts.
   """
   flags.DEFINE_enum(
       'preset', next(iter(presets)), list(presets),
@@ -61,12 +62,28 @@ def define_flags(presets: dict[str, dict], default_workdir: str,
       'of --num_steps; more is better and longer.', lower_bound=0,
       upper_bound=10 ** 9)
   flags.DEFINE_integer(
-      'num_steps', 100, 'Optimizee steps per epoch and in validation, >= 1; a '
-      'multiple of --unroll_length.', lower_bound=1, upper_bound=10 ** 6)
+      'num_steps', 100, 'Optimizee steps per epoch and in validation, >= 1.',
+      lower_bound=1, upper_bound=10 ** 6)
   flags.DEFINE_integer(
       'max_nonfinite', 100, 'Meta-steps in a row without a finite '
       'meta-gradient, >= 1, after which the run ends with status 3.  Each is '
       'skipped and counted.', lower_bound=1, upper_bound=10 ** 9)
+  flags.DEFINE_integer(
+      'evaluation_period', 100, 'Epochs between validations, each with a log '
+      'line and a checkpoint, >= 1.', lower_bound=1, upper_bound=10 ** 9)
+  flags.DEFINE_integer(
+      'num_validation', 128, 'Validation tasks, >= 1; theta with the best mean '
+      f'{"final loss" if bptt else "sum of losses"} on them is kept.',
+      lower_bound=1, upper_bound=10 ** 7)
+  flags.DEFINE_integer(
+      'num_test', 1024, 'Unseen tasks of the final comparison, >= 1.',
+      lower_bound=1, upper_bound=10 ** 7)
+  if bptt:
+    _define_bptt_flags()
+    _define_multihost_flags()
+
+
+def _define_multihost_flags():
   flags.DEFINE_bool(
       'multihost', False, 'Run with other processes: jax.distributed finds '
       'them on TPUs, Slurm and the like; elsewhere it needs --coordinator, '
@@ -82,26 +99,16 @@ def define_flags(presets: dict[str, dict], default_workdir: str,
   flags.DEFINE_integer(
       'multihost_timeout', 300, 'With --multihost: seconds to wait for the '
       'other processes, >= 1.', lower_bound=1, upper_bound=10 ** 5)
-  flags.DEFINE_integer(
-      'evaluation_period', 100, 'Epochs between validations, each with a log '
-      'line and a checkpoint, >= 1.', lower_bound=1, upper_bound=10 ** 9)
-  flags.DEFINE_integer(
-      'num_validation', 128, 'Validation tasks, >= 1; theta with the best mean '
-      'final loss on them is kept.', lower_bound=1, upper_bound=10 ** 7)
-  flags.DEFINE_integer(
-      'num_tuning', 64, 'Tasks on which a baseline\'s learning rate is tuned, '
-      '>= 1.', lower_bound=1, upper_bound=10 ** 7)
-  flags.DEFINE_integer(
-      'num_test', 1024, 'Unseen tasks of the final comparison, >= 1.',
-      lower_bound=1, upper_bound=10 ** 7)
-  if bptt:
-    _define_bptt_flags()
 
 
 def _define_bptt_flags():
   flags.DEFINE_integer(
-      'unroll_length', 20, 'Steps that the meta-gradient goes back, >= 1; '
-      'there is one meta-step per unroll.', lower_bound=1, upper_bound=10 ** 6)
+      'num_tuning', 64, 'Tasks on which a baseline\'s learning rate is tuned, '
+      '>= 1.', lower_bound=1, upper_bound=10 ** 7)
+  flags.DEFINE_integer(
+      'unroll_length', 20, 'Steps that the meta-gradient goes back, >= 1, a '
+      'divisor of --num_steps; there is one meta-step per unroll.',
+      lower_bound=1, upper_bound=10 ** 6)
   flags.DEFINE_float(
       'learning_rate', 3e-3, 'Meta learning rate of Adam, > 0.',
       lower_bound=1e-12, upper_bound=1e3)
@@ -165,7 +172,7 @@ def _check_flags():
   if not args.workdir:
     raise UsageError('--workdir must not be empty')
   alone = [name for name in ('coordinator', 'num_processes', 'process_id')
-           if args[name].present and not args.multihost]
+           if name in args and args[name].present and not args.multihost]
   if alone:
     raise UsageError(f'--{alone[0]} needs --multihost')
 
@@ -223,7 +230,7 @@ def run(main: Callable[[], None], presets: dict[str, dict], usage: str):
         raise UsageError(f'unexpected arguments: {" ".join(argv[1:])}')
       _apply_preset(presets)
       _check_flags()
-      if flags.FLAGS.multihost:
+      if 'multihost' in flags.FLAGS and flags.FLAGS.multihost:
         _join_processes()
       main()
     except (UsageError, DatasetError, CheckpointError) as error:

@@ -31,8 +31,9 @@ from l2o_jax.gps.state_features import state_features
 from l2o_jax.mlp_cell import mlp_cell
 
 LEARNED = 'learned'
+FIRST_ORDER = ('gradient descent', 'momentum', 'CG')
 PRESETS = {
-    'quick': {'num_epochs': 40},
+    'quick': {'num_epochs': 24},
     'paper': {'num_epochs': 10, 'method': 'badmm', 'policy': 'joint',
               'cost': 'taylor', 'num_rollouts': 20, 'policy_rollouts': 0.0,
               'blend': 0.5, 'inner_iterations': 4},
@@ -70,6 +71,11 @@ flags.DEFINE_float(
 flags.DEFINE_float(
     'initial_rate', 0.25, 'Learning rate of the first guide, relative to that '
     'of tuned momentum, > 0.', lower_bound=1e-6, upper_bound=1.0)
+flags.DEFINE_multi_enum(
+    'baselines', list(small_functions.OPTIMIZERS),
+    list(small_functions.OPTIMIZERS), 'Hand-designed optimizers of the '
+    'comparison, a flag for each; those with a line search may evaluate the '
+    'function several times a step.')
 flags.DEFINE_integer(
     'horizons', 4, 'Steps of the comparison in units of --num_steps, >= 1.',
     lower_bound=1, upper_bound=100)
@@ -126,17 +132,18 @@ def compare(workdir, optimizee, learned, theta, training, extra):
   run = jax.jit(lambda theta: small_functions.curves(
       optimizee, lambda loss: learned.transform(theta), keys, steps))
   losses, settings = {LEARNED: np.asarray(run(theta))}, {LEARNED: None}
-  for name, (make_opt, grid) in small_functions.OPTIMIZERS.items():
+  for name in args.baselines:
+    make_opt, grid = small_functions.OPTIMIZERS[name]
     settings[name], _ = small_functions.tune(
         optimizee, training, make_opt, grid, args.num_steps)
     losses[name] = np.asarray(jax.jit(
         lambda keys, make_opt=make_opt, best=settings[name]:
         small_functions.curves(optimizee, make_opt(*best), keys, steps))(keys))
-  margins = {
-      'gradient descent, momentum, CG': small_functions.margin(
-          losses, LEARNED, ('gradient descent', 'momentum', 'CG')),
-      **{name: small_functions.margin(losses, LEARNED, (name,))
-         for name in losses if name != LEARNED}}
+  fixed = [name for name in args.baselines if name in FIRST_ORDER]
+  groups = {', '.join(names): names for names in (
+      fixed, *([name] for name in args.baselines)) if names}
+  margins = {title: small_functions.margin(losses, LEARNED, names)
+             for title, names in groups.items()}
   rows = {name: {
       'setting': settings[name],
       'sum': float(x[:, :args.num_steps + 1].sum(1).mean()),

@@ -118,17 +118,15 @@ def margin(losses, name, others):
       1/B sum_b ( min_c f_b(x_t of c) - f_b(x_t) )
 
   (Li & Malik 2016, section 5: positive where `name` beats all others.)  The
-  best competitor is another one for every function and step.  A competitor that
-  diverged is as bad as the worst finite loss of its function.
+  best competitor is another one for every function and step.  A competitor
+  above f_b(x_0), such as one that diverged, counts as f_b(x_0).
 
   Args:
     losses: {optimizer: [B, T + 1]}.
     name: whose margin.
     others: competitors.
   """
-  worst = np.nanmax([np.where(np.isfinite(x), x, -np.inf).max(1)
-                     for x in losses.values()], 0)[:, None]
-  bounded = {key: np.where(np.isfinite(losses[key]), losses[key], worst)
-             for key in (name, *others)}
-  return np.mean(np.min([bounded[key] for key in others], 0) - bounded[name],
-                 0)
+  best = np.min([np.where(x <= x[:, :1], x, x[:, :1])
+                 for x in map(losses.get, others)], 0)
+  own = np.where(np.isnan(losses[name]), np.inf, losses[name])
+  return np.mean(best - own, 0)
