@@ -68,9 +68,8 @@ def margins(path, margins, losses, learned, horizon):
   for i, (name, margin) in enumerate(margins.items()):
     axes[0].plot(margin, label=name, ls='--' if i else '-',
                  lw=1.3 if i else 2.2, color=f'C{i}')
-  within = np.abs([margin[2:horizon + 1] for margin in margins.values()])
-  axes[0].set_yscale('symlog', linthresh=max(within[0].max() / 10, 1e-6))
-  axes[0].set_ylim(-2 * within.max(), 2 * within.max())
+  first = np.abs(next(iter(margins.values()))[2:])
+  axes[0].set_ylim(-2 * first.max(), 5 * first.max())
   axes[0].set_ylabel('mean margin of victory over')
   axes[0].axhline(0, color='k', lw=0.8)
   for function, axis in enumerate(axes[1:]):

@@ -33,16 +33,16 @@ def tearDownModule():
   shutil.rmtree(CACHE)
 
 
-def start(experiment, *flags):
+def start(experiment, *flags, **environment):
   return subprocess.Popen(
       [sys.executable, '-m', f'experiments.{experiment}', *flags],
       stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-      env=ENVIRONMENT, cwd=ROOT)
+      env=ENVIRONMENT | environment, cwd=ROOT)
 
 
-def run(experiment, *flags):
+def run(experiment, *flags, **environment):
   """(exit status, stdout, stderr)."""
-  process = start(experiment, *flags)
+  process = start(experiment, *flags, **environment)
   out, err = process.communicate(timeout=1200)
   return process.returncode, out, err
 
@@ -114,7 +114,8 @@ class ExperimentsTest(parameterized.TestCase):
              '--num_rollouts=2', '--num_validation=2', '--num_test=3',
              '--horizons=2', '--baselines=momentum', '--baselines=CG',
              f'--workdir={workdir}')
-    status, out, err = run('learning_to_optimize', *flags)
+    quick = {'XLA_FLAGS': '--xla_backend_optimization_level=0'}  # to compile
+    status, out, err = run('learning_to_optimize', *flags, **quick)
     self.assertEqual(status, 0, err)
     self.assertIn('margin of victory over', out)
     names = ('metrics.jsonl', 'curves.csv', 'summary.json')
@@ -131,7 +132,7 @@ class ExperimentsTest(parameterized.TestCase):
       (workdir / name).rename(workdir / f'{name}.old')
     (workdir / 'checkpoints/00000002.npz').unlink()
     (workdir / 'metrics.jsonl.old').rename(workdir / 'metrics.jsonl')
-    status, _, err = run('learning_to_optimize', *flags)
+    status, _, err = run('learning_to_optimize', *flags, **quick)
     self.assertEqual(status, 0, err)
     self.assertIn('resumed at epoch 1 of 2', err)
     self.assertEqual(first, [(workdir / name).read_text() for name in names])
