@@ -82,6 +82,7 @@ flags.DEFINE_integer(
 cli.define_flags(PRESETS, 'runs/learning_to_optimize', bptt=False)
 flags.FLAGS.set_default('num_steps', 40)
 flags.FLAGS.set_default('evaluation_period', 1)
+flags.FLAGS.set_default('num_validation', 512)
 flags.FLAGS.set_default('num_test', 100)
 flags.adopt_module_key_flags(cli)
 
