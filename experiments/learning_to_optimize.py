@@ -160,6 +160,9 @@ def compare(workdir, optimizee, learned, theta, training, extra):
   write_curves(workdir / 'curves.csv', losses, margins)
   plots.margins(workdir / 'margin.png', margins, losses, LEARNED,
                 args.num_steps)
+  for row in rows.values():  # JSON knows no nan and inf
+    row.update((k, None) for k, v in row.items()
+               if isinstance(v, float) and not np.isfinite(v))
   harness.write_json(workdir / 'summary.json', {
       'optimizers': rows, 'margin_of_victory': victory, **extra})
   print(f'\nwritten: {workdir}/margin.png summary.json curves.csv')
