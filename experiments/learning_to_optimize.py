@@ -135,8 +135,10 @@ def compare(workdir, optimizee, learned, theta, training, extra):
   losses, settings = {LEARNED: np.asarray(run(theta))}, {LEARNED: None}
   for name in args.baselines:
     make_opt, grid = small_functions.OPTIMIZERS[name]
-    settings[name], _ = small_functions.tune(
-        optimizee, training, make_opt, grid, args.num_steps)
+    settings[name] = grid[0]
+    if len(grid) > 1:
+      settings[name], _ = small_functions.tune(
+          optimizee, training, make_opt, grid, args.num_steps)
     losses[name] = np.asarray(jax.jit(
         lambda keys, make_opt=make_opt, best=settings[name]:
         small_functions.curves(optimizee, make_opt(*best), keys, steps))(keys))
