@@ -29,16 +29,19 @@ def _lbfgs(rate, memory):
   return lambda loss: optax.lbfgs(rate, memory_size=memory, linesearch=None)
 
 
+def _search():
+  # Not optax's zoom search: it did not end on a robust regression.
+  return optax.scale_by_backtracking_linesearch(20, increase_factor=2.0)
+
+
 def _lbfgs_search(memory):
   return lambda loss: with_value_fn(
-      optax.lbfgs(memory_size=memory,
-                  linesearch=optax.scale_by_zoom_linesearch(20)), loss)
+      optax.lbfgs(memory_size=memory, linesearch=_search()), loss)
 
 
 def _cg_search(rate, rule):
-  return lambda loss: with_value_fn(conjugate_gradient(
-      rate, rule, optax.scale_by_backtracking_linesearch(
-          20, increase_factor=2.0)), loss)
+  return lambda loss: with_value_fn(
+      conjugate_gradient(rate, rule, _search()), loss)
 
 
 # {name: (setting -> (f -> optimizer), settings)}.  A fixed step, as in the
