@@ -28,13 +28,16 @@ class NonFinite(Exception):
   """Meta-training found no finite meta-gradient any more."""
 
 
-def define_flags(presets: dict[str, dict], default_workdir: str) -> None:
+def define_flags(presets: dict[str, dict], default_workdir: str,
+                 bptt: bool = True) -> None:
   """The flags of every experiment; names as in the original where it has them.
 
   Args:
     presets: {name: {flag: value}}; the first is the default.  A flag given on
       the command line wins over its preset.
     default_workdir: default of --workdir.
+    bptt: with the flags of truncated back-propagation through time, of the
+      comparison that goes with it, and of several hosts.
   """
   flags.DEFINE_enum(
       'preset', next(iter(presets)), list(presets),
@@ -59,11 +62,53 @@ def define_flags(presets: dict[str, dict], default_workdir: str) -> None:
       'of --num_steps; more is better and longer.', lower_bound=0,
       upper_bound=10 ** 9)
   flags.DEFINE_integer(
-      'num_steps', 100, 'Optimizee steps per epoch and in validation, >= 1; a '
-      'multiple of --unroll_length.', lower_bound=1, upper_bound=10 ** 6)
+      'num_steps', 100, 'Optimizee steps per epoch and in validation, >= 1.',
+      lower_bound=1, upper_bound=10 ** 6)
   flags.DEFINE_integer(
-      'unroll_length', 20, 'Steps that the meta-gradient goes back, >= 1; '
-      'there is one meta-step per unroll.', lower_bound=1, upper_bound=10 ** 6)
+      'max_nonfinite', 100, 'Meta-steps in a row without a finite '
+      'meta-gradient, >= 1, after which the run ends with status 3.  Each is '
+      'skipped and counted.', lower_bound=1, upper_bound=10 ** 9)
+  flags.DEFINE_integer(
+      'evaluation_period', 100, 'Epochs between validations, each with a log '
+      'line and a checkpoint, >= 1.', lower_bound=1, upper_bound=10 ** 9)
+  flags.DEFINE_integer(
+      'num_validation', 128, 'Validation tasks, >= 1; theta with the best mean '
+      f'{"final loss" if bptt else "sum of losses"} on them is kept.',
+      lower_bound=1, upper_bound=10 ** 7)
+  flags.DEFINE_integer(
+      'num_test', 1024, 'Unseen tasks of the final comparison, >= 1.',
+      lower_bound=1, upper_bound=10 ** 7)
+  if bptt:
+    _define_bptt_flags()
+    _define_multihost_flags()
+
+
+def _define_multihost_flags():
+  flags.DEFINE_bool(
+      'multihost', False, 'Run with other processes: jax.distributed finds '
+      'them on TPUs, Slurm and the like; elsewhere it needs --coordinator, '
+      '--num_processes and --process_id.')
+  flags.DEFINE_string(
+      'coordinator', None, 'With --multihost: host:port of process 0.')
+  flags.DEFINE_integer(
+      'num_processes', None, 'With --multihost: number of processes, >= 1.',
+      lower_bound=1, upper_bound=10 ** 5)
+  flags.DEFINE_integer(
+      'process_id', None, 'With --multihost: number of this process, from 0.',
+      lower_bound=0, upper_bound=10 ** 5)
+  flags.DEFINE_integer(
+      'multihost_timeout', 300, 'With --multihost: seconds to wait for the '
+      'other processes, >= 1.', lower_bound=1, upper_bound=10 ** 5)
+
+
+def _define_bptt_flags():
+  flags.DEFINE_integer(
+      'num_tuning', 64, 'Tasks on which a baseline\'s learning rate is tuned, '
+      '>= 1.', lower_bound=1, upper_bound=10 ** 7)
+  flags.DEFINE_integer(
+      'unroll_length', 20, 'Steps that the meta-gradient goes back, >= 1, a '
+      'divisor of --num_steps; there is one meta-step per unroll.',
+      lower_bound=1, upper_bound=10 ** 6)
   flags.DEFINE_float(
       'learning_rate', 3e-3, 'Meta learning rate of Adam, > 0.',
       lower_bound=1e-12, upper_bound=1e3)
@@ -98,45 +143,14 @@ def define_flags(presets: dict[str, dict], default_workdir: str) -> None:
       'second_derivatives', False, 'Keep the optimizee\'s second derivatives '
       'in the meta-gradient; slower.')
   flags.DEFINE_integer(
-      'max_nonfinite', 100, 'Meta-steps in a row without a finite '
-      'meta-gradient, >= 1, after which the run ends with status 3.  Each is '
-      'skipped and counted.', lower_bound=1, upper_bound=10 ** 9)
-  flags.DEFINE_integer(
       'num_optimizees', 1, 'Optimizees in parallel, >= 1; spread over all '
       'devices, so a multiple of their number where there are several.',
       lower_bound=1, upper_bound=10 ** 6)
-  flags.DEFINE_bool(
-      'multihost', False, 'Run with other processes: jax.distributed finds '
-      'them on TPUs, Slurm and the like; elsewhere it needs --coordinator, '
-      '--num_processes and --process_id.')
-  flags.DEFINE_string(
-      'coordinator', None, 'With --multihost: host:port of process 0.')
-  flags.DEFINE_integer(
-      'num_processes', None, 'With --multihost: number of processes, >= 1.',
-      lower_bound=1, upper_bound=10 ** 5)
-  flags.DEFINE_integer(
-      'process_id', None, 'With --multihost: number of this process, from 0.',
-      lower_bound=0, upper_bound=10 ** 5)
-  flags.DEFINE_integer(
-      'multihost_timeout', 300, 'With --multihost: seconds to wait for the '
-      'other processes, >= 1.', lower_bound=1, upper_bound=10 ** 5)
   flags.DEFINE_enum(
       'remat', 'step', ['none', 'step', 'segments'], 'What the backward pass '
       'computes again; none: nothing; step: the inside of each step, with less '
       'memory and on a CPU faster; segments: all but the state of every '
       'sqrt(--unroll_length) steps, with the least memory.')
-  flags.DEFINE_integer(
-      'evaluation_period', 100, 'Epochs between validations, each with a log '
-      'line and a checkpoint, >= 1.', lower_bound=1, upper_bound=10 ** 9)
-  flags.DEFINE_integer(
-      'num_validation', 128, 'Validation tasks, >= 1; theta with the best mean '
-      'final loss on them is kept.', lower_bound=1, upper_bound=10 ** 7)
-  flags.DEFINE_integer(
-      'num_tuning', 64, 'Tasks on which a baseline\'s learning rate is tuned, '
-      '>= 1.', lower_bound=1, upper_bound=10 ** 7)
-  flags.DEFINE_integer(
-      'num_test', 1024, 'Unseen tasks of the final comparison, >= 1.',
-      lower_bound=1, upper_bound=10 ** 7)
 
 
 def _apply_preset(presets):
@@ -150,16 +164,17 @@ def _check_flags():
     if isinstance(value, float) and not math.isfinite(value):
       raise UsageError(f'--{name} must be finite, got {value}')
   args = flags.FLAGS
-  if args.num_steps % args.unroll_length:
+  if 'unroll_length' in args and args.num_steps % args.unroll_length:
     raise UsageError(f'--num_steps={args.num_steps} is not a multiple of '
                      f'--unroll_length={args.unroll_length}')
-  if args.search_trials and args['learning_rate'].present:
+  if 'search_trials' in args and args.search_trials and (
+      args['learning_rate'].present):
     raise UsageError('--search_trials looks for the meta learning rate; leave '
                      'out --learning_rate')
   if not args.workdir:
     raise UsageError('--workdir must not be empty')
   alone = [name for name in ('coordinator', 'num_processes', 'process_id')
-           if args[name].present and not args.multihost]
+           if name in args and args[name].present and not args.multihost]
   if alone:
     raise UsageError(f'--{alone[0]} needs --multihost')
 
@@ -217,7 +232,7 @@ def run(main: Callable[[], None], presets: dict[str, dict], usage: str):
         raise UsageError(f'unexpected arguments: {" ".join(argv[1:])}')
       _apply_preset(presets)
       _check_flags()
-      if flags.FLAGS.multihost:
+      if 'multihost' in flags.FLAGS and flags.FLAGS.multihost:
         _join_processes()
       main()
     except (UsageError, DatasetError, CheckpointError) as error:

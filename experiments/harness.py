@@ -116,7 +116,7 @@ class Progress(NamedTuple):
 
 def meta_train(workdir, trainer, optimizee, validate, *, num_epochs,
                evaluation_period, seed, theta=None, max_nonfinite=100,
-               sharding=None):
+               sharding=None, select=lambda curve: curve[-1]):
   """Runs a meta-trainer and selects theta by validation.
 
   Epoch i draws from fold_in(key(seed), i), and validation, every
@@ -134,9 +134,10 @@ def meta_train(workdir, trainer, optimizee, validate, *, num_epochs,
     theta: to start from instead of a random one.
     max_nonfinite: see the flag.
     sharding: what the trainer was given.
+    select: mean losses [T + 1] -> what theta is selected by; the final one.
 
   Returns:
-    (theta with the lowest final validation loss, that loss).
+    (theta with the lowest such validation loss, that loss).
 
   Raises:
     signals.Stopped: a signal came; the state is saved.
@@ -177,7 +178,8 @@ def meta_train(workdir, trainer, optimizee, validate, *, num_epochs,
         if epoch > first:
           _save(directory, epoch, progress)  # before what may take long
           last_saved = time.monotonic()
-        progress, found = _validate(workdir, epoch, progress, validate)
+        progress, found = _validate(workdir, epoch, progress, validate,
+                                    select)
         line.update(found)
         logging.info(
             'epoch %d/%d  validation: final %.4g (best %.4g), sum %.4g%s  '
@@ -190,7 +192,9 @@ def meta_train(workdir, trainer, optimizee, validate, *, num_epochs,
         progress = _count_skipped(progress._replace(state=state), info.skipped)
         line.update(meta_loss=float(jnp.sum(info.meta_loss)),
                     gradient_norm=float(jnp.max(info.gradient_norm)),
-                    skipped=int(progress.skipped))
+                    skipped=int(progress.skipped),
+                    **{name: float(value) for name, value
+                       in info._asdict().items() if np.ndim(value) == 0})
         bar.update()
       metrics.write(json.dumps(_without_nan(line)) + '\n')
       metrics.flush()
@@ -231,13 +235,13 @@ def _save(directory, epochs, progress):
       old.unlink()
 
 
-def _validate(workdir, epoch, progress, validate):
+def _validate(workdir, epoch, progress, validate, select):
   """(progress with the best theta so far, what to add to the metrics)."""
   # A copy: the next step donates the state.
   theta = jax.tree.map(np.array, progress.state.theta)
   curve = np.asarray(validate(theta), np.float64)
-  if curve[-1] < progress.best_loss:
-    progress = progress._replace(best_theta=theta, best_loss=curve[-1])
+  if select(curve) < progress.best_loss:
+    progress = progress._replace(best_theta=theta, best_loss=select(curve))
     if is_writer():
       checkpoint.save(workdir / 'best.npz', theta, metadata={
           'epochs': epoch, 'validation_final_loss': curve[-1],

@@ -52,3 +52,39 @@ def learning_curves(path, panels, learned=('LSTM',)):
     axis.legend(fontsize=8)
   figure.savefig(path, dpi=120)
   plt.close(figure)
+
+
+def margins(path, margins, losses, learned, horizon):
+  """Mean margins of victory against step, and losses on two functions.
+
+  Args:
+    path: of the PNG.
+    margins: {competitors: [T + 1]}.
+    losses: {optimizer: [B, T + 1]}.
+    learned: the one drawn solid.
+    horizon: of meta-training; a vertical line.
+  """
+  figure, axes = plt.subplots(1, 3, figsize=(15.6, 4.2), layout='constrained')
+  for i, (name, margin) in enumerate(margins.items()):
+    axes[0].plot(margin, label=name, ls='--' if i else '-',
+                 lw=1.3 if i else 2.2, color=f'C{i}')
+  first = np.abs(next(iter(margins.values()))[2:])
+  axes[0].set_ylim(-2 * first.max(), 5 * first.max())
+  axes[0].set_ylabel('mean margin of victory over')
+  axes[0].axhline(0, color='k', lw=0.8)
+  for function, axis in enumerate(axes[1:]):
+    curves = {name: x[min(function, len(x) - 1)] for name, x in losses.items()}
+    for i, (name, curve) in enumerate(curves.items()):
+      axis.plot(curve, label=name, ls='-' if name == learned else '--',
+                lw=2.2 if name == learned else 1.3, color=f'C{i}')
+    lowest = min(np.nanmin(curve) for curve in curves.values())
+    axis.set_yscale('log')
+    axis.set_ylim(0.9 * lowest, 2 * curves[learned][0])
+    axis.set_ylabel(f'loss, test function {function}')
+  for axis in axes:
+    axis.axvline(horizon, color='k', lw=0.6, ls=':')
+    axis.set_xlabel('step')
+    axis.grid(alpha=0.3, lw=0.4)
+    axis.legend(fontsize=7)
+  figure.savefig(path, dpi=120)
+  plt.close(figure)

@@ -1,4 +1,4 @@
-"""A table of subjects against a list of contracts."""
+"""A table of learned optimizers against a list of contracts; their cells."""
 
 import functools
 
@@ -11,14 +11,17 @@ from absl.testing import absltest, parameterized
 
 from l2o_jax.coordinatewise import chunked, coordinatewise, grouped
 from l2o_jax.features import gradient, log_and_sign
+from l2o_jax.joint import joint
 from l2o_jax.learned_optimizers import (
+    autonomous_optimizer,
     flattened,
     lstm_log_and_sign,
     lstm_raw,
+    predicted_step_descent,
 )
 from l2o_jax.lstm import lstm_cell
-from l2o_jax.optimizees.classifier import ACTIVATIONS, classifier, mlp
-from l2o_jax.optimizees.quadratic import quadratic
+from l2o_jax.mlp_cell import mlp_cell
+from l2o_jax.standardised import standardised
 
 
 def by_rank(params):
@@ -36,22 +39,17 @@ LEARNED = {
         gradient(), lstm_cell((6, 4), averaged=2))),
     'grouped': grouped(coordinatewise(gradient(), lstm_cell((4,))), by_rank,
                        ('matrix', 'other')),
+    'standardised_mlp': coordinatewise(
+        log_and_sign(), standardised(mlp_cell((5, 4)))),
+    'predicted_step_descent': predicted_step_descent(hidden=4),
+    'joint': autonomous_optimizer(20, depth=3, hidden=5),  # 20 as in `tree`
 }
 LEAF_BY_LEAF = ('leaf_by_leaf', 'chunked', 'bfloat16_state', 'linear',
-                'grouped')
-SEPARABLE = [name for name in LEARNED if name != 'averaged']
-
-IMAGES = np.random.default_rng(0).integers(0, 256, (50, 4, 4, 1), np.uint8)
-LABELS = np.arange(50, dtype=np.int32) % 3
-OPTIMIZEES = {
-    'quadratic': quadratic(),
-    'quadratic_normal': quadratic(dimension=4, entries='normal'),
-    'quadratic_batch': quadratic(dimension=3, batch=5),
-    **{f'mlp_{a}': classifier(IMAGES, LABELS, mlp((16, 5, 3), a), 8)
-       for a in ACTIVATIONS},
-    'mlp_deep': classifier(IMAGES, LABELS, mlp((16, 5, 4, 3)), 8),
-}
-
+                'grouped', 'standardised_mlp', 'predicted_step_descent')
+NEED_VALUE = ('predicted_step_descent', 'joint')
+NEED_PARAMS = (*NEED_VALUE, 'grouped')  # optax.partition labels by params
+OF_ANY_SIZE = [name for name in LEARNED if name != 'joint']
+SEPARABLE = [name for name in OF_ANY_SIZE if name != 'averaged']
 
 def tree(dtype=jnp.float32):
   rng = np.random.default_rng(1)
@@ -69,36 +67,41 @@ class LearnedOptimizerTest(parameterized.TestCase):
     opt = learned.transform(theta)
     for dtype in (jnp.float32, jnp.bfloat16):
       params = tree(dtype)
-      update = jax.jit(opt.update)
+      update = jax.jit(functools.partial(opt.update, value=1.0))
       updates, state = update(params, opt.init(params), params)
       chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
       again, later = update(params, state, params)
       chex.assert_trees_all_equal_shapes_and_dtypes(state, later)
       chex.assert_tree_all_finite(again)
     if name in LEAF_BY_LEAF:  # optax.flatten cannot concatenate nothing
-      self.assertEqual(opt.update({}, opt.init({}), {})[0], {})
+      self.assertEqual(opt.update({}, opt.init({}), {}, value=1.0)[0], {})
 
   @parameterized.named_parameters((n, n) for n in LEARNED)
   def test_ignores_unknown_arguments_and_runs_without_params(self, name):
     opt = LEARNED[name].transform(LEARNED[name].init(jax.random.key(0)))
     params = tree()
     state = jax.jit(opt.init)(params)
-    plain = jax.jit(opt.update)(params, state, params)[0]
+    needed = {'value': 1.0} if name in NEED_VALUE else {}
+    plain = jax.jit(functools.partial(opt.update, **needed))(
+        params, state, params)[0]
     other = jax.jit(lambda g, s, p: opt.update(
         g, s, p, value=1.0, anything=object()))(params, state, params)[0]
     chex.assert_trees_all_equal(plain, other)
-    if name != 'grouped':  # optax.partition labels by params
+    if name not in NEED_PARAMS:
       chex.assert_trees_all_equal(plain, jax.jit(opt.update)(params, state)[0])
+    if name in NEED_VALUE:
+      with self.assertRaisesRegex(TypeError, 'need `value`'):
+        opt.update(params, state, params)
 
-  @parameterized.named_parameters((n, n) for n in LEARNED)
+  @parameterized.named_parameters((n, n) for n in OF_ANY_SIZE)
   def test_permuting_coordinates_permutes_updates(self, name):
     opt = LEARNED[name].transform(LEARNED[name].init(jax.random.key(0)))
     x = jax.random.normal(jax.random.key(1), (7,))
     @jax.jit
     def two_steps(x):
       state = opt.init(x)
-      _, state = opt.update(x, state, x)
-      return opt.update(2 * x, state, x)[0]
+      _, state = opt.update(x, state, x, value=2.0)
+      return opt.update(2 * x, state, x, value=1.0)[0]
     order = jnp.array([3, 1, 6, 0, 5, 2, 4])
     np.testing.assert_allclose(two_steps(x[order]), two_steps(x)[order],
                                rtol=1e-5, atol=1e-7)
@@ -107,7 +110,7 @@ class LearnedOptimizerTest(parameterized.TestCase):
   def test_coordinates_share_nothing(self, name):
     opt = LEARNED[name].transform(LEARNED[name].init(jax.random.key(0)))
     x = jax.random.normal(jax.random.key(1), (7,))
-    update = jax.jit(lambda g: opt.update(g, opt.init(x), x))
+    update = jax.jit(lambda g: opt.update(g, opt.init(x), x, value=1.0))
     rest = np.array([0, 1, 2, 4, 5, 6])
     for other in (100.0, jnp.nan, jnp.inf, -jnp.inf):
       one, two = update(x), update(x.at[3].set(other))
@@ -124,7 +127,8 @@ class LearnedOptimizerTest(parameterized.TestCase):
         theta)
     opt = LEARNED[name].transform(zero)
     params = tree()
-    updates = jax.jit(lambda p: opt.update(p, opt.init(p), p)[0])(params)
+    updates = jax.jit(
+        lambda p: opt.update(p, opt.init(p), p, value=1.0)[0])(params)
     chex.assert_trees_all_equal(updates, jax.tree.map(jnp.zeros_like, params))
 
   @parameterized.named_parameters((n, n) for n in LEARNED)
@@ -134,13 +138,13 @@ class LearnedOptimizerTest(parameterized.TestCase):
     @chex.assert_max_traces(1)
     def update(theta, params):
       opt = LEARNED[name].transform(theta)
-      return opt.update(params, opt.init(params), params)[0]
+      return opt.update(params, opt.init(params), params, value=1.0)[0]
     params = tree()
     one = update(LEARNED[name].init(jax.random.key(0)), params)
     two = update(LEARNED[name].init(jax.random.key(1)), params)
     self.assertGreater(float(jnp.abs(one['w'] - two['w']).max()), 0)
 
-  @parameterized.named_parameters((n, n) for n in LEARNED)
+  @parameterized.named_parameters((n, n) for n in OF_ANY_SIZE)
   def test_composes_with_optax(self, name):
     theta = LEARNED[name].init(jax.random.key(0))
     opt = LEARNED[name].transform(theta)
@@ -148,7 +152,8 @@ class LearnedOptimizerTest(parameterized.TestCase):
     close = functools.partial(chex.assert_trees_all_close, rtol=1e-5,
                               atol=1e-7)
     def first(wrapped, params=params):
-      return jax.jit(lambda p: wrapped.update(p, wrapped.init(p), p)[0])(params)
+      return jax.jit(lambda p: wrapped.update(
+          p, wrapped.init(p), p, value=1.0)[0])(params)
     want = first(opt)
     close(first(optax.chain(opt, optax.scale(0.5))),
           jax.tree.map(lambda u: 0.5 * u, want))
@@ -166,7 +171,7 @@ class LearnedOptimizerTest(parameterized.TestCase):
     dense = {'w': params['w']}
     alone = first(opt, dense)
     every = optax.MultiSteps(opt, 2)
-    update = jax.jit(every.update)
+    update = jax.jit(functools.partial(every.update, value=1.0))
     idle, state = update(dense, every.init(dense), dense)
     np.testing.assert_array_equal(idle['w'], np.zeros((4, 3)))
     close(update(dense, state, dense)[0], alone)
@@ -256,90 +261,58 @@ class CellTest(parameterized.TestCase):
     self.assertEqual(theta['linear']['w'].shape, (200, 1))
     np.testing.assert_array_equal(theta['linear']['b'], [0])
 
-  @parameterized.parameters(({'hidden': (20, 0)}, 'hidden.*0'),
-                            ({'averaged': 21}, 'averaged.*21'))
-  def test_bad_arguments(self, arguments, message):
+  def test_mlp_by_hand(self):
+    """log(1 + e) = 1.3132617, log(1 + 1/e) = 0.3132617."""
+    theta = {'hidden': [{'w': jnp.array([[1.0, -1.0], [2.0, 0.0]]),
+                         'b': jnp.array([0.0, 0.5])}],
+             'linear': {'w': jnp.array([[3.0], [1.0]]),
+                        'b': jnp.array([0.25])}}
+    x = jnp.array([-1.5, 1.25])  # before softplus: 1, 2; log(1 + e^2) 2.1269280
+    delta, state = mlp_cell((2,), scale=0.1).step(theta, x, ())
+    np.testing.assert_allclose(delta, 0.6316713, rtol=1e-6)
+    self.assertEqual(state, ())
+    theta['linear'] = {'w': jnp.eye(2), 'b': jnp.array([0.0, 1.0])}
+    delta, _ = mlp_cell((2,), outputs=2).step(theta, x, ())
+    np.testing.assert_allclose(delta, [1.3132617, 3.1269280], rtol=1e-6)
+
+  def test_standardised_by_hand(self):
+    cell = standardised(lstm_cell((), scale=1.0), limit=3.0)
+    theta = cell.init(jax.random.key(0), 2)
+    plain = lambda x: theta['cell']['linear']['w'][:, 0] @ jnp.array(x)
+    step = lambda theta, x: cell.step(theta, jnp.array(x), ())[0]
+    np.testing.assert_allclose(step(theta, [0.5, 2.0]), plain([0.5, 2.0]))
+    theta.update(mean=jnp.array([1.0, 2.0]), std=jnp.array([0.5, 4.0]),
+                 output=jnp.array(0.1))
+    np.testing.assert_allclose(step(theta, [2.0, -50.0]),
+                               0.1 * plain([2.0, -3.0]), rtol=1e-6)
+    slopes = jax.grad(step)(theta, [2.0, 1.0])
+    for name in ('mean', 'std', 'output'):
+      self.assertEqual(float(jnp.abs(slopes[name]).sum()), 0)
+    np.testing.assert_allclose(slopes['cell']['linear']['w'][:, 0],
+                               [0.2, -0.025], rtol=1e-6)
+
+  def test_joint_sees_all_and_moves_all(self):
+    """A linear cell on (f(t) - f(t-1), g) of two coordinates, by hand."""
+    cell = lstm_cell((), scale=1.0)._replace(
+        step=lambda theta, x, state: (theta @ x, state))
+    theta = jnp.array([[1.0, 10.0], [100.0, 1000.0]])
+    opt = joint(gradient(), cell, 2).transform(theta)
+    params = {'a': jnp.array([1.0]), 'b': jnp.array([[2.0]])}
+    updates, _ = opt.update({'a': jnp.array([3.0]), 'b': jnp.array([[4.0]])},
+                            opt.init(params), params)
+    np.testing.assert_allclose(updates['a'], [43.0])
+    np.testing.assert_allclose(updates['b'], [[4300.0]])
+    with self.assertRaisesRegex(ValueError, 'for 2 coordinates, got 3'):
+      opt.init({'a': jnp.ones(3)})
+
+  @parameterized.parameters(
+      (lambda: lstm_cell((20, 0)), 'hidden.*0'),
+      (lambda: lstm_cell(averaged=21), 'averaged.*21'),
+      (lambda: mlp_cell((5, 0)), r'got \(5, 0\)'),
+      (lambda: log_and_sign(0.0), 'got 0.0'))
+  def test_bad_arguments(self, make, message):
     with self.assertRaisesRegex(ValueError, message):
-      lstm_cell(**arguments)
-
-
-class OptimizeeTest(parameterized.TestCase):
-
-  @parameterized.named_parameters((n, n) for n in OPTIMIZEES)
-  def test_loss_and_gradient(self, name):
-    optimizee = OPTIMIZEES[name]
-    params, task = optimizee.init(jax.random.key(0))
-    loss, grads = jax.value_and_grad(optimizee.loss)(
-        params, task, jax.random.key(1))
-    self.assertEqual(loss.shape, ())
-    chex.assert_tree_all_finite((loss, grads))
-    chex.assert_trees_all_equal_shapes_and_dtypes(params, grads)
-    self.assertEqual(float(loss), float(
-        optimizee.loss(params, task, jax.random.key(1))))
-    other, _ = optimizee.init(jax.random.key(2))
-    self.assertFalse(all(
-        np.array_equal(a, b) for a, b in zip(
-            jax.tree.leaves(params), jax.tree.leaves(other))))
-
-  @parameterized.named_parameters((n, n) for n in OPTIMIZEES)
-  def test_no_data_in_the_program(self, name):
-    optimizee = OPTIMIZEES[name]
-    params, task = optimizee.init(jax.random.key(0))
-    text = jax.jit(lambda o, p, t, k: o.loss(p, t, k)).lower(
-        optimizee, params, task, jax.random.key(1)).as_text()
-    self.assertLess(len(text), 60_000)
-    self.assertNotIn('dense<"0x', text)
-
-  def test_quadratic_by_hand(self):
-    task = {'w': jnp.array([[1.0, 2.0], [3.0, 4.0]]),
-            'y': jnp.array([1.0, -1.0])}
-    loss = lambda family, x, task: float(
-        family.loss(x, task, jax.random.key(0)))
-    x = jnp.array([0.5, -1.0])  # residual (-2.5, -1.5)
-    self.assertAlmostEqual(loss(quadratic(2), x, task), 8.5, places=5)
-    double = jax.tree.map(lambda a: jnp.stack([a, a]), task)
-    xs = jnp.stack([x, 0 * x])  # ||y||^2 = 2
-    self.assertAlmostEqual(loss(quadratic(2, batch=2), xs, double), 5.25,
-                           places=5)
-    self.assertAlmostEqual(
-        loss(quadratic(2, batch=2, reduction='sum'), xs, double), 10.5,
-        places=5)
-
-  def test_quadratic_distributions(self):
-    draw = lambda entries: jax.vmap(quadratic(entries=entries).init)(
-        jax.random.split(jax.random.key(0), 2000))
-    x, task = draw('uniform')
-    np.testing.assert_allclose(x.std(), 0.01, rtol=0.03)
-    np.testing.assert_allclose([task['w'].min(), task['w'].max(),
-                                task['w'].mean()], [0, 1, 0.5], atol=0.01)
-    _, task = draw('normal')
-    np.testing.assert_allclose([task['w'].mean(), task['w'].std()], [0, 1],
-                               atol=0.01)
-
-  def test_classifier_by_hand(self):
-    """Zero weights: the loss is log(number of classes) whatever the data."""
-    optimizee = OPTIMIZEES['mlp_sigmoid']
-    params, task = optimizee.init(jax.random.key(0))
-    zero = jax.tree.map(jnp.zeros_like, params)
-    np.testing.assert_allclose(
-        optimizee.loss(zero, task, jax.random.key(0)), np.log(3), rtol=1e-6)
-
-  def test_number_of_parameters(self):
-    """15,910 in the paper's base net."""
-    params = mlp((784, 20, 10))[0](jax.random.key(0))
-    self.assertEqual(sum(x.size for x in jax.tree.leaves(params)), 15_910)
-
-  def test_bad_arguments(self):
-    for make, message in (
-        (lambda: quadratic(entries='cauchy'), "got 'cauchy'"),
-        (lambda: quadratic(dimension=0), 'got 0'),
-        (lambda: mlp((784, 10), 'step'), "got 'step'"),
-        (lambda: mlp((784,)), r'got \(784,\)'),
-        (lambda: classifier(IMAGES / 255., LABELS, mlp((16, 3))), 'float64'),
-        (lambda: classifier(IMAGES, LABELS[1:], mlp((16, 3))), r'\(49,\)'),
-        (lambda: log_and_sign(0.0), 'got 0.0')):
-      with self.assertRaisesRegex(ValueError, message):
-        make()
+      make()
 
 
 if __name__ == '__main__':

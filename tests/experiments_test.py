@@ -33,16 +33,16 @@ def tearDownModule():
   shutil.rmtree(CACHE)
 
 
-def start(experiment, *flags):
+def start(experiment, *flags, **environment):
   return subprocess.Popen(
       [sys.executable, '-m', f'experiments.{experiment}', *flags],
       stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-      env=ENVIRONMENT, cwd=ROOT)
+      env=ENVIRONMENT | environment, cwd=ROOT)
 
 
-def run(experiment, *flags):
+def run(experiment, *flags, **environment):
   """(exit status, stdout, stderr)."""
-  process = start(experiment, *flags)
+  process = start(experiment, *flags, **environment)
   out, err = process.communicate(timeout=1200)
   return process.returncode, out, err
 
@@ -106,6 +106,36 @@ class ExperimentsTest(parameterized.TestCase):
     np.testing.assert_array_equal(theta[0]['linear']['w'],
                                   theta[1]['linear']['w'])
 
+  def test_learning_to_optimize(self):
+    """A whole run; then the last epoch once more, from its checkpoint."""
+    workdir = self.directory / 'run'
+    flags = ('--num_epochs=2', '--num_steps=3', '--num_functions=2',
+             '--num_rollouts=2', '--num_validation=2', '--num_test=3',
+             '--horizons=2', '--baselines=momentum', '--baselines=CG',
+             f'--workdir={workdir}')
+    quick = {'XLA_FLAGS': '--xla_backend_optimization_level=0'}  # to compile
+    status, out, err = run('learning_to_optimize', *flags, **quick)
+    self.assertEqual(status, 0, err)
+    self.assertIn('margin of victory over', out)
+    names = ('metrics.jsonl', 'curves.csv', 'summary.json')
+    first = [(workdir / name).read_text() for name in names]
+    self.assertLen(first[0].splitlines(), 3)
+    # Three optimizers and three margins (both, each) at 7 times.
+    self.assertLen(first[1].splitlines(), 1 + 6 * 7)
+    summary = json.loads(first[2])
+    self.assertEqual(set(summary['optimizers']), {'learned', 'momentum', 'CG'})
+    self.assertEqual(list(summary['margin_of_victory']),
+                     ['momentum, CG', 'momentum', 'CG'])
+    self.assertTrue((workdir / 'margin.png').exists())
+    for name in names:
+      (workdir / name).rename(workdir / f'{name}.old')
+    (workdir / 'checkpoints/00000002.npz').unlink()
+    (workdir / 'metrics.jsonl.old').rename(workdir / 'metrics.jsonl')
+    status, _, err = run('learning_to_optimize', *flags, **quick)
+    self.assertEqual(status, 0, err)
+    self.assertIn('resumed at epoch 1 of 2', err)
+    self.assertEqual(first, [(workdir / name).read_text() for name in names])
+
   def test_random_search_of_the_meta_learning_rate(self):
     workdir = self.directory / 'run'
     status, _, err = run('quadratics', *TINY_QUADRATICS, '--search_trials=2',
@@ -125,6 +155,8 @@ class ExperimentsTest(parameterized.TestCase):
       ('quadratics', ('--num_steps=30',), '--unroll_length=20'),
       ('quadratics', ('--resume=must',), 'there is no run'),
       ('quadratics', ('stray',), 'unexpected arguments: stray'),
+      ('learning_to_optimize', ('--family=net', '--policy=joint'),
+       '--cost=taylor'),
       ('mnist', ('--dataset=mnist', '--data_dir=/nowhere'), 'prepare mnist'))
   def test_bad_flags_get_a_clear_line(self, experiment, flags, message):
     workdir = self.directory / 'run'
@@ -160,14 +192,18 @@ class ExperimentsTest(parameterized.TestCase):
       self.assertGreaterEqual(row['peak_bytes'], 3000 * 4 * 4)
 
   def test_help_opens_with_commands(self):
-    for experiment in ('quadratics', 'mnist'):
+    common = ('--num_epochs', '--num_steps', '--preset', '--evaluation_period',
+              '--seed', '--workdir', '--resume')
+    bptt = ('--unroll_length', '--learning_rate', '--[no]second_derivatives',
+            '--remat')
+    for experiment, own in (
+        ('quadratics', bptt), ('mnist', bptt),
+        ('learning_to_optimize', ('--family', '--method', '--baselines'))):
       status, out, _ = run(experiment, '--help')
       self.assertIn(f'python -m experiments.{experiment}', out[:600])
-      for flag in ('--num_epochs', '--num_steps', '--unroll_length',
-                   '--learning_rate', '--[no]second_derivatives', '--preset',
-                   '--evaluation_period', '--seed', '--workdir', '--resume',
-                   '--remat'):
+      for flag in common + own:
         self.assertIn(flag, out)
+    self.assertNotIn('--unroll_length', out)
 
 
 if __name__ == '__main__':

@@ -13,11 +13,9 @@ from l2o_jax.features import gradient, relative_changes
 from l2o_jax.gps import costs, dynamics, policy, rollouts
 from l2o_jax.gps.controller import controller, exploration
 from l2o_jax.gps.groups import Groups, merge, sample, split
-from l2o_jax.gps.guided_policy_search import (
-    guided_policy_search,
-    policy_optimizer,
-)
+from l2o_jax.gps.guided_policy_search import guided_policy_search
 from l2o_jax.gps.lqr import Controller
+from l2o_jax.gps.policy import policy_optimizer
 from l2o_jax.gps.state_features import state_features
 from l2o_jax.lstm import lstm_cell
 from l2o_jax.optimizees.quadratic import quadratic
@@ -164,10 +162,11 @@ class ControllerTest(parameterized.TestCase):
     opt = controller(Controller(gain, jnp.zeros((2, 1, 1)), None),
                      state_features(1, 0), BY_NAME)
     params = {'w': jnp.array([1.0, 2.0]), 'b': jnp.array([3.0])}
-    updates, state = opt.update(params, opt.init(params), params, value=1.0)
+    update = jax.jit(lambda state: opt.update(params, state, params, value=1.0))
+    updates, state = update(opt.init(params))
     np.testing.assert_array_equal(updates['w'], [-1, -2])
     np.testing.assert_array_equal(updates['b'], [-6])
-    updates, _ = opt.update(params, state, params, value=1.0)  # past T = 1
+    updates, _ = update(state)  # past T = 1
     np.testing.assert_array_equal(updates['w'], [-1, -2])
 
   def test_exploration_has_the_variance_within_its_limits(self):
@@ -189,18 +188,38 @@ class PolicyTest(absltest.TestCase):
     optimizee = quadratic(5)
     learned = policy_optimizer(relative_changes(), lstm_cell((4,)))
     theta = learned.init(jax.random.key(0))
-    out = jax.jit(lambda theta: rollouts.rollout(
-        optimizee, lambda gradient: learned.transform(theta),
-        jax.random.key(1), jax.random.key(2), 6,
-        Groups(lambda params: 'all', ('all',)), num_coordinates=3, joint=False,
-        with_hessian=False))(theta)
-    samples = rollouts.to_samples(
-        jax.tree.map(lambda x: x[None, None], out), state_features(2, 1),
-        relative_changes(), False)
-    replayed = policy.replay(standardised(lstm_cell((4,))), theta,
-                             samples.observations[0, 0])
-    np.testing.assert_allclose(replayed, samples.actions[0, 0], atol=1e-6)
+    @jax.jit
+    def run(theta):
+      out = rollouts.rollout(
+          optimizee, lambda gradient: learned.transform(theta),
+          jax.random.key(1), jax.random.key(2), 6,
+          Groups(lambda params: 'all', ('all',)), num_coordinates=3,
+          joint=False, with_hessian=False)
+      samples = rollouts.to_samples(
+          jax.tree.map(lambda x: x[None, None], out), state_features(2, 1),
+          relative_changes(), False)
+      return samples.actions[0, 0], policy.replay(
+          standardised(lstm_cell((4,))), theta, samples.observations[0, 0])
+    actions, replayed = run(theta)
+    np.testing.assert_allclose(replayed, actions, atol=1e-6)
     self.assertGreater(float(jnp.abs(replayed).max()), 1e-4)
+
+  def test_regression_finds_a_linear_policy(self):
+    """Samples of weight 0 have no say."""
+    rng = np.random.default_rng(0)
+    o = rng.normal(size=(80, 3, 2)).astype(np.float32)
+    targets = 2 * o[..., :1] - o[..., 1:] + 0.5
+    targets[40:] = 1e3
+    weights = np.where(np.arange(80) < 40, 1.0, 0.0)[:, None] * np.ones(3)
+    cell = lstm_cell((), scale=1.0)
+    theta, before, after = jax.jit(lambda: policy.regression(
+        cell, cell.init(jax.random.key(0), 2), jnp.array(o),
+        jnp.array(targets), jnp.float32(weights), jax.random.key(1), 400,
+        batch_size=20, learning_rate=0.1))()
+    np.testing.assert_allclose(theta['linear']['w'][:, 0], [2, -1], atol=1e-2)
+    np.testing.assert_allclose(theta['linear']['b'], [0.5], atol=1e-2)
+    self.assertGreater(float(before), 0.1)
+    self.assertLess(float(after), 1e-3)
 
   def test_curvature_of_rollouts(self):
     """2 W^T W, whole or its diagonal."""
@@ -211,10 +230,10 @@ class PolicyTest(absltest.TestCase):
     run = lambda joint, key: rollouts.rollout(
         optimizee, lambda gradient: optax.sgd(0.01), jax.random.key(1), key, 2,
         groups, num_coordinates=3, joint=joint, with_hessian=True).curvature
-    np.testing.assert_allclose(run(True, jax.random.key(0))[1, 0], want,
-                               rtol=1e-4)
-    probes = jax.jit(jax.vmap(lambda k: run(False, k)))(
-        jax.random.split(jax.random.key(0), 4000))
+    whole, probes = jax.jit(lambda keys: (
+        run(True, keys[0]), jax.vmap(lambda k: run(False, k))(keys)))(
+            jax.random.split(jax.random.key(0), 4000))
+    np.testing.assert_allclose(whole[1, 0], want, rtol=1e-4)
     np.testing.assert_allclose(probes.mean(), jnp.trace(want) / 3, rtol=0.05)
 
 
@@ -253,7 +272,9 @@ class GuidedPolicySearchTest(parameterized.TestCase):
         groups=BY_NAME, method=method, cost=cost, policy_rollouts=0.5,
         inner_iterations=1, **SMALL)
     state = trainer.init(jax.random.key(0))
-    step = jax.jit(chex.assert_max_traces(1)(trainer.step))
+    step = jax.jit(  # most of the test's time is compilation
+        chex.assert_max_traces(1)(trainer.step),
+        compiler_options={'xla_backend_optimization_level': 0})
     chex.clear_trace_counter()
     costs_seen, optimizee = [], bowls(minibatch)
     for i in range(5):
@@ -267,8 +288,10 @@ class GuidedPolicySearchTest(parameterized.TestCase):
       return unroll(lambda x, k: bowls().loss(x, (), k), opt, params,
                     opt.init(params),
                     jax.random.split(jax.random.key(0), 9))[1].losses.sum()
-    self.assertLess(float(curve(learned.transform(state.theta))),
-                    float(curve(optax.sgd(0.05, momentum=0.3))))
+    mine, momentum = jax.jit(lambda theta: (
+        curve(learned.transform(theta)),
+        curve(optax.sgd(0.05, momentum=0.3))))(state.theta)
+    self.assertLess(float(mine), float(momentum))
 
   def test_joint_guides_one_per_function(self):
     trainer = guided_policy_search(

@@ -105,6 +105,24 @@ def _diagonal(variance):
   return jax.vmap(jnp.diag)(variance)
 
 
+def momentum_guide(shape, initial, num_columns: int, size: int) -> Controller:
+  """Gradient descent with momentum: Δx = -rate g + momentum u.
+
+  Args:
+    shape: leading axes of the result.
+    initial: (rate, momentum).
+    num_columns: of s = (x, g, u, Φ) for a coordinate.
+    size: A; with joint guides the state is feature-major.
+  """
+  rate, momentum = initial
+  eye = jnp.eye(size)
+  gain = jnp.zeros((size, num_columns * size))
+  gain = gain.at[:, size:2 * size].set(-rate * eye)
+  gain = gain.at[:, 2 * size:3 * size].set(momentum * eye)
+  repeat = lambda x: jnp.tile(x, shape + (1,) * x.ndim)
+  return Controller(repeat(gain), repeat(jnp.zeros(size)), repeat(eye))
+
+
 class Dual(NamedTuple):
   """What ties guide and policy together.
 

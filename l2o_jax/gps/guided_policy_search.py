@@ -1,124 +1,32 @@
 """Guided policy search, small and convolutional, as a MetaTrainer."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from l2o_jax.base import Cell, Features, LearnedOptimizer, MetaTrainer
-from l2o_jax.coordinatewise import coordinatewise, grouped
+from l2o_jax.base import Cell, Features, MetaTrainer
 from l2o_jax.gps.controller import controller, exploration
 from l2o_jax.gps.groups import Groups
-from l2o_jax.gps.guide import Dual, ModelOptions, badmm_step, mirror_step
-from l2o_jax.gps.lqr import Controller
-from l2o_jax.gps.policy import regression, replay
+from l2o_jax.gps.guide import (
+    Dual,
+    ModelOptions,
+    badmm_step,
+    mirror_step,
+    momentum_guide,
+)
+from l2o_jax.gps.policy import policy_optimizer, regression, replay
 from l2o_jax.gps.rollouts import mixture, rollout, to_samples
-from l2o_jax.joint import joint as joint_optimizer
+from l2o_jax.gps.state import GpsInfo, GpsState, Iterate
 from l2o_jax.standardised import standardised
 
 
-class Iterate(NamedTuple):
-  """What an iteration improves.
-
-  Attributes:
-    theta: weights of the policy.
-    guide: psi of P functions and M groups, Controller [P, M, T, ...].
-    dual: λ, ν, η, likewise.
-  """
-  theta: chex.ArrayTree
-  guide: Controller
-  dual: Dual
-
-
-class GpsState(NamedTuple):
-  """Between two iterations.
-
-  Attributes:
-    theta: weights of the policy.
-    guide: see Iterate; so is dual.
-    dual: λ, ν, η.
-    accepted: the last iterate whose rollouts were no worse than before.
-    accepted_cost: of these rollouts, sum over t of f, [P].
-    kl_scale: of the step size, [P].
-    function_keys: each rollout's function and x_0, the same in all iterations,
-      [P, N].
-    iteration: number of iterations done.
-  """
-  theta: chex.ArrayTree
-  guide: Controller
-  dual: Dual
-  accepted: Iterate
-  accepted_cost: chex.Array
-  kl_scale: chex.Array
-  function_keys: chex.Array
-  iteration: chex.Array
-
-
-class GpsInfo(NamedTuple):
-  """What an iteration reports, beside the fields of truncated BPTT's Info.
-
-  Attributes:
-    losses: exact f along the rollouts, [P, N, T + 1].
-    meta_loss: mean sum over t of f over the rollouts, [1].
-    gradient_norm: root of the mean squared error of the policy's regression,
-      in units of the action, [1].
-    skipped: whether the iteration was not accepted for all, [1].
-    accepted_cost: mean over functions of the accepted rollouts' sum over t of
-      f: those of the guide, or with 'mdgps' of the policy, [].
-    policy_cost: the policy's own rollouts, nan if there were none, [].
-    kl: mean over guides of KL(new ‖ old), [].
-    policy_kl: mean over guides of KL(pi ‖ psi), [].
-    predicted: mean fall of cost that the model predicts, relative, [].
-    rejected: share of the functions whose guides were not accepted, [].
-    kl_scale: mean, [].
-  """
-  losses: chex.Array
-  meta_loss: chex.Array
-  gradient_norm: chex.Array
-  skipped: chex.Array
-  accepted_cost: chex.Array
-  policy_cost: chex.Array
-  kl: chex.Array
-  policy_kl: chex.Array
-  predicted: chex.Array
-  rejected: chex.Array
-  kl_scale: chex.Array
-
-
-def policy_optimizer(features: Features, cell: Cell,
-                     groups: Groups | None = None, *, shared: bool = False,
-                     joint_size: int | None = None) -> LearnedOptimizer:
-  """The policy that `guided_policy_search` trains, as a learned optimizer.
-
-  Args:
-    features: what it sees of a coordinate.
-    cell: its program.
-    groups: one theta for each; None: one for all.
-    shared: one for all even so.
-    joint_size: n, if the cell sees and moves all coordinates at once.
-  """
-  cell = standardised(cell)
-  if joint_size is not None:
-    return joint_optimizer(features, cell, joint_size)
-  learned = coordinatewise(features, cell)
-  if groups is None or shared:
-    return learned
-  return grouped(learned, groups.label_fn, groups.names)
-
-
-def _momentum_guide(shape, initial, num_columns, size):
-  """Δx = -rate g + momentum u on s = (x, g, u, Φ), feature-major."""
-  rate, momentum = initial
-  eye = jnp.eye(size)
-  gain = jnp.zeros((size, num_columns * size))
-  gain = gain.at[:, size:2 * size].set(-rate * eye)
-  gain = gain.at[:, 2 * size:3 * size].set(momentum * eye)
-  repeat = lambda x: jnp.tile(x, shape + (1,) * x.ndim)
-  return Controller(repeat(gain), repeat(jnp.zeros(size)), repeat(eye))
+def function_keys(key, count: int):
+  """What `init(key)` of a trainer draws its P functions (or N) from."""
+  return jax.random.split(jax.random.fold_in(key, 1), count)
 
 
 def guided_policy_search(
@@ -145,6 +53,7 @@ def guided_policy_search(
     noise_limits: tuple[float, float] = (0.02, 0.6),
     initial_noise: float = 0.3,
     common_noise: float = 0.0,
+    precision_power: float = 0.5,
     regression_steps: int = 300,
     cloning_steps: int = 600,
     batch_size: int = 128,
@@ -207,6 +116,10 @@ def guided_policy_search(
     noise_limits: see `exploration`.
     initial_noise: standard deviation of the first guide's noise, relative.
     common_noise: see `exploration`.
+    precision_power: p of the regression's weights (ν_t / G_t)^p, relative to
+      their median over a group's guides and times, at most 10.  1 follows from
+      the objective; with 1/2 the guides of steep functions, whose G is tiny,
+      count less, and unseen functions gained from that.
     regression_steps: of Adam in every alternation.
     cloning_steps: likewise in the first iteration.
     batch_size: samples in each of them.
@@ -263,21 +176,19 @@ def guided_policy_search(
     return x.reshape(M, -1, *x.shape[3:])
 
   def init(key):
-    key_theta, key_functions = jax.random.split(key)
-    theta = learned.init(key_theta)
-    guide = _momentum_guide((P, M, T), initial, 3 + state_features.size, size)
+    theta = learned.init(jax.random.fold_in(key, 0))
+    guide = momentum_guide((P, M, T), initial, 3 + state_features.size, size)
     dual = Dual(jnp.zeros((P, M, T, size)),
                 jnp.full((P, M, T), initial_penalty, jnp.float32),
                 jnp.ones((P, M)))
     if num_functions is None:
-      function_keys = jax.random.split(key_functions, (1, num_rollouts))
+      drawn = function_keys(key, num_rollouts)[None]
     else:
-      function_keys = jnp.tile(
-          jax.random.split(key_functions, P)[:, None], (1, num_rollouts))
+      drawn = jnp.tile(function_keys(key, P)[:, None], (1, num_rollouts))
     accepted = jax.tree.map(jnp.copy, Iterate(theta, guide, dual))
     return GpsState(theta, guide, dual, accepted,
                     jnp.full(P, jnp.inf, jnp.float32), jnp.ones(P),
-                    function_keys, jnp.zeros((), jnp.int32))
+                    drawn, jnp.zeros((), jnp.int32))
 
   def collect(state, optimizee, key, use_policy, limits):
     def run(guide, function_key, key, use_policy):
@@ -319,9 +230,10 @@ def guided_policy_search(
     return jnp.swapaxes(mu.reshape(M, P, *shape[2:]), 0, 1)
 
   def fit_policy(stacked, samples, targets, weights, accept, key, steps):
-    """weights [P, M, T]: relative precision of the targets."""
-    weights = weights / jnp.median(weights, -1, keepdims=True)
-    weights = jnp.minimum(weights, 2.0) * accept[:, None, None]
+    """weights [P, M, T]: precision of the targets."""
+    weights = weights ** precision_power
+    weights = weights / jnp.median(weights, (0, 2), keepdims=True)
+    weights = jnp.minimum(weights, 10.0) * accept[:, None, None]
     weights = jnp.broadcast_to(weights[:, :, None], targets.shape[:-1])
     weights = pool(weights) / stacked['output'][:, None, None] ** 2 / size
     keys = jax.random.split(key, weights.shape[0])
@@ -410,7 +322,7 @@ def guided_policy_search(
     values = jnp.where(accept, values, state.accepted_cost)
     report = GpsInfo(
         rollouts.objective, jnp.mean(sums)[None],
-        jnp.sqrt(jnp.mean(error))[None], ~jnp.all(accept)[None],
+        jnp.sqrt(jnp.mean(error))[None], ~jnp.any(accept)[None],
         jnp.mean(values), jnp.mean(mean(use_policy)), info.kl, info.policy_kl,
         info.predicted, 1 - jnp.mean(accept), jnp.mean(kl_scale))
     return GpsState(*new, accepted, values, kl_scale, state.function_keys,

@@ -4,7 +4,32 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from l2o_jax.base import Cell
+from l2o_jax.base import Cell, Features, LearnedOptimizer
+from l2o_jax.coordinatewise import coordinatewise, grouped
+from l2o_jax.gps.groups import Groups
+from l2o_jax.joint import joint
+from l2o_jax.standardised import standardised
+
+
+def policy_optimizer(features: Features, cell: Cell,
+                     groups: Groups | None = None, *, shared: bool = False,
+                     joint_size: int | None = None) -> LearnedOptimizer:
+  """The policy that `guided_policy_search` trains, as a learned optimizer.
+
+  Args:
+    features: what it sees of a coordinate.
+    cell: its program.
+    groups: one theta for each; None: one for all.
+    shared: one for all even so.
+    joint_size: n, if the cell sees and moves all coordinates at once.
+  """
+  cell = standardised(cell)
+  if joint_size is not None:
+    return joint(features, cell, joint_size)
+  learned = coordinatewise(features, cell)
+  if groups is None or shared:
+    return learned
+  return grouped(learned, groups.label_fn, groups.names)
 
 
 def replay(cell: Cell, theta, observations):

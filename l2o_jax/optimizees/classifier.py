@@ -60,8 +60,8 @@ def mlp(sizes: Sequence[int], activation: str = 'sigmoid',
 
 
 def classifier(images: chex.Array, labels: chex.Array,
-               net: tuple[Callable, Callable],
-               batch_size: int = 128) -> Optimizee:
+               net: tuple[Callable, Callable], batch_size: int = 128,
+               objective_size: int | None = None) -> Optimizee:
   """f(x) = mean cross-entropy of a net on a fresh random minibatch.
 
   Value and gradient of a step are of one minibatch, drawn uniformly with
@@ -70,38 +70,54 @@ def classifier(images: chex.Array, labels: chex.Array,
 
   Args:
     images: uint8 [N, ...]; they become floats in [0, 1], flattened, only inside
-      the loss.
+      the loss.  Or float32, as they are: inputs that are not pixels.
     labels: integers [N].
     net: (init, apply), for example of `mlp`.
     batch_size: images per minibatch.
+    objective_size: `objective` is the mean over so many images, the first; all
+      by default.
 
   Returns:
     Optimizee with task ().
 
   Raises:
-    ValueError: images are not uint8, or labels are not as many as images.
+    ValueError: images are neither uint8 nor float32, labels are not as many as
+      images, or a size is not positive.
   """
-  if images.dtype != jnp.uint8 or images.ndim < 2:
-    raise ValueError(f'classifier: images must be uint8 [N, ...], got '
-                     f'{images.dtype} {tuple(images.shape)}')
+  if images.dtype not in (jnp.uint8, jnp.float32) or images.ndim < 2:
+    raise ValueError(f'classifier: images must be uint8 or float32 [N, ...], '
+                     f'got {images.dtype} {tuple(images.shape)}')
   if labels.shape != images.shape[:1]:
     raise ValueError(f'classifier: labels must have shape '
                      f'({images.shape[0]},), got {tuple(labels.shape)}')
   if batch_size < 1:
     raise ValueError(f'classifier: batch_size must be positive, got '
                      f'{batch_size}')
+  if objective_size is not None and objective_size < 1:
+    raise ValueError(f'classifier: objective_size must be positive, got '
+                     f'{objective_size}')
   init_net, apply = net
 
   def init(key):
     return init_net(key), ()
 
+  def cross_entropy(params, images, labels):
+    x = images.reshape(images.shape[0], -1)
+    if images.dtype == jnp.uint8:
+      x = x.astype(jnp.float32) / 255
+    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(
+        apply(params, x), labels))
+
   def loss(images, labels, params, task, key):
     del task
     rows = jax.random.randint(key, (batch_size,), 0, images.shape[0])
-    pixels = images[rows].reshape(batch_size, -1).astype(jnp.float32) / 255
-    logits = apply(params, pixels)
-    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(
-        logits, labels[rows]))
+    return cross_entropy(params, images[rows], labels[rows])
 
-  return Optimizee(Partial(init),
-                   Partial(loss, jnp.asarray(images), jnp.asarray(labels)))
+  def objective(images, labels, params, task):
+    del task
+    return cross_entropy(params, images[:objective_size],
+                         labels[:objective_size])
+
+  data = jnp.asarray(images), jnp.asarray(labels)
+  return Optimizee(Partial(init), Partial(loss, *data),
+                   Partial(objective, *data))
