@@ -21,7 +21,8 @@ ENVIRONMENT = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT)}
 TINY = ('--num_epochs=4', '--num_steps=4', '--unroll_length=2',
         '--evaluation_period=2', '--num_validation=2', '--num_tuning=2',
         '--num_test=3')
-TINY_QUADRATICS = TINY + ('--num_problems=2', '--dimension=3')
+TINY_QUADRATICS = TINY + ('--num_problems=2', '--dimension=3',
+                          '--num_optimizees=2')
 
 
 CACHE = tempfile.mkdtemp()  # the runs compile the same functions: once will do

@@ -15,7 +15,8 @@ import jax
 # Long enough to be hit, short enough to be run often.
 SMALL_RUN = ('--num_epochs=60', '--num_steps=10', '--unroll_length=5',
              '--evaluation_period=7', '--num_validation=4', '--num_tuning=4',
-             '--num_test=4', '--num_problems=32', '--nosecond_derivatives')
+             '--num_test=4', '--num_problems=32', '--nosecond_derivatives',
+             '--num_optimizees=1', '--clip_each=0')
 
 # Programs start from a process that has imported the libraries, but not yet
 # started JAX: half a second instead of three.
