@@ -153,7 +153,7 @@ class ExperimentsTest(parameterized.TestCase):
       ('quadratics', ('--num_epochs=-1',), 'num_epochs'),
       ('quadratics', ('--no_such_flag=1',), 'no_such_flag'),
       ('quadratics', ('--learning_rate=nan',), 'learning_rate'),
-      ('quadratics', ('--num_steps=30',), '--unroll_length=20'),
+      ('quadratics', ('--num_steps=30',), '--unroll_length=50'),
       ('quadratics', ('--resume=must',), 'there is no run'),
       ('quadratics', ('stray',), 'unexpected arguments: stray'),
       ('learning_to_optimize', ('--family=net', '--policy=joint'),
