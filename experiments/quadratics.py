@@ -24,7 +24,7 @@ _TUNED = {'output_scale': 0.1, 'learning_rate': 1e-2, 'weights': 'rising',
 _LONG = {**_TUNED, 'unroll_length': 50, 'num_optimizees': 16,
          'num_problems': 8, 'clip_each': 10.0}
 PRESETS = {
-    'quick': {'num_epochs': 800, **_LONG},
+    'quick': {'num_epochs': 600, **_LONG},
     'full': {'num_epochs': 6000, **_LONG},
     'paper': {**_TUNED, 'num_epochs': 6000, 'learning_rate': 3e-3,
               'weights': 'all', 'second_derivatives': False},
