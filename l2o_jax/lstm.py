@@ -22,16 +22,37 @@ def affine(theta, *inputs):
   """w^T [inputs] + b for one coordinate: [F_1], [F_2], ... -> [K].
 
   Under `vmap` with the coordinates as the trailing axis, everything stays
-  [K, n]: one plain matrix product per input and no transposition, which on a
-  CPU halves the time of a meta-gradient.  For that the bias is a product too,
-  with a one that is mapped like the inputs: adding an unmapped [K] to a mapped
-  [K, n] would make `vmap` move the coordinates to the front.
+  [K, n]: one plain matrix product and no transposition, which on a CPU halves
+  the time of a meta-gradient.  For that the bias is a product too, with a one
+  that is mapped like the inputs (adding an unmapped [K] to a mapped [K, n]
+  would make `vmap` move the coordinates to the front), the inputs are stacked
+  by `pad` (`concatenate` would move them likewise), and an input of one row,
+  an outer product, stays out of the stack.
   """
   one = 1 + 0 * jax.lax.stop_gradient(inputs[-1][:1])
   total, row = theta['b'][:, None] @ one, 0
+  tall = []
   for x in inputs:
-    total += theta['w'][row:row + x.shape[0]].T @ x
-    row += x.shape[0]
+    w = theta['w'][row:row + len(x)]
+    row += len(x)
+    if len(x) == 1:
+      total += w.T @ x
+    else:
+      tall.append((w, x))
+  if tall:
+    weights, columns = zip(*tall)
+    total += jnp.concatenate(weights).T @ _stack(columns)
+  return total
+
+
+def _stack(columns):
+  """[F_1], [F_2], ... -> [F_1 + F_2 + ...]."""
+  size = sum(map(len, columns))
+  total, row = 0, 0
+  for x in columns:
+    total += jax.lax.pad(x, jnp.zeros((), x.dtype),
+                         [(row, size - row - len(x), 0)])
+    row += len(x)
   return total
 
 
