@@ -7,8 +7,9 @@ Copy and paste:
 
 Workloads: an epoch of meta-training (5 unrolls of 20 steps) on 128
 ten-dimensional quadratics and on a 784-20-10 net for MNIST; one application of
-the optimizer to many parameters; and how the cost grows.  All implementations
-take turns within one process.  Prints a table and writes benchmark.json to
+the optimizer to many parameters; what a state in bfloat16 does to the losses of
+trained optimizers; and how the cost grows.  All implementations take turns
+within one process.  Prints a table and writes benchmark.json to
 --workdir.
 """
 
@@ -28,9 +29,10 @@ from absl import app, flags
 
 from experiments import peers
 from experiments.harness import write_json
-from l2o_jax import datasets
+from l2o_jax import checkpoint, datasets
 from l2o_jax.base import LearnedOptimizer, Optimizee
 from l2o_jax.coordinatewise import chunked, coordinatewise, grouped
+from l2o_jax.evaluation import learning_curves
 from l2o_jax.features import gradient, log_and_sign
 from l2o_jax.learned_optimizers import flattened, lstm_log_and_sign, lstm_raw
 from l2o_jax.lstm import lstm_cell
@@ -38,7 +40,8 @@ from l2o_jax.optimizees.classifier import classifier, mlp
 from l2o_jax.optimizees.quadratic import quadratic
 from l2o_jax.truncated_bptt import truncated_bptt
 
-WORKLOADS = ('quadratics', 'mnist', 'update', 'growth')
+WORKLOADS = ('quadratics', 'mnist', 'update', 'precision', 'growth')
+RESULTS = pathlib.Path(__file__).parent / 'results'
 
 flags.DEFINE_multi_enum(
     'workloads', list(WORKLOADS), list(WORKLOADS), 'What to run, a flag for '
@@ -146,6 +149,36 @@ def update(n: int) -> dict[str, Measured]:
   return {**whole, 'l2o_jax, chunked': one(chunked(base)),
           'l2o_jax, chunked, bfloat16 state': one(chunked(half)),
           'optax.adam': one(adam)}
+
+
+def precision() -> dict[str, dict]:
+  """{'workload, type of the state': losses of the trained optimizer}."""
+  images, labels = datasets.load('mnist_5k', 'test', None)
+  found = {}
+  print(f'\n{"type of the state":<32}{"final mean":>12}{"± s.e.":>10}'
+        f'{"sum":>10}')
+  for workload, features, scale, optimizee, tasks in (
+      ('quadratics', gradient(), 0.1, quadratic(), 2048),
+      ('mnist', log_and_sign(7.0), 0.01,
+       classifier(images, labels, mlp((784, 20, 10), initial_std=0.1)), 64)):
+    keys = jax.random.split(jax.random.key(3_000_003), tasks)
+    for dtype in (jnp.float32, jnp.bfloat16):
+      learned = flattened(coordinatewise(
+          features, lstm_cell(scale=scale), state_dtype=dtype))
+      theta = checkpoint.load(RESULTS / workload / 'best.npz',
+                              learned.init(jax.random.key(0)))
+      run = jax.jit(lambda theta, optimizee, keys, learned=learned:
+                    learning_curves(optimizee, learned.transform(theta), keys,
+                                    100, 1 if workload == 'mnist' else None))
+      losses = np.asarray(run(theta, optimizee, keys), np.float64)
+      row = {'final': float(losses[:, -1].mean()),
+             'stderr': float(losses[:, -1].std() / tasks ** 0.5),
+             'sum': float(losses.sum(1).mean())}
+      name = f'{workload}, {jnp.dtype(dtype).name}'
+      found[name] = row
+      print(f'{name:<32}{row["final"]:>12.4g}{row["stderr"]:>10.2g}'
+            f'{row["sum"]:>10.4g}', flush=True)
+  return found
 
 
 def measure(found: dict[str, Measured], runs: int) -> dict[str, dict]:
@@ -261,8 +294,9 @@ def main(argv):
   print(f'{found["device"]}, {args.threads} threads, jax {jax.__version__}, '
         f'{args.runs} runs of each in turn')
   for workload in args.workloads:
-    if workload == 'growth':
-      found['growth'] = growth(args.runs)
+    if workload in ('growth', 'precision'):
+      found[workload] = (growth(args.runs) if workload == 'growth'
+                         else precision())
       continue
     sizes = args.coordinates if workload == 'update' else [None]
     for n in sizes:

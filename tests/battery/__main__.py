@@ -13,7 +13,7 @@ import pathlib
 import tempfile
 import time
 
-from tests.battery import devices, files, inputs, numbers, runs
+from tests.battery import devices, files, inputs, numbers, programs, runs
 
 # name: (attack, arguments in the tests, arguments in full)
 BATTERY = {
@@ -40,6 +40,7 @@ BATTERY = {
 def run(name, *, full=False):
   """Runs one attack in a directory of its own; returns its line."""
   attack, fast, all_of_it = BATTERY[name]
+  programs.ENVIRONMENT.update({} if full else programs.QUICK)
   with tempfile.TemporaryDirectory() as directory:
     return attack(pathlib.Path(directory), *(all_of_it if full else fast))
 

@@ -10,7 +10,7 @@ from l2o_jax import checkpoint
 from l2o_jax.learned_optimizers import lstm_raw
 from l2o_jax.optimizees.quadratic import quadratic
 from l2o_jax.truncated_bptt import truncated_bptt
-from tests.battery.programs import CONTEXT, quadratics
+from tests.battery.programs import CONTEXT, ENVIRONMENT, quadratics
 
 
 def _free_port():
@@ -70,7 +70,8 @@ def processes(directory, times):
   """Two processes, one device each, against one process with two devices."""
   flags = ('--num_optimizees=2', '--num_problems=4', '--num_epochs=8')
   one = quadratics(directory / 'one', *flags, environment={
-      'XLA_FLAGS': '--xla_force_host_platform_device_count=2'})
+      'XLA_FLAGS': '--xla_force_host_platform_device_count=2 '
+                   + ENVIRONMENT.get('XLA_FLAGS', '')})
   status, text = one.wait()
   assert status == 0, text
   for i in range(times):

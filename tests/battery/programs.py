@@ -30,6 +30,11 @@ CONTEXT.set_forkserver_preload(
 CACHE = tempfile.mkdtemp()
 atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
 
+# Of all programs.  In the tests those on quadratics compile in half the time,
+# to slower code.
+ENVIRONMENT = {}
+QUICK = {'XLA_FLAGS': '--xla_backend_optimization_level=0'}
+
 
 def program(module, flags, errors, environment, cache):
   descriptor = os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -50,7 +55,8 @@ class Program:
     self.started = time.monotonic()
     self.process = CONTEXT.Process(
         target=program,
-        args=(module, flags, self.errors, environment or {}, CACHE))
+        args=(module, flags, self.errors, ENVIRONMENT | (environment or {}),
+              CACHE))
     self.process.start()
 
   def wait(self, seconds=300):
@@ -80,7 +86,7 @@ def mnist(workdir, *flags, **options):
             if 'num_problems' not in f and 'num_epochs' not in f]
   return Program('experiments.mnist', *common, '--num_epochs=20',
                  '--batch_size=4', '--panels=base', f'--workdir={workdir}',
-                 *flags, **options)
+                 *flags, environment={'XLA_FLAGS': ''}, **options)
 
 
 def num_lines(workdir):

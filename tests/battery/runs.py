@@ -16,6 +16,7 @@ from l2o_jax.learned_optimizers import lstm_raw
 from tests.battery.programs import (
     CACHE,
     CONTEXT,
+    ENVIRONMENT,
     SMALL_RUN,
     check_same,
     final_state,
@@ -117,9 +118,9 @@ def nonfinite_experiment(directory, times):
   return f'{times} hopeless runs: status 3, theta kept'
 
 
-def _limited_run(flags, errors, cache):
+def _limited_run(flags, errors, environment, cache):
   resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
-  program('experiments.quadratics', flags, errors, {}, cache)
+  program('experiments.quadratics', flags, errors, environment, cache)
 
 
 def full_disk(directory):
@@ -133,7 +134,7 @@ def full_disk(directory):
   newest = sorted((workdir / 'checkpoints').glob('*.npz'))[-1]
   before, errors = newest.read_bytes(), tempfile.mktemp()
   process = CONTEXT.Process(target=_limited_run, args=(
-      (*SMALL_RUN, f'--workdir={workdir}'), errors, CACHE))
+      (*SMALL_RUN, f'--workdir={workdir}'), errors, ENVIRONMENT, CACHE))
   process.start()
   process.join(120)
   text = pathlib.Path(errors).read_text()
