@@ -17,7 +17,7 @@ from tests.battery import devices, files, inputs, numbers, programs, runs
 
 # name: (attack, arguments in the tests, arguments in full)
 BATTERY = {
-    'kill_and_resume': (runs.kill_and_resume, (2, 2), (25, 4)),
+    'kill_and_resume': (runs.kill_and_resume, (1, 2), (25, 4)),
     'kill_in_save_loop': (files.kill_in_save_loop, (20,), (500,)),
     'stop_and_resume': (runs.stop_and_resume, (2,), (50,)),
     'damaged_files': (files.damaged_files, (500,), (10_000,)),

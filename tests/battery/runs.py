@@ -32,7 +32,7 @@ from tests.battery.programs import (
 def kill_and_resume(directory, runs, kills):
   """kill -9 at random epochs; the resumed run ends bitwise the same.
 
-  One run of four is of MNIST, with its minibatches.
+  The second run of every four is of MNIST, with its minibatches.
   """
   rng = random.Random(0)
   flags = ('--search_trials=2', '--search_epochs=9')
