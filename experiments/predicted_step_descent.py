@@ -37,14 +37,16 @@ FEATURES = {'changes': (relative_changes(), (128,)),
 NAMES = ('w0', 'b0', 'w1', 'b1')  # coordinate groups
 PRESETS = {
     'quick': {'num_epochs': 15, 'num_steps': 50, 'inputs': 16, 'hidden': 16,
-              'regression_steps': 150},
+              'batch_size': 32},
     'full': {'num_epochs': 25, 'num_steps': 400, 'inputs': 48, 'hidden': 48,
              'objective_size': 6000, 'shared': True, 'batch_size': 64},
 }
-# Multiples of --inputs, --hidden and --num_steps; minibatch 64 or 10.
-PANELS = {'base': (1, 1, 64, 1), 'wide': (100 / 48, 200 / 48, 64, 1),
-          'noisy': (1, 1, 10, 1), 'wide_noisy': (100 / 48, 200 / 48, 10, 1),
-          'wide_long': (100 / 48, 200 / 48, 64, 2)}
+# Projection (0: that of meta-training), multiples of --inputs, --hidden and
+# --num_steps, minibatch.
+PANELS = {'same': (0, 1, 1, 1, 64), 'base': (1, 1, 1, 1, 64),
+          'wide': (1, 100 / 48, 200 / 48, 1, 64), 'noisy': (1, 1, 1, 1, 10),
+          'wide_noisy': (1, 100 / 48, 200 / 48, 1, 10),
+          'wide_long': (1, 100 / 48, 200 / 48, 2, 64)}
 
 flags.DEFINE_string(
     'dataset', 'mnist_5k', 'Images of meta-training: a name of python -m '
@@ -68,16 +70,15 @@ flags.DEFINE_bool(
     'each.')
 flags.DEFINE_multi_enum(
     'panels', list(PANELS), list(PANELS), 'Problems of the comparison, a flag '
-    'for each.')
+    'for each; same: the objective of meta-training, other x_0; base: another '
+    'projection, as in all that follow; wide: larger nets; noisy: minibatches '
+    'of 10; long: twice the steps.')
 flags.DEFINE_multi_enum(
     'baselines', list(projected.OPTIMIZERS), list(projected.OPTIMIZERS),
     'Hand-designed optimizers of the comparison, a flag for each.')
 flags.DEFINE_multi_string(
     'rivals', [], 'Run directories whose thetas are compared too, a flag for '
     'each.')
-flags.DEFINE_bool(
-    'tune_each', False, 'Tune hand-designed optimizers on every problem of the '
-    'comparison instead of on the objective of meta-training alone.')
 flags.DEFINE_integer(
     'inputs', 48, 'Projections of an image, >= 1.', lower_bound=1,
     upper_bound=10 ** 4)
@@ -110,7 +111,7 @@ flags.DEFINE_integer(
 flags.DEFINE_float(
     'initial_rate', 0.25, 'Learning rate of the first guide, relative to that '
     'of tuned momentum, > 0.', lower_bound=1e-6, upper_bound=1.0)
-cli.define_flags(PRESETS, 'runs/predicted_step_descent')
+cli.define_flags(PRESETS, 'runs/predicted_step_descent', search=False)
 flags.FLAGS.set_default('unroll_length', 10)
 flags.FLAGS.set_default('evaluation_period', 1)
 flags.FLAGS.set_default('num_validation', 8)
@@ -141,8 +142,9 @@ def keys_of(what):
 
 
 def every(num_steps):
-  """Steps between two evaluations of the objective."""
-  return next(k for k in (10, 5, 2, 1) if num_steps % k == 0)
+  """Steps between two evaluations of the objective: at most some 100 a run."""
+  return next(k for k in range(max(num_steps // 50, 1), 0, -1)
+              if num_steps % k == 0)
 
 
 def run_curves(data, opt, num_steps):
@@ -150,9 +152,9 @@ def run_curves(data, opt, num_steps):
   return projected.curves(optimizee, opt, keys, num_steps, every(num_steps))
 
 
-def tune(optimizee, name, num_steps):
+def tune(optimizee, name):
   setting, _ = small_functions.tune(
-      lambda data, opt: run_curves(data, opt, num_steps),
+      lambda data, opt: run_curves(data, opt, flags.FLAGS.num_steps),
       (optimizee, keys_of('tuning')), *projected.OPTIMIZERS[name])
   return setting
 
@@ -165,12 +167,14 @@ def train(optimizee):
   theta = None
   if args.theta is not None:
     theta = checkpoint.load(args.theta, learned.init(jax.random.key(0)))
+  sharding = (harness.sharding(args.num_optimizees)
+              if args.trainer == 'bptt' else None)
   workdir = harness.open_workdir(args.workdir, cli.config(), args.resume)
   if args.trainer == 'bptt':
     trainer = harness.make_trainer(learned, learning_rate=args.learning_rate,
                                    num_epochs=args.num_epochs)
   else:
-    rate, momentum = tune(optimizee, 'momentum', args.num_steps)
+    rate, momentum = tune(optimizee, 'momentum')
     trainer = guided_policy_search(
         seen, cell, state_features(5, args.state_depth),
         num_steps=args.num_steps, initial=(args.initial_rate * rate, momentum),
@@ -185,7 +189,7 @@ def train(optimizee):
       workdir, trainer, optimizee, lambda theta: run(theta, data),
       num_epochs=args.num_epochs, evaluation_period=args.evaluation_period,
       seed=args.seed, theta=theta, max_nonfinite=args.max_nonfinite,
-      select=np.sum)
+      sharding=sharding, select=np.sum)
   return workdir, learned, theta, {'validation_sum': loss}
 
 
@@ -218,18 +222,15 @@ def compare(workdir, optimizee, thetas, test_data, extra):
     extra: {name: value} for summary.json.
   """
   args = flags.FLAGS
-  settings = {} if args.tune_each else {
-      name: tune(optimizee, name, args.num_steps) for name in args.baselines}
+  settings = {name: tune(optimizee, name) for name in args.baselines}
   panels, summary = {}, {}
   for data_name, data in test_data.items():
     for panel in args.panels:
-      wider, more, minibatch, runs = PANELS[panel]
+      projection, wider, more, runs, minibatch = PANELS[panel]
       steps = args.num_steps * runs
       test = projected.problem(
           data, round(wider * args.inputs), round(more * args.hidden),
-          minibatch, seed=1, initial_std=args.initial_std)
-      if args.tune_each:
-        settings = {name: tune(test, name, steps) for name in args.baselines}
+          minibatch, seed=projection, initial_std=args.initial_std)
       optimizers = {
           **{name: (theta, learned.transform)
              for name, (learned, theta) in thetas.items()},
@@ -252,6 +253,10 @@ def compare(workdir, optimizee, thetas, test_data, extra):
   for name, rank in sorted(means.items(), key=lambda kv: kv[1]['mean']):
     print(f'{name:<24}{rank["mean"]:>8.2f}{rank["final"]:>8.2f}')
   write(workdir, panels, list(thetas))
+  for rows in summary.values():  # JSON knows no nan and inf
+    for row in rows.values():
+      row.update((k, None) for k, v in row.items()
+                 if isinstance(v, float) and not np.isfinite(v))
   harness.write_json(workdir / 'summary.json', {
       'panels': summary, 'mean_rank': means, 'num_test': args.num_test,
       **extra})
