@@ -29,15 +29,17 @@ class NonFinite(Exception):
 
 
 def define_flags(presets: dict[str, dict], default_workdir: str,
-                 bptt: bool = True) -> None:
+                 bptt: bool = True, search: bool = True) -> None:
   """The flags of every experiment; names as in the original where it has them.
 
   Args:
     presets: {name: {flag: value}}; the first is the default.  A flag given on
       the command line wins over its preset.
     default_workdir: default of --workdir.
-    bptt: with the flags of truncated back-propagation through time, of the
-      comparison that goes with it, and of several hosts.
+    bptt: with the flags of truncated back-propagation through time and of the
+      comparison that goes with it.
+    search: likewise with those of `harness.train`: random search of the meta
+      learning rate, several hosts.
   """
   flags.DEFINE_enum(
       'preset', next(iter(presets)), list(presets),
@@ -80,6 +82,8 @@ def define_flags(presets: dict[str, dict], default_workdir: str,
       lower_bound=1, upper_bound=10 ** 7)
   if bptt:
     _define_bptt_flags()
+  if bptt and search:
+    _define_search_flags()
     _define_multihost_flags()
 
 
@@ -124,14 +128,6 @@ def _define_bptt_flags():
       'clip_each', 0.0, 'Norm to which each optimizee\'s own meta-gradient is '
       'clipped before the mean over --num_optimizees, >= 0; 0: never.  Takes '
       'about twice the time.', lower_bound=0.0, upper_bound=1e30)
-  flags.DEFINE_integer(
-      'search_trials', 0, 'Random search of the meta learning rate, >= 0 '
-      'trials: each draws a rate log-uniformly from [1e-4, 1e-2] and runs '
-      '--search_epochs; the best by validation replaces --learning_rate.  '
-      '0: no search.', lower_bound=0, upper_bound=10 ** 3)
-  flags.DEFINE_integer(
-      'search_epochs', 100, 'Epochs of each trial of the search, >= 1.',
-      lower_bound=1, upper_bound=10 ** 9)
   flags.DEFINE_enum(
       'weights', 'all', ['all', 'rising', 'final'], 'Weights w_t of the losses '
       'in the meta-loss; all: ones; rising: from 1 to 100 along the run, '
@@ -151,6 +147,17 @@ def _define_bptt_flags():
       'computes again; none: nothing; step: the inside of each step, with less '
       'memory and on a CPU faster; segments: all but the state of every '
       'sqrt(--unroll_length) steps, with the least memory.')
+
+
+def _define_search_flags():
+  flags.DEFINE_integer(
+      'search_trials', 0, 'Random search of the meta learning rate, >= 0 '
+      'trials: each draws a rate log-uniformly from [1e-4, 1e-2] and runs '
+      '--search_epochs; the best by validation replaces --learning_rate.  '
+      '0: no search.', lower_bound=0, upper_bound=10 ** 3)
+  flags.DEFINE_integer(
+      'search_epochs', 100, 'Epochs of each trial of the search, >= 1.',
+      lower_bound=1, upper_bound=10 ** 9)
 
 
 def _apply_preset(presets):

@@ -104,9 +104,7 @@ def train(optimizee, names, size, settings):
   # The key that meta_train gives to the trainer's init.
   training = function_keys(
       jax.random.split(jax.random.key(args.seed))[0], count)
-  (rate, momentum), _ = small_functions.tune(
-      optimizee, training, *small_functions.OPTIMIZERS['momentum'],
-      args.num_steps)
+  rate, momentum = tune(optimizee, training, 'momentum')
   trainer = guided_policy_search(
       history(), cell, state_features(5, 0), num_steps=args.num_steps,
       initial=(args.initial_rate * rate, momentum), method=args.method,
@@ -125,6 +123,16 @@ def train(optimizee, names, size, settings):
   return workdir, learned, theta, training, {'validation_sum': loss}
 
 
+def tune(optimizee, keys, name):
+  """The setting of a hand-designed optimizer on the functions of `keys`."""
+  make_opt, grid = small_functions.OPTIMIZERS[name]
+  if len(grid) == 1:
+    return grid[0]
+  run = lambda keys, make_opt: small_functions.curves(
+      optimizee, make_opt, keys, flags.FLAGS.num_steps)
+  return small_functions.tune(run, keys, make_opt, grid)[0]
+
+
 def compare(workdir, optimizee, learned, theta, training, extra):
   """Curves on unseen functions, margins, table."""
   args = flags.FLAGS
@@ -134,11 +142,8 @@ def compare(workdir, optimizee, learned, theta, training, extra):
       optimizee, lambda loss: learned.transform(theta), keys, steps))
   losses, settings = {LEARNED: np.asarray(run(theta))}, {LEARNED: None}
   for name in args.baselines:
-    make_opt, grid = small_functions.OPTIMIZERS[name]
-    settings[name] = grid[0]
-    if len(grid) > 1:
-      settings[name], _ = small_functions.tune(
-          optimizee, training, make_opt, grid, args.num_steps)
+    make_opt = small_functions.OPTIMIZERS[name][0]
+    settings[name] = tune(optimizee, training, name)
     losses[name] = np.asarray(jax.jit(
         lambda keys, make_opt=make_opt, best=settings[name]:
         small_functions.curves(optimizee, make_opt(*best), keys, steps))(keys))

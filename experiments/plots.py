@@ -9,13 +9,14 @@ import numpy as np  # noqa: E402
 _DASHES = ('--', '-.', ':', (0, (5, 1)), (0, (3, 1, 1, 1)))
 
 
-def learning_curves(path, panels, learned=('LSTM',)):
+def learning_curves(path, panels, learned=('LSTM',), periods=None):
   """Mean loss against step with a quartile band, one panel per problem.
 
   Args:
     path: of the PNG.
     panels: {title: {optimizer: losses [B, T + 1]}}.
     learned: names drawn solid; the others are dashed.
+    periods: {title: steps between two losses}; 1 by default.
   """
   columns = min(len(panels), 3)
   rows = -(-len(panels) // columns)
@@ -25,18 +26,17 @@ def learning_curves(path, panels, learned=('LSTM',)):
   for axis in axes.flat[len(panels):]:
     axis.axis('off')
   for axis, (title, curves) in zip(axes.flat, panels.items()):
-    hand_made, tops, bottoms = 0, [], []
-    for name, losses in curves.items():
-      steps = np.arange(losses.shape[1])
+    tops, bottoms = [], []
+    for i, (name, losses) in enumerate(curves.items()):
+      steps = np.arange(losses.shape[1]) * (periods or {}).get(title, 1)
       mean = np.mean(losses, axis=0)
       with np.errstate(invalid='ignore'):  # what diverged is inf or nan
         low, high = np.quantile(losses, [0.25, 0.75], axis=0)
       if name in learned:
-        style = {'ls': '-', 'lw': 2.2, 'zorder': 3, 'color': 'C0'}
+        style = {'ls': '-', 'lw': 2.2, 'zorder': 3, 'color': f'C{i}'}
       else:
-        hand_made += 1
-        style = {'ls': _DASHES[(hand_made - 1) % len(_DASHES)], 'lw': 1.5,
-                 'color': f'C{hand_made}'}
+        style = {'ls': _DASHES[(i - 1) % len(_DASHES)], 'lw': 1.5,
+                 'color': f'C{i % 10}'}
       axis.plot(steps, mean, label=name, **style)
       axis.fill_between(steps, low, high, color=style['color'], alpha=0.12,
                         lw=0)

@@ -80,8 +80,14 @@ def curves(optimizee, make_opt, keys, num_steps):
   return jax.vmap(run)(keys)
 
 
-def tune(optimizee, keys, make_opt, grid, num_steps):
-  """The setting of lowest mean sum of losses over the functions of `keys`.
+def tune(run, data, make_opt, grid):
+  """The setting of lowest mean sum of losses.
+
+  Args:
+    run: data, what make_opt returns -> losses [B, T + 1].
+    data: arrays that `run` needs; arguments of the compiled function.
+    make_opt: setting -> what `run` takes.
+    grid: settings, tuples; their floats vary inside one compiled function.
 
   Returns:
     (setting, sums of all settings); one that diverges anywhere has sum inf.
@@ -89,26 +95,20 @@ def tune(optimizee, keys, make_opt, grid, num_steps):
   Raises:
     ValueError: all diverge.
   """
-  sums = {}
-  for setting in grid:  # numbers vary inside one compiled function
-    values = tuple(v for v in setting if isinstance(v, float))
+  groups, found = {}, {}
+  for setting in grid:
+    numbers = tuple(v for v in setting if isinstance(v, float))
     rest = tuple(v for v in setting if not isinstance(v, float))
-    sums.setdefault(rest, []).append(values)
-  found = {}
-  for rest, numbers in sums.items():
+    groups.setdefault(rest, []).append(numbers)
+  for rest, settings in groups.items():
     @jax.jit
-    def measure(numbers, keys, rest=rest):
-      return jax.lax.map(lambda n: jnp.mean(jnp.sum(curves(
-          optimizee, make_opt(*n, *rest), keys, num_steps), 1)), numbers)
-    if numbers[0]:
-      columns = tuple(jnp.asarray(c, jnp.float32) for c in zip(*numbers))
-      totals = np.asarray(measure(columns, keys))
-    else:
-      totals = [float(jnp.mean(jnp.sum(jax.jit(
-          lambda keys, rest=rest: curves(optimizee, make_opt(*rest), keys,
-                                         num_steps))(keys), 1)))]
-    for values, total in zip(numbers, totals):
-      found[values + rest] = total if np.isfinite(total) else np.inf
+    def measure(columns, data, rest=rest):
+      total = lambda numbers: jnp.mean(jnp.sum(
+          run(data, make_opt(*numbers, *rest)), 1))
+      return jax.lax.map(total, columns) if columns else total(())[None]
+    columns = tuple(jnp.asarray(c, jnp.float32) for c in zip(*settings))
+    for numbers, total in zip(settings, np.asarray(measure(columns, data))):
+      found[numbers + rest] = total if np.isfinite(total) else np.inf
   best = min(found, key=found.get)
   if not np.isfinite(found[best]):
     raise ValueError('tune: every setting diverges')

@@ -140,6 +140,34 @@ class ExperimentsTest(parameterized.TestCase):
     self.assertIn('resumed at epoch 1 of 2', err)
     self.assertEqual(first, [(workdir / name).read_text() for name in names])
 
+  def test_predicted_step_descent(self):
+    """A whole run; then the last epoch once more, from its checkpoint."""
+    workdir = self.directory / 'run'
+    quick = {'XLA_FLAGS': '--xla_backend_optimization_level=0'}  # to compile
+    flags = ('--num_epochs=2', '--num_steps=4', '--unroll_length=2',
+             '--inputs=3', '--hidden=2', '--objective_size=50',
+             '--num_rollouts=2', '--num_coordinates=2', '--state_depth=0',
+             '--regression_steps=2', '--batch_size=2', '--num_validation=2',
+             '--num_tuning=1', '--num_test=2', '--panels=same',
+             '--baselines=momentum')
+    status, out, err = run('predicted_step_descent', *flags,
+                           f'--workdir={workdir}', **quick)
+    self.assertEqual(status, 0, err)
+    self.assertIn('mdgps, changes', out)
+    names = ('metrics.jsonl', 'curves.csv', 'summary.json')
+    first = [(workdir / name).read_text() for name in names]
+    self.assertLen(first[0].splitlines(), 3)
+    self.assertLen(first[1].splitlines(), 1 + 2 * 2 * 5)
+    rows = json.loads(first[2])['panels']['mnist_5k, same']
+    self.assertEqual(set(rows), {'mdgps, changes', 'momentum'})
+    self.assertTrue((workdir / 'learning_curves.png').exists())
+    (workdir / 'checkpoints/00000002.npz').unlink()
+    status, _, err = run('predicted_step_descent', *flags,
+                         f'--workdir={workdir}', **quick)
+    self.assertEqual(status, 0, err)
+    self.assertIn('resumed at epoch 1 of 2', err)
+    self.assertEqual(first, [(workdir / name).read_text() for name in names])
+
   def test_random_search_of_the_meta_learning_rate(self):
     workdir = self.directory / 'run'
     status, _, err = run('quadratics', *TINY_QUADRATICS, '--search_trials=2',
@@ -161,6 +189,8 @@ class ExperimentsTest(parameterized.TestCase):
       ('quadratics', ('stray',), 'unexpected arguments: stray'),
       ('learning_to_optimize', ('--family=net', '--policy=joint'),
        '--cost=taylor'),
+      ('predicted_step_descent', ('--rivals=/nowhere',), '--rivals=/nowhere'),
+      ('predicted_step_descent', ('--dataset=/nowhere.npz',), 'cannot be read'),
       ('mnist', ('--dataset=mnist', '--data_dir=/nowhere'), 'prepare mnist'))
   def test_bad_flags_get_a_clear_line(self, experiment, flags, message):
     workdir = self.directory / 'run'
@@ -202,6 +232,7 @@ class ExperimentsTest(parameterized.TestCase):
             '--remat')
     for experiment, own in (
         ('quadratics', bptt), ('mnist', bptt),
+        ('predicted_step_descent', ('--trainer', '--features', '--panels')),
         ('learning_to_optimize', ('--family', '--method', '--baselines'))):
       status, out, _ = run(experiment, '--help')
       self.assertIn(f'python -m experiments.{experiment}', out[:600])

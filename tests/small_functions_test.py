@@ -21,6 +21,10 @@ def parabolas():
 KEYS = jax.random.split(jax.random.key(0), 5)
 
 
+def run(keys, make_opt, num_steps=60):
+  return small_functions.curves(parabolas(), make_opt, keys, num_steps)
+
+
 class SmallFunctionsTest(absltest.TestCase):
 
   def test_curves_of_gradient_descent(self):
@@ -42,7 +46,7 @@ class SmallFunctionsTest(absltest.TestCase):
         rate if kind == 'plain' else rate ** power)
     grid = [(0.3, 'plain', 1), (0.2, 'other', 2), (9.0, 'plain', 1),
             (0.1, 'plain', 1)]
-    best, sums = small_functions.tune(parabolas(), KEYS, make, grid, 60)
+    best, sums = small_functions.tune(run, KEYS, make, grid)
     self.assertEqual(best, (0.3, 'plain', 1))
     self.assertEqual(set(sums), set(grid))
     h = np.asarray(jax.vmap(parabolas().init)(KEYS)[1])[:, None]
@@ -51,12 +55,12 @@ class SmallFunctionsTest(absltest.TestCase):
           h / 2 * (1 - rate * h) ** (2 * np.arange(61))).sum(1).mean()
       np.testing.assert_allclose(sums[setting], want, rtol=1e-4)
     with self.assertRaisesRegex(ValueError, 'every setting diverges'):
-      small_functions.tune(parabolas(), KEYS, make, grid[2:3], 60)
+      small_functions.tune(run, KEYS, make, grid[2:3])
 
   def test_settings_without_numbers(self):
     best, sums = small_functions.tune(
-        parabolas(), KEYS, lambda memory: lambda f: optax.sgd(0.1 * memory),
-        [(1,), (2,)], 4)
+        run, KEYS, lambda memory: lambda f: optax.sgd(0.1 * memory),
+        [(1,), (2,)])
     self.assertEqual(best, (2,))
     self.assertLess(sums[2,], sums[1,])
 

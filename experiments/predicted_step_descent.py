@@ -1,0 +1,326 @@
+"""Predicted Step Descent on one objective (Li & Malik 2017, section 4).
+
+Copy and paste:
+  python -m experiments.predicted_step_descent       # packaged digits, 16-16-10
+  python -m l2o_jax.datasets prepare mnist           # or: --from DIR
+  python -m experiments.predicted_step_descent --preset=full --dataset=mnist \
+      --workdir=runs/psd
+
+Meta-trains a policy on a single objective, a small ReLU net on randomly
+projected images, and compares it on nets of other sizes, smaller minibatches,
+more steps and other images with hand-designed optimizers tuned on the objective
+of meta-training.  --trainer and --features choose what is trained; --rivals
+takes finished runs with others into the comparison.  Writes curves.csv,
+summary.json and learning_curves.png to --workdir.
+"""
+
+import csv
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from experiments import cli, harness, plots, projected, small_functions
+from l2o_jax import checkpoint
+from l2o_jax.features import log_and_sign, relative_changes
+from l2o_jax.gps.groups import Groups
+from l2o_jax.gps.guided_policy_search import guided_policy_search
+from l2o_jax.gps.policy import policy_optimizer
+from l2o_jax.gps.state_features import state_features
+from l2o_jax.lstm import lstm_cell
+
+FEATURES = {'changes': (relative_changes(), (128,)),
+            'log_and_sign': (log_and_sign(), (20, 20))}
+NAMES = ('w0', 'b0', 'w1', 'b1')  # coordinate groups
+PRESETS = {
+    'quick': {'num_epochs': 15, 'num_steps': 50, 'inputs': 16, 'hidden': 16,
+              'batch_size': 32},
+    'full': {'num_epochs': 25, 'num_steps': 400, 'inputs': 48, 'hidden': 48,
+             'objective_size': 6000, 'shared': True, 'batch_size': 64},
+}
+# Projection (0: that of meta-training), multiples of --inputs, --hidden and
+# --num_steps, minibatch.
+PANELS = {'same': (0, 1, 1, 1, 64), 'base': (1, 1, 1, 1, 64),
+          'wide': (1, 100 / 48, 200 / 48, 1, 64), 'noisy': (1, 1, 1, 1, 10),
+          'wide_noisy': (1, 100 / 48, 200 / 48, 1, 10),
+          'wide_long': (1, 100 / 48, 200 / 48, 2, 64)}
+
+flags.DEFINE_string(
+    'dataset', 'mnist_5k', 'Images of meta-training: a name of python -m '
+    'l2o_jax.datasets (mnist_5k is in the package), or an .npz.')
+flags.DEFINE_multi_string(
+    'test_data', [], 'Images of the comparison, likewise, a flag for each; '
+    'those of --dataset by default, with another projection.')
+flags.DEFINE_string(
+    'data_dir', None, 'Where prepared data sets are; $TFDS_DATA_DIR or '
+    '~/tensorflow_datasets by default.')
+flags.DEFINE_enum(
+    'trainer', 'mdgps', ['mdgps', 'badmm', 'bptt'], 'Guided policy search by '
+    'mirror descent or by the papers\' Bregman ADMM, or truncated '
+    'back-propagation through time.')
+flags.DEFINE_enum(
+    'features', 'changes', list(FEATURES), 'changes: relative changes and an '
+    'LSTM of 128 units (Li & Malik); log_and_sign: of the gradient, and two '
+    'layers of 20 units (Andrychowicz et al.).')
+flags.DEFINE_bool(
+    'shared', False, 'One theta for all weights and biases instead of one for '
+    'each.')
+flags.DEFINE_multi_enum(
+    'panels', list(PANELS), list(PANELS), 'Problems of the comparison, a flag '
+    'for each; same: the objective of meta-training, other x_0; base: another '
+    'projection, as in all that follow; wide: larger nets; noisy: minibatches '
+    'of 10; long: twice the steps.')
+flags.DEFINE_multi_enum(
+    'baselines', list(projected.OPTIMIZERS), list(projected.OPTIMIZERS),
+    'Hand-designed optimizers of the comparison, a flag for each.')
+flags.DEFINE_multi_string(
+    'rivals', [], 'Run directories whose thetas are compared too, a flag for '
+    'each.')
+flags.DEFINE_integer(
+    'inputs', 48, 'Projections of an image, >= 1.', lower_bound=1,
+    upper_bound=10 ** 4)
+flags.DEFINE_integer(
+    'hidden', 48, 'Hidden units, >= 1.', lower_bound=1, upper_bound=10 ** 4)
+flags.DEFINE_float(
+    'initial_std', 0.1, 'Standard deviation of initial weights and biases, '
+    '> 0.', lower_bound=1e-12, upper_bound=1e3)
+flags.DEFINE_integer(
+    'minibatch', 64, 'Images per minibatch in meta-training, >= 1.',
+    lower_bound=1, upper_bound=10 ** 6)
+flags.DEFINE_integer(
+    'objective_size', 10 ** 6, 'Images that make the exact objective in '
+    'meta-training and tuning, at most.', lower_bound=1, upper_bound=10 ** 9)
+flags.DEFINE_integer(
+    'num_rollouts', 12, 'Rollouts in an epoch of guided policy search, >= 2.',
+    lower_bound=2, upper_bound=10 ** 4)
+flags.DEFINE_integer(
+    'num_coordinates', 64, 'Coordinates of each group and rollout that are '
+    'looked at, >= 1.', lower_bound=1, upper_bound=10 ** 6)
+flags.DEFINE_integer(
+    'state_depth', 10, 'Depth of the guide\'s state features, >= 0; 25 in the '
+    'paper.', lower_bound=0, upper_bound=100)
+flags.DEFINE_integer(
+    'regression_steps', 300, 'Of Adam in an epoch of guided policy search, '
+    '>= 1.', lower_bound=1, upper_bound=10 ** 6)
+flags.DEFINE_integer(
+    'batch_size', 128, 'Coordinate sequences in each of them, >= 1.',
+    lower_bound=1, upper_bound=10 ** 6)
+flags.DEFINE_float(
+    'initial_rate', 0.25, 'Learning rate of the first guide, relative to that '
+    'of tuned momentum, > 0.', lower_bound=1e-6, upper_bound=1.0)
+cli.define_flags(PRESETS, 'runs/predicted_step_descent', search=False)
+flags.FLAGS.set_default('unroll_length', 10)
+flags.FLAGS.set_default('evaluation_period', 1)
+flags.FLAGS.set_default('num_validation', 8)
+flags.FLAGS.set_default('num_tuning', 4)
+flags.FLAGS.set_default('num_test', 5)
+flags.adopt_module_key_flags(cli)
+
+KEYS = {'validation': 1_000_001, 'tuning': 1_500_003, 'test': 2_000_003}
+
+
+def labels(params):
+  return [{k: f'{k}{i}' for k in layer} for i, layer in enumerate(params)]
+
+
+def optimizer(features, trainer, shared, output_scale):
+  """(features, cell, learned optimizer), for this run or a rival."""
+  seen, hidden = FEATURES[features]
+  scale = output_scale or (0.01 if trainer == 'bptt' else 1.0)
+  cell = lstm_cell(hidden, scale=scale)
+  return seen, cell, policy_optimizer(seen, cell, Groups(labels, NAMES),
+                                      shared=shared)
+
+
+def keys_of(what):
+  count = {'validation': flags.FLAGS.num_validation,
+           'tuning': flags.FLAGS.num_tuning, 'test': flags.FLAGS.num_test}
+  return jax.random.split(jax.random.key(KEYS[what]), count[what])
+
+
+def every(num_steps):
+  """Steps between two evaluations of the objective: at most some 100 a run."""
+  return next(k for k in range(max(num_steps // 50, 1), 0, -1)
+              if num_steps % k == 0)
+
+
+def run_curves(data, opt, num_steps):
+  optimizee, keys = data
+  return projected.curves(optimizee, opt, keys, num_steps, every(num_steps))
+
+
+def tune(optimizee, name):
+  setting, _ = small_functions.tune(
+      lambda data, opt: run_curves(data, opt, flags.FLAGS.num_steps),
+      (optimizee, keys_of('tuning')), *projected.OPTIMIZERS[name])
+  return setting
+
+
+def train(optimizee):
+  """Meta-trains; (run directory, learned optimizer, theta)."""
+  args = flags.FLAGS
+  seen, cell, learned = optimizer(args.features, args.trainer, args.shared,
+                                  args.output_scale)
+  theta = None
+  if args.theta is not None:
+    theta = checkpoint.load(args.theta, learned.init(jax.random.key(0)))
+  sharding = (harness.sharding(args.num_optimizees)
+              if args.trainer == 'bptt' else None)
+  workdir = harness.open_workdir(args.workdir, cli.config(), args.resume)
+  if args.trainer == 'bptt':
+    trainer = harness.make_trainer(learned, learning_rate=args.learning_rate,
+                                   num_epochs=args.num_epochs)
+  else:
+    rate, momentum = tune(optimizee, 'momentum')
+    trainer = guided_policy_search(
+        seen, cell, state_features(5, args.state_depth),
+        num_steps=args.num_steps, initial=(args.initial_rate * rate, momentum),
+        method=args.trainer, groups=Groups(labels, NAMES), shared=args.shared,
+        num_rollouts=args.num_rollouts, num_coordinates=args.num_coordinates,
+        policy_rollouts=0.5, common_noise=0.8, batch_size=args.batch_size,
+        regression_steps=args.regression_steps)
+  run = jax.jit(lambda theta, data: jnp.mean(run_curves(
+      data, learned.transform(theta), args.num_steps), 0))
+  data = optimizee, keys_of('validation')
+  theta, loss = harness.meta_train(
+      workdir, trainer, optimizee, lambda theta: run(theta, data),
+      num_epochs=args.num_epochs, evaluation_period=args.evaluation_period,
+      seed=args.seed, theta=theta, max_nonfinite=args.max_nonfinite,
+      sharding=sharding, select=np.sum)
+  return workdir, learned, theta, {'validation_sum': loss}
+
+
+def rivals():
+  """{name: (learned optimizer, theta)} of other run directories."""
+  found = {}
+  for path in map(pathlib.Path, flags.FLAGS.rivals):
+    try:
+      config = json.loads((path / 'config.json').read_text())
+      learned = optimizer(*(config[k] for k in (
+          'features', 'trainer', 'shared', 'output_scale')))[2]
+      name = f'{config["trainer"]}, {config["features"]}'
+    except (OSError, ValueError, KeyError, TypeError) as error:
+      raise cli.UsageError(f'--rivals={path} is no run of this experiment: '
+                           f'{error}') from None
+    found[name + f' ({path.name})' * (name in found)] = (
+        learned, checkpoint.load(path / 'best.npz',
+                                 learned.init(jax.random.key(0))))
+  return found
+
+
+def compare(workdir, optimizee, thetas, test_data, extra):
+  """Objective against step on every panel, ranks, figure.
+
+  Args:
+    workdir: the run directory.
+    optimizee: of meta-training; hand-designed optimizers are tuned on it.
+    thetas: {name: (learned optimizer, theta)}; the first is this run's.
+    test_data: {name: (images, labels)}.
+    extra: {name: value} for summary.json.
+  """
+  args = flags.FLAGS
+  settings = {name: tune(optimizee, name) for name in args.baselines}
+  panels, summary = {}, {}
+  for data_name, data in test_data.items():
+    for panel in args.panels:
+      projection, wider, more, runs, minibatch = PANELS[panel]
+      steps = args.num_steps * runs
+      test = projected.problem(
+          data, round(wider * args.inputs), round(more * args.hidden),
+          minibatch, seed=projection, initial_std=args.initial_std)
+      optimizers = {
+          **{name: (theta, learned.transform)
+             for name, (learned, theta) in thetas.items()},
+          **{name: ((), lambda _, name=name: projected.OPTIMIZERS[name][0](
+              *settings[name])) for name in args.baselines}}
+      curves = {}
+      for name, (theta, make_opt) in optimizers.items():
+        run = jax.jit(lambda theta, data, make_opt=make_opt, steps=steps:
+                      run_curves(data, make_opt(theta), steps))
+        curves[name] = np.asarray(run(theta, (test, keys_of('test'))))
+      title = f'{pathlib.Path(data_name).stem}, {panel}'
+      panels[title] = (curves, every(steps))
+      summary[title] = statistics(curves, settings)
+      print(table(title, summary[title]), flush=True)
+  means = {name: {by: float(np.mean([rows[name][f'rank_by_{by}']
+                                     for rows in summary.values()]))
+                  for by in ('mean', 'final')}
+           for name in next(iter(summary.values()))}
+  print('\nmean rank (by mean over the run, by final objective)')
+  for name, rank in sorted(means.items(), key=lambda kv: kv[1]['mean']):
+    print(f'{name:<24}{rank["mean"]:>8.2f}{rank["final"]:>8.2f}')
+  write(workdir, panels, list(thetas))
+  for rows in summary.values():  # JSON knows no nan and inf
+    for row in rows.values():
+      row.update((k, None) for k, v in row.items()
+                 if isinstance(v, float) and not np.isfinite(v))
+  harness.write_json(workdir / 'summary.json', {
+      'panels': summary, 'mean_rank': means, 'num_test': args.num_test,
+      **extra})
+  print(f'\nwritten: {workdir}/learning_curves.png summary.json curves.csv')
+
+
+def statistics(curves, settings):
+  """{optimizer: of its curves [B, K]}; what diverged comes last."""
+  rows = {name: {'setting': settings.get(name),
+                 'mean': float(np.mean(x, dtype=np.float64)),
+                 'final': float(np.mean(x[:, -1], dtype=np.float64)),
+                 'final_stderr': float(x[:, -1].std() / len(x) ** 0.5)}
+          for name, x in curves.items()}
+  for by in ('mean', 'final'):
+    order = sorted(rows, key=lambda name: np.nan_to_num(
+        rows[name][by], nan=np.inf))
+    for name in rows:
+      rows[name][f'rank_by_{by}'] = order.index(name) + 1
+  return rows
+
+
+def table(title, rows) -> str:
+  """One panel, lowest mean first."""
+  lines = [f'\n{title}', f'{"optimizer":<24}{"setting":>24}{"mean":>10}'
+           f'{"final":>10}{"± s.e.":>10}']
+  for name, row in sorted(rows.items(), key=lambda kv: kv[1]['rank_by_mean']):
+    setting = ', '.join(f'{v:.3g}' if isinstance(v, float) else str(v)
+                        for v in row['setting'] or ())
+    lines.append(f'{name:<24}{setting:>24}{row["mean"]:>10.4g}'
+                 f'{row["final"]:>10.4g}{row["final_stderr"]:>10.2g}')
+  return '\n'.join(lines)
+
+
+def write(workdir, panels, learned):
+  """curves.csv and learning_curves.png."""
+  with open(workdir / 'curves.csv', 'w', newline='') as f:
+    writer = csv.writer(f)
+    writer.writerow(['panel', 'optimizer', 'run', 'step', 'objective'])
+    for title, (curves, period) in panels.items():
+      for name, runs in curves.items():
+        writer.writerows(
+            [title, name, i, period * t, f'{value:.6g}']
+            for i, run in enumerate(runs) for t, value in enumerate(run))
+  plots.learning_curves(
+      workdir / 'learning_curves.png',
+      {title: curves for title, (curves, _) in panels.items()}, learned,
+      {title: period for title, (_, period) in panels.items()})
+
+
+def main():
+  args = flags.FLAGS
+  others = rivals()
+  data = projected.load(args.dataset, args.data_dir)
+  test_data = {name: projected.load(name, args.data_dir)
+               for name in args.test_data} or {args.dataset: data}
+  optimizee = projected.problem(
+      data, args.inputs, args.hidden, args.minibatch,
+      initial_std=args.initial_std, objective_size=args.objective_size)
+  workdir, learned, theta, extra = train(optimizee)
+  name = f'{args.trainer}, {args.features}'
+  compare(workdir, optimizee, {
+      f'{name} (this run)' if name in others else name: (learned, theta),
+      **others}, test_data, extra)
+
+
+if __name__ == '__main__':
+  cli.run(main, PRESETS, __doc__)
