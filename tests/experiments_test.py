@@ -143,7 +143,6 @@ class ExperimentsTest(parameterized.TestCase):
   def test_predicted_step_descent(self):
     """A whole run; then the last epoch once more, from its checkpoint."""
     workdir = self.directory / 'run'
-    quick = {'XLA_FLAGS': '--xla_backend_optimization_level=0'}  # to compile
     flags = ('--num_epochs=2', '--num_steps=4', '--unroll_length=2',
              '--inputs=3', '--hidden=2', '--objective_size=50',
              '--num_rollouts=2', '--num_coordinates=2', '--state_depth=0',
@@ -151,7 +150,7 @@ class ExperimentsTest(parameterized.TestCase):
              '--num_tuning=1', '--num_test=2', '--panels=same',
              '--baselines=momentum')
     status, out, err = run('predicted_step_descent', *flags,
-                           f'--workdir={workdir}', **quick)
+                           f'--workdir={workdir}', **QUICK)
     self.assertEqual(status, 0, err)
     self.assertIn('mdgps, changes', out)
     names = ('metrics.jsonl', 'curves.csv', 'summary.json')
@@ -163,7 +162,7 @@ class ExperimentsTest(parameterized.TestCase):
     self.assertTrue((workdir / 'learning_curves.png').exists())
     (workdir / 'checkpoints/00000002.npz').unlink()
     status, _, err = run('predicted_step_descent', *flags,
-                         f'--workdir={workdir}', **quick)
+                         f'--workdir={workdir}', **QUICK)
     self.assertEqual(status, 0, err)
     self.assertIn('resumed at epoch 1 of 2', err)
     self.assertEqual(first, [(workdir / name).read_text() for name in names])
