@@ -27,7 +27,7 @@ _TUNED = {'initial_std': 0.1, 'output_scale': 0.01, 'learning_rate': 2e-3,
 PRESETS = {
     'quick': {'num_epochs': 100, 'evaluation_period': 20, 'num_validation': 8,
               **_TUNED},
-    'full': {'num_epochs': 600, 'evaluation_period': 30, 'num_validation': 32,
+    'full': {'num_epochs': 600, 'evaluation_period': 30, 'num_validation': 96,
              **_TUNED},
     'paper': {**_TUNED, 'num_epochs': 900, 'evaluation_period': 45,
               'num_validation': 32, 'preprocessing_p': 10.0, 'weights': 'all',
