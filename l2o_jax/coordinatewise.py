@@ -119,6 +119,23 @@ def coordinatewise(features: Features, cell: Cell,
       init=lambda key: cell.init(key, features.size), transform=transform)
 
 
+def _bits(x):
+  """bfloat16 as integers, which XLA writes in place on a CPU.
+
+  It would convert all of the array to float32 and back for every block.
+  """
+  if x.dtype != jnp.bfloat16:
+    return x
+  return jax.lax.bitcast_convert_type(x, jnp.uint16)
+
+
+def _number(bits, like):
+  """The inverse of `_bits`, to the type of `like`."""
+  if like.dtype != jnp.bfloat16:
+    return bits
+  return jax.lax.bitcast_convert_type(bits, jnp.bfloat16)
+
+
 def chunked(learned: LearnedOptimizer, size: int = 1280) -> LearnedOptimizer:
   """`learned` on blocks of coordinates, one after another, in place.
 
@@ -135,8 +152,9 @@ def chunked(learned: LearnedOptimizer, size: int = 1280) -> LearnedOptimizer:
 
   Returns:
     A LearnedOptimizer whose state has a leading axis of blocks in each leaf of
-    the parameters; the last block is padded with zeros.  With a block as large
-    as the leaf it reduces to `learned`.
+    the parameters and keeps bfloat16 as uint16, bit by bit; the last block is
+    padded with zeros.  With a block as large as the leaf it reduces to
+    `learned`.
 
   Raises:
     ValueError: size is not positive.
@@ -153,14 +171,14 @@ def chunked(learned: LearnedOptimizer, size: int = 1280) -> LearnedOptimizer:
       return jnp.pad(jnp.ravel(x), (0, padding)).reshape(-1, width)
 
     def init(params):
-      return tuple(jax.vmap(opt.init)(blocks(x))
+      return tuple(jax.tree.map(_bits, jax.vmap(opt.init)(blocks(x)))
                    for x in jax.tree.leaves(params))
 
     def update_leaf(g, state, x, **extra_args):
       def one(i, carry):
         updates, state, x = jax.tree.map(
-            lambda leaf: jax.lax.dynamic_index_in_dim(leaf, i, keepdims=False),
-            (*carry, parameters))
+            lambda leaf, like: _number(jax.lax.dynamic_index_in_dim(
+                leaf, i, keepdims=False), like), (*carry, parameters), like)
         # Always true.  A branch is not fused with the writing of its result,
         # which XLA would otherwise not do in place.
         new = jax.lax.cond(
@@ -168,12 +186,14 @@ def chunked(learned: LearnedOptimizer, size: int = 1280) -> LearnedOptimizer:
             lambda block: block[:2], (updates, state, x))
         return jax.tree.map(
             lambda leaf, block: jax.lax.dynamic_update_index_in_dim(
-                leaf, block, i, 0), carry, new)
+                leaf, _bits(block), i, 0), carry, new)
 
-      gradients = blocks(g)
-      parameters = None if x is None else blocks(x)
+      given = blocks(g), None if x is None else blocks(x)
+      like = (given[0], jax.eval_shape(opt.init, given[0][0]), given[1])
+      gradients, parameters = jax.tree.map(_bits, given)
       updates, state = jax.lax.fori_loop(
           0, len(gradients), one, (gradients, state))
+      updates = _number(updates, g)
       return jnp.ravel(updates)[:g.size].reshape(g.shape), state
 
     def update(updates, state, params=None, **extra_args):
