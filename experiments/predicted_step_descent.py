@@ -142,7 +142,7 @@ def keys_of(what):
 
 
 def every(num_steps):
-  """Steps between two evaluations of the objective: at most some 100 a run."""
+  """Steps between two evaluations of the objective, some 50 a run."""
   return next(k for k in range(max(num_steps // 50, 1), 0, -1)
               if num_steps % k == 0)
 
@@ -160,7 +160,7 @@ def tune(optimizee, name):
 
 
 def train(optimizee):
-  """Meta-trains; (run directory, learned optimizer, theta)."""
+  """Meta-trains; (run directory, learned optimizer, theta, for summary)."""
   args = flags.FLAGS
   seen, cell, learned = optimizer(args.features, args.trainer, args.shared,
                                   args.output_scale)
