@@ -21,13 +21,14 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from absl import flags
 
 from experiments import cli, harness, plots, projected, small_functions
 from l2o_jax import checkpoint
 from l2o_jax.features import log_and_sign, relative_changes
 from l2o_jax.gps.groups import Groups
-from l2o_jax.gps.guided_policy_search import guided_policy_search
+from l2o_jax.gps.guided_policy_search import COSTS, guided_policy_search
 from l2o_jax.gps.policy import policy_optimizer
 from l2o_jax.gps.state_features import state_features
 from l2o_jax.lstm import lstm_cell
@@ -38,8 +39,8 @@ NAMES = ('w0', 'b0', 'w1', 'b1')  # coordinate groups
 PRESETS = {
     'quick': {'num_epochs': 15, 'num_steps': 50, 'inputs': 16, 'hidden': 16,
               'batch_size': 32},
-    'full': {'num_epochs': 25, 'num_steps': 400, 'inputs': 48, 'hidden': 48,
-             'objective_size': 6000, 'shared': True, 'batch_size': 64},
+    'full': {'num_epochs': 18, 'num_steps': 400, 'inputs': 48, 'hidden': 48,
+             'objective_size': 6000, 'batch_size': 32, 'kl_step': 0.5},
 }
 # Projection (0: that of meta-training), multiples of --inputs, --hidden and
 # --num_steps, minibatch.
@@ -61,6 +62,13 @@ flags.DEFINE_enum(
     'trainer', 'mdgps', ['mdgps', 'badmm', 'bptt'], 'Guided policy search by '
     'mirror descent or by the papers\' Bregman ADMM, or truncated '
     'back-propagation through time.')
+flags.DEFINE_enum(
+    'cost', None, list(COSTS), 'Of the guide; sample_taylor by default with '
+    'mdgps, gradient_share with badmm, for which the former is not there.')
+flags.DEFINE_float(
+    'kl_step', 1.0, 'Largest step of the guide at first, for each time and '
+    'coordinate, in nats, > 0; falls to 2 % by a cosine.', lower_bound=1e-9,
+    upper_bound=1e3)
 flags.DEFINE_enum(
     'features', 'changes', list(FEATURES), 'changes: relative changes and an '
     'LSTM of 128 units (Li & Malik); log_and_sign: of the gradient, and two '
@@ -181,7 +189,12 @@ def train(optimizee):
         method=args.trainer, groups=Groups(labels, NAMES), shared=args.shared,
         num_rollouts=args.num_rollouts, num_coordinates=args.num_coordinates,
         policy_rollouts=0.5, common_noise=0.8, batch_size=args.batch_size,
-        regression_steps=args.regression_steps)
+        regression_steps=args.regression_steps,
+        cost=args.cost or ('sample_taylor' if args.trainer == 'mdgps'
+                           else 'gradient_share'),
+        kl_step=optax.cosine_decay_schedule(
+            args.kl_step, max(args.num_epochs, 1), alpha=0.02),
+        tolerance=1.05)
   run = jax.jit(lambda theta, data: jnp.mean(run_curves(
       data, learned.transform(theta), args.num_steps), 0))
   data = optimizee, keys_of('validation')
@@ -308,6 +321,8 @@ def write(workdir, panels, learned):
 
 def main():
   args = flags.FLAGS
+  if args.trainer == 'badmm' and args.cost == 'sample_taylor':
+    raise cli.UsageError('--cost=sample_taylor needs --trainer=mdgps')
   others = rivals()
   data = projected.load(args.dataset, args.data_dir)
   test_data = {name: projected.load(name, args.data_dir)

@@ -265,7 +265,8 @@ SMALL = dict(num_steps=8, initial=(0.05, 0.3), num_rollouts=6,
 class GuidedPolicySearchTest(parameterized.TestCase):
 
   @parameterized.parameters(('badmm', 'gradient_share', True),
-                            ('mdgps', 'gradient_share', False))
+                            ('mdgps', 'gradient_share', False),
+                            ('mdgps', 'sample_taylor', True))
   def test_improves_guide_and_policy(self, method, cost, minibatch):
     trainer = guided_policy_search(
         gradient(), lstm_cell((), scale=1.0), state_features(2, 1),
@@ -306,6 +307,7 @@ class GuidedPolicySearchTest(parameterized.TestCase):
         gradient(), lstm_cell(()), state_features(), **{**SMALL, **more})
     for more, message in (({'method': 'dagger'}, "got 'dagger'"),
                           ({'cost': 'J'}, "got 'J'"),
+                          ({'cost': 'sample_taylor'}, "needs 'mdgps'"),
                           ({'joint_size': 3, 'groups': BY_NAME}, 'no groups'),
                           ({'num_rollouts': 1}, 'got 8 and 1')):
       with self.assertRaisesRegex(ValueError, message):

@@ -166,6 +166,33 @@ class LqrTest(parameterized.TestCase):
     np.testing.assert_array_equal(guide.gain, previous.gain)
     self.assertEqual(info.kl, 0)
 
+  @parameterized.parameters((0, 1), (1, 3))
+  def test_untied_offsets_are_the_dense_solution_of_each_sample(self, seed,
+                                                                actions):
+    dynamics, cost, lam, nu, _, _, previous = problem(seed, actions)
+    rng = np.random.default_rng(200 + seed)
+    linear = rng.normal(size=(5, T + 1, D))
+    k, G, info = run(
+        lqr.untied_step, dynamics,
+        lqr.Cost(cost.quadratic, linear, np.ones((5, T + 1))), previous, 2.0,
+        1.0)
+    dynamics = dynamics._replace(offset=0 * dynamics.offset)
+    previous = previous._replace(offset=0 * previous.offset)
+    for sample in range(5):
+      own = cost._replace(linear=linear[sample])
+      for first in range(T):
+        np.testing.assert_allclose(k[sample, first], dense(
+            dynamics, own, 0 * lam, 0 * nu, previous, info.eta, previous,
+            np.zeros(D), first), rtol=1e-9, atol=1e-9)
+    self.assertBetween(info.kl, 1.8, 2.0)
+    precision = np.linalg.inv(previous.noise)
+    least = np.einsum('sta,tab,stb->', k, precision, k) / 10 + np.sum(
+        np.einsum('tab,tba->t', precision, G) - actions
+        - np.linalg.slogdet(precision @ G)[1]) / 2
+    self.assertBetween(info.kl, least, 2 * least)
+    self.assertEqual(info.previous_cost, T + 1)
+    self.assertLess(info.cost, info.previous_cost)
+
   def test_bad_curvature_is_invalid(self):
     args = list(problem(3, 1))
     args[1] = args[1]._replace(quadratic=-100 * args[1].quadratic)

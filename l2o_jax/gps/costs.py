@@ -40,6 +40,30 @@ def taylor(x: chex.Array, gradients: chex.Array, hessian: chex.Array,
   return _block(hessian, d, h, 0, dimension)
 
 
+def sample_taylor(gradients: chex.Array, curvature: chex.Array,
+                  values: chex.Array, dimension: int) -> Cost:
+  """f to second order around every sample, in deviations from that sample.
+
+      C_xx = H of all samples,  d_x = ∇f and h = f of each
+
+  The expansion of `taylor`, but the linear term is not averaged over samples:
+  with A = 1 each coordinate keeps its own direction.
+
+  Args:
+    gradients: exact, [S, T + 1, A].
+    curvature: H, positive definite, [T + 1, A, A].
+    values: f of each sample, [S, T + 1].
+    dimension: D; x comes first in the state.
+
+  Returns:
+    Cost for `untied_step`: linear [S, T + 1, D], constant [S, T + 1].
+  """
+  A = curvature.shape[-1]
+  rest = [(0, 0), (0, dimension - A)]
+  return Cost(jnp.pad(curvature, rest + rest[1:]),
+              jnp.pad(gradients, [(0, 0)] + rest), values)
+
+
 def gradient_share(curvature: chex.Array, dimension: int) -> Cost:
   """A unit's own share of f - f*, 1/2 g^T H⁻¹ g.
 

@@ -18,6 +18,7 @@ from l2o_jax.gps.lqr import (
     Dynamics,
     constrained_step,
     inverse,
+    untied_step,
 )
 
 
@@ -70,6 +71,10 @@ def fit_model(states, actions, exact, values, hessian, options: ModelOptions
   if options.cost == 'taylor':
     cost = costs.taylor(s[..., :A], x_unit * exact,
                         x_unit ** 2 * costs.positive(hessian), values, D)
+    level = jnp.mean(values) - jnp.min(values)
+  elif options.cost == 'sample_taylor':
+    cost = costs.sample_taylor(
+        x_unit * exact, curvature * x_unit * unit[1] / action_unit, values, D)
     level = jnp.mean(values) - jnp.min(values)
   else:
     cost = costs.gradient_share(curvature, D)
@@ -157,7 +162,7 @@ def _in_float64(function):
   return wrapped
 
 
-def badmm_step(options: ModelOptions, dual_rate: float, kl_step):
+def badmm_step(options: ModelOptions, dual_rate: float):
   """(Li & Malik 2017, section 3.3) -> a function of one guide's samples.
 
   The policy's actions along the samples are made linear in the state, then
@@ -170,10 +175,10 @@ def badmm_step(options: ModelOptions, dual_rate: float, kl_step):
 
   Returns:
     function of (states, actions, exact, values, hessian, mu: the policy's
-    actions [S, T, A], guide, dual, kl_scale [], limits) ->
+    actions [S, T, A], guide, dual, kl_step: ε / (T A) [], limits) ->
     (guide, dual, GuideInfo); `limits` are those of the exploration.
   """
-  def step(states, actions, exact, values, hessian, mu, guide, dual, kl_scale,
+  def step(states, actions, exact, values, hessian, mu, guide, dual, kl_step,
            limits):
     model = fit_model(states, actions, exact, values, hessian, options)
     psi = scaled(guide, model)
@@ -191,7 +196,7 @@ def badmm_step(options: ModelOptions, dual_rate: float, kl_step):
     T, A = variance.shape
     new, info = constrained_step(
         model.dynamics, model.cost, lam, nu, pi, psi,
-        kl_step * T * A * kl_scale, dual.eta)
+        kl_step * T * A, dual.eta)
     after = jnp.einsum('tad,std->sta', new.gain, now) + new.offset
     G = jnp.einsum('tii->ti', new.noise)
     kl = jnp.sum(policy_variance / G - 1 - jnp.log(policy_variance / G)
@@ -206,16 +211,19 @@ def badmm_step(options: ModelOptions, dual_rate: float, kl_step):
   return _in_float64(step)
 
 
-def mirror_step(options: ModelOptions, kl_step):
+def mirror_step(options: ModelOptions):
   """Mirror descent: LQR from the policy itself, no λ and ν.
 
       psi <- argmin E[c]  with  KL(psi ‖ pi_lin) <= ε
 
+  or with the cost 'sample_taylor' an offset for every sample (`untied_step`).
+
   Returns:
-    as `badmm_step`; the first result is (psi, pi_lin), for the policy's targets
-    pi(o) + (psi - pi_lin)(s).
+    as `badmm_step`, but the first result is (psi, the change of action that the
+    policy is to learn along the samples [S, T, A]), (psi - pi_lin)(s).  With
+    'sample_taylor' psi is that of the deviations from a sample.
   """
-  def step(states, actions, exact, values, hessian, mu, guide, dual, kl_scale,
+  def step(states, actions, exact, values, hessian, mu, guide, dual, kl_step,
            limits):
     model = fit_model(states, actions, exact, values, hessian, options)
     variance = explored(scaled(guide, model), model.action_rms, limits)
@@ -223,10 +231,18 @@ def mirror_step(options: ModelOptions, kl_step):
     pi = fit_controller(now, mu, variance, blend=options.blend,
                         ridge=options.ridge)
     T, A = variance.shape
-    new, info = constrained_step(
-        model.dynamics, model.cost, jnp.zeros((T, A)), jnp.zeros(T), pi, pi,
-        kl_step * T * A * kl_scale, dual.eta)
-    return ((unscaled(new, model), unscaled(pi, model)),
+    bound = kl_step * T * A
+    if options.cost == 'sample_taylor':
+      change, noise, info = untied_step(model.dynamics, model.cost, pi, bound,
+                                        dual.eta)
+      new = pi._replace(noise=noise)
+    else:
+      new, info = constrained_step(
+          model.dynamics, model.cost, jnp.zeros((T, A)), jnp.zeros(T), pi, pi,
+          bound, dual.eta)
+      change = (jnp.einsum('tad,std->sta', new.gain - pi.gain, now)
+                + new.offset - pi.offset)
+    return ((unscaled(new, model), change * model.action_unit),
             dual._replace(eta=info.eta),
             GuideInfo(info.kl, info.kl, 1 - info.cost / info.previous_cost))
   return _in_float64(step)

@@ -23,6 +23,8 @@ from l2o_jax.gps.rollouts import mixture, rollout, to_samples
 from l2o_jax.gps.state import GpsInfo, GpsState, Iterate
 from l2o_jax.standardised import standardised
 
+COSTS = ('gradient_share', 'sample_taylor', 'taylor')
+
 
 def function_keys(key, count: int):
   """What `init(key)` of a trainer draws its P functions (or N) from."""
@@ -45,7 +47,7 @@ def guided_policy_search(
     curvature_limits: tuple[float, float] = (0.2, 5.0),
     blend: float = 0.05,
     ridge: float = 1e-3,
-    kl_step: float = 0.2,
+    kl_step: float | optax.Schedule = 0.2,
     initial_penalty: float = 0.01,
     dual_rate: float = 0.2,
     released_targets: bool = False,
@@ -103,11 +105,14 @@ def guided_policy_search(
       policy is trained on states that it will not visit.
     cost: 'gradient_share' 1/2 g^T H⁻¹ g of each unit, or 'taylor', the literal
       expansion of f, which for tied coordinates shows no direction (see
-      costs.py) but is right for guides of whole functions.
+      costs.py) but is right for guides of whole functions, or 'sample_taylor',
+      that expansion with every sample's own gradient, which the paper averages;
+      mdgps only.
     curvature_limits: see `secant_curvature`.
     blend: see `regress`.
     ridge: see `regress`.
-    kl_step: ε / (T A); 0.2 in the released code of 2016.
+    kl_step: ε / (T A), or a schedule of it over the iterations; 0.2 in the
+      released code of 2016.
     initial_penalty: ν_t at first, 0.01 as in that code; 0.1 was worse.
     dual_rate: α, 0.2 as in that code.
     released_targets: regress on a - ν G λ as public codes do, instead of
@@ -136,9 +141,12 @@ def guided_policy_search(
   if method not in ('badmm', 'mdgps'):
     raise ValueError(f"guided_policy_search: method must be 'badmm' or "
                      f"'mdgps', got {method!r}")
-  if cost not in ('gradient_share', 'taylor'):
-    raise ValueError(f"guided_policy_search: cost must be 'gradient_share' or "
-                     f"'taylor', got {cost!r}")
+  if cost not in COSTS:
+    raise ValueError(f'guided_policy_search: cost must be one of {COSTS}, got '
+                     f'{cost!r}')
+  if cost == 'sample_taylor' and method == 'badmm':
+    raise ValueError("guided_policy_search: 'sample_taylor' gives each sample "
+                     "its own actions, no guide to roll out: it needs 'mdgps'")
   joint = joint_size is not None
   if joint and groups is not None:
     raise ValueError('guided_policy_search: joint guides have no groups')
@@ -154,8 +162,9 @@ def guided_policy_search(
   P, M, T = num_functions or 1, len(groups.names), num_steps
   size = joint_size or 1
   options = ModelOptions(cost, blend, ridge, curvature_limits)
-  improve = (mirror_step(options, kl_step) if mirror
-             else badmm_step(options, dual_rate, kl_step))
+  improve = (mirror_step(options) if mirror
+             else badmm_step(options, dual_rate))
+  schedule = kl_step if callable(kl_step) else lambda _: kl_step
 
   def stack(theta):  # [M or 1, ...]
     if one_theta:
@@ -243,16 +252,16 @@ def guided_policy_search(
     return jax.vmap(fit)(stacked, pool(samples.observations), pool(targets),
                          weights, keys)
 
-  def improve_all(samples, mu, iterate, kl_scale, limits):
+  def improve_all(samples, mu, iterate, kl_step, limits):
     return jax.vmap(jax.vmap(improve, (*(0,) * 8, None, None)),
                     (*(0,) * 9, None))(
         samples.states, samples.actions, samples.exact, samples.values,
-        samples.curvature, mu, iterate.guide, iterate.dual, kl_scale, limits)
+        samples.curvature, mu, iterate.guide, iterate.dual, kl_step, limits)
 
   def variance_of(guide):
     return jnp.einsum('pmtii->pmti', guide.noise)
 
-  def badmm(iterate, samples, accept, kl_scale, limits, first, key):
+  def badmm(iterate, samples, accept, kl_step, limits, first, key):
     steps = jnp.where(first, cloning_steps, regression_steps)
     stacked = calibrate(stack(iterate.theta), samples, first)
     guide, dual = iterate.guide, iterate.dual
@@ -266,16 +275,16 @@ def guided_policy_search(
       mu = policy_actions(stacked, samples)
       # Steps of an alternation all start from the guide that was rolled out.
       new_guide, new_dual, info = improve_all(
-          samples, mu, iterate._replace(dual=dual), kl_scale, limits)
+          samples, mu, iterate._replace(dual=dual), kl_step, limits)
       guide, dual = _where(accept, (new_guide, new_dual), (guide, dual))
     return Iterate(unstack(stacked), guide, dual), info, error
 
-  def mdgps(iterate, samples, accept, kl_scale, limits, first, key):
+  def mdgps(iterate, samples, accept, kl_step, limits, first, key):
     steps = jnp.where(first, cloning_steps, regression_steps)
     stacked = calibrate(stack(iterate.theta), samples, first)
     mu = policy_actions(stacked, samples)
-    (new, pi), dual, info = improve_all(samples, mu, iterate, kl_scale, limits)
-    change = mean_actions(new, samples) - mean_actions(pi, samples)
+    (new, change), dual, info = improve_all(samples, mu, iterate, kl_step,
+                                            limits)
     targets = jnp.where(first, mean_actions(iterate.guide, samples),
                         mu + change)
     guide = jax.tree.map(lambda a, b: jnp.where(first, a, b), iterate.guide,
@@ -316,7 +325,8 @@ def guided_policy_search(
     kl_scale = jnp.where(accept, jnp.minimum(1.2 * state.kl_scale, 3.0),
                          jnp.maximum(0.4 * state.kl_scale, 0.01))
     new, info, error = (mdgps if mirror else badmm)(
-        accepted, samples, accept, kl_scale, limits, first, key_policy)
+        accepted, samples, accept, kl_scale * schedule(state.iteration),
+        limits, first, key_policy)
     info = jax.tree.map(
         lambda x: jnp.mean(x, where=accept[:, None] & jnp.isfinite(x)), info)
     values = jnp.where(accept, values, state.accepted_cost)

@@ -242,8 +242,6 @@ def constrained_step(dynamics: Dynamics, cost: Cost, multipliers: chex.Array,
   Returns:
     (psi, StepInfo).
   """
-  low, high = 1e-8, 1e16
-
   def attempt(eta):
     guide, valid = backward(dynamics, cost, multipliers, penalties, policy,
                             eta, previous)
@@ -251,12 +249,35 @@ def constrained_step(dynamics: Dynamics, cost: Cost, multipliers: chex.Array,
     kl = jnp.sum(divergence(guide, previous, mean, covariance))
     return guide, jnp.where(valid & jnp.isfinite(kl), kl, jnp.inf)
 
+  guide, eta, kl, trials = search_eta(attempt, previous, bound, eta,
+                                      max_trials)
+  costs = [jnp.sum(expected_cost(cost, *forward(dynamics, x)))
+           for x in (guide, previous)]
+  return guide, StepInfo(eta, kl, trials, *costs)
+
+
+def search_eta(attempt, otherwise, bound: chex.Scalar, eta: chex.Scalar,
+               max_trials: int = 60):
+  """The smallest η whose step keeps KL <= ε (see `constrained_step`).
+
+  Args:
+    attempt: η -> (step, KL), KL = ∞ where the step is not valid.
+    otherwise: the step if none fits.
+    bound: ε > 0.
+    eta: where to start.
+    max_trials: attempts at most.
+
+  Returns:
+    (step, η, KL, number of attempts).
+  """
+  low, high = 1e-8, 1e16
+
   def search(carry):
     trials, eta, below, above, best, best_eta, best_kl, _ = carry
-    guide, kl = attempt(eta)
+    step, kl = attempt(eta)
     fits = kl <= bound
     best, best_eta, best_kl = jax.tree.map(
-        lambda new, old: jnp.where(fits, new, old), (guide, eta, kl),
+        lambda new, old: jnp.where(fits, new, old), (step, eta, kl),
         (best, best_eta, best_kl))
     below = jnp.where(fits, below, eta)
     above = jnp.where(fits, eta, above)
@@ -265,12 +286,78 @@ def constrained_step(dynamics: Dynamics, cost: Cost, multipliers: chex.Array,
     eta = jnp.where(eta < 1.1 * low, low, eta)
     return trials + 1, eta, below, above, best, best_eta, best_kl, done
 
-  eta = jnp.clip(jnp.asarray(eta, previous.gain.dtype), low, high)
+  eta = jnp.clip(jnp.asarray(eta, jax.tree.leaves(otherwise)[0].dtype), low,
+                 high)
   one = jnp.ones_like(eta)
-  trials, _, _, _, guide, eta, kl, _ = jax.lax.while_loop(
+  trials, _, _, _, step, eta, kl, _ = jax.lax.while_loop(
       lambda carry: ~carry[-1] & (carry[0] < max_trials), search,
-      (jnp.int32(0), eta, low * one, high * one, previous, eta, 0 * one,
+      (jnp.int32(0), eta, low * one, high * one, otherwise, eta, 0 * one,
        jnp.bool_(False)))
-  costs = [jnp.sum(expected_cost(cost, *forward(dynamics, x)))
-           for x in (guide, previous)]
-  return guide, StepInfo(eta, kl, trials, *costs)
+  return step, eta, kl, trials
+
+
+def untied_step(dynamics: Dynamics, cost: Cost, previous: Controller,
+                bound: chex.Scalar, eta: chex.Scalar, max_trials: int = 60
+                ) -> tuple[chex.Array, chex.Array, StepInfo]:
+  r"""Every sample's own change of its actions, all else tied.
+
+  In the deviations δs, δa from a sample i,
+
+      c_t = 1/2 δs^T C_t δs + d_it^T δs + h_it,  δs' = A_t δs + B_t δa,
+      psi°: δa ~ N(K°_t δs, G°_t)
+
+  and `backward` gives K, G for all samples, and to each its own offset:
+
+      k_it = -Q_aa⁻¹ B^T v_i,t+1,   v_it = d_it + (A + B K)^T v_i,t+1
+
+  subject to  mean_i sum_t E[KL(psi_i ‖ psi°)] <= ε.  The offset k_it is the
+  change of action at the sample's own states.  A d_it that is the same for all
+  samples reduces to `constrained_step` around their mean.
+
+  Args:
+    dynamics: tied; their means, offsets and noise are not used.
+    cost: quadratic C [T + 1, D, D], linear d [S, T + 1, D], constant h
+      [S, T + 1].
+    previous: psi°; its offset is not used.
+    bound: ε > 0.
+    eta: where to start the search.
+    max_trials: backward passes at most.
+
+  Returns:
+    (k [S, T, A], G [T, A, A], StepInfo with the mean costs of a sample).
+  """
+  zero = jnp.zeros_like
+  dynamics = dynamics._replace(
+      offset=zero(dynamics.offset), noise=zero(dynamics.noise),
+      initial_mean=zero(dynamics.initial_mean),
+      initial_covariance=zero(dynamics.initial_covariance))
+  tied = Cost(cost.quadratic, zero(cost.linear[0]), zero(cost.constant[0]))
+  previous = previous._replace(offset=zero(previous.offset))
+  T, A = previous.offset.shape
+  precision = inverse(previous.noise)
+
+  def attempt(eta):
+    guide, valid = backward(dynamics, tied, zero(previous.offset),
+                            jnp.zeros(T), previous, eta, previous)
+
+    def step(v, inputs):
+      A, B, K, G, d = inputs
+      k = -v @ B @ G / eta
+      return d + v @ (A + B @ K), k
+
+    _, k = jax.lax.scan(
+        step, cost.linear[:, -1],
+        (dynamics.state, dynamics.action, guide.gain, guide.noise,
+         cost.linear[:, :-1].swapaxes(0, 1)), reverse=True)
+    spread = divergence(guide, previous, *forward(dynamics, guide))
+    kl = jnp.sum(spread) + jnp.einsum(
+        'tsa,tab,tsb->', k, precision, k) / k.shape[1] / 2
+    return (k, guide.noise), jnp.where(valid & jnp.isfinite(kl), kl, jnp.inf)
+
+  nothing = jnp.zeros((T, cost.linear.shape[0], A), previous.offset.dtype)
+  (k, G), eta, kl, trials = search_eta(attempt, (nothing, previous.noise),
+                                       bound, eta, max_trials)
+  fall = eta / 2 * jnp.einsum('tsa,tab,tsb->', k, inverse(G), k) / k.shape[1]
+  before = jnp.mean(jnp.sum(cost.constant, -1))
+  return (k.swapaxes(0, 1), G,
+          StepInfo(eta, kl, trials, before - fall, before))
