@@ -37,7 +37,7 @@ FEATURES = {'changes': (relative_changes(), (128,)),
             'log_and_sign': (log_and_sign(), (20, 20))}
 NAMES = ('w0', 'b0', 'w1', 'b1')  # coordinate groups
 PRESETS = {
-    'quick': {'num_epochs': 15, 'num_steps': 50, 'inputs': 16, 'hidden': 16,
+    'quick': {'num_epochs': 20, 'num_steps': 50, 'inputs': 16, 'hidden': 16,
               'batch_size': 32},
     'full': {'num_epochs': 18, 'num_steps': 400, 'inputs': 48, 'hidden': 48,
              'objective_size': 6000, 'batch_size': 32, 'kl_step': 0.5},
