@@ -200,6 +200,27 @@ def measure(found: dict[str, Measured], runs: int) -> dict[str, dict]:
                  'peak_bytes': one.peak_bytes} for name, one in found.items()}
 
 
+def matrix_rate(runs: int) -> float:
+  """FLOP/s of a float32 product of two matrices of 1,024 rows."""
+  x = jnp.ones((1024, 1024))
+  one = measure({'product': compiled(jnp.matmul, x, x)}, max(runs, 20))
+  return 2 * 1024 ** 3 / one['product']['least']
+
+
+def arithmetic(workload: str, n: int | None) -> float:
+  """FLOP of the LSTM's products: of an epoch, or of an update of n parameters.
+
+  A coordinate's step takes 2 (F + H + 1) 4H for each layer and 2 (H + 1) for
+  the output; the backward pass twice that.
+  """
+  num_features = 1 if workload == 'quadratics' else 2
+  step = 2 * (80 * (num_features + 21) + 80 * 41 + 21)
+  if n is not None:
+    return step * n
+  coordinates = 1280 if workload == 'quadratics' else 15_910
+  return 3 * step * coordinates * peers.NUM_UNROLLS * peers.UNROLL_LENGTH
+
+
 def separable(n: int) -> Optimizee:
   """f(x) = ||x||^2 with n coordinates."""
   return Optimizee(
@@ -288,11 +309,14 @@ def main(argv):
   else:
     print('PyTorch is not installed: pip install torch==2.13.0 adds its rows')
   device = jax.devices()[0]
+  rate = matrix_rate(args.runs)
   found = {'device': f'{device.platform}: {device.device_kind}',
            'machine': platform.processor() or platform.machine(),
-           'threads': args.threads, 'jax': jax.__version__, 'workloads': {}}
+           'threads': args.threads, 'jax': jax.__version__,
+           'matrix_rate': rate, 'workloads': {}, 'arithmetic_seconds': {}}
   print(f'{found["device"]}, {args.threads} threads, jax {jax.__version__}, '
-        f'{args.runs} runs of each in turn')
+        f'{args.runs} runs of each in turn; products of matrices at '
+        f'{rate / 1e9:.0f} GFLOP/s')
   for workload in args.workloads:
     if workload in ('growth', 'precision'):
       found[workload] = (growth(args.runs) if workload == 'growth'
@@ -305,6 +329,14 @@ def main(argv):
                      args.runs)
       found['workloads'][title] = rows
       print(table(title, rows, n), flush=True)
+      least = arithmetic(workload, n) / rate
+      best = min(row['seconds'] for name, row in rows.items()
+                 if name.startswith('l2o_jax'))
+      found['arithmetic_seconds'][title] = least
+      print(f'arithmetic alone, at the rate of matrix products: '
+            f'{least * (1e9 / n if n else 1):.3g} '
+            f'{"ns/param" if n else "s/epoch"}, {least / best:.0%} of the '
+            'time taken', flush=True)
   workdir = pathlib.Path(args.workdir)
   workdir.mkdir(parents=True, exist_ok=True)
   write_json(workdir / 'benchmark.json', found)

@@ -23,6 +23,7 @@ from l2o_jax import checkpoint
 from l2o_jax.features import history
 from l2o_jax.gps.groups import Groups
 from l2o_jax.gps.guided_policy_search import (
+    COSTS,
     function_keys,
     guided_policy_search,
 )
@@ -53,8 +54,9 @@ flags.DEFINE_enum(
     'sees and moves all parameters, as in the paper; coordinatewise: one for '
     'each group of parameters, run on every coordinate.')
 flags.DEFINE_enum(
-    'cost', 'gradient_share', ['gradient_share', 'taylor'], 'Quadratic model '
-    'of the cost; taylor: the paper\'s, for joint policies.')
+    'cost', 'gradient_share', list(COSTS), 'Quadratic model of the cost; '
+    'taylor: the paper\'s, for joint policies; sample_taylor: that of every '
+    'sample by itself, for mdgps.')
 flags.DEFINE_integer(
     'num_rollouts', 10, 'Rollouts of each function in an epoch, >= 2; 20 in '
     'the paper.', lower_bound=2, upper_bound=10 ** 4)
@@ -215,6 +217,8 @@ def main():
   if args.policy == 'joint' and args.cost == 'gradient_share' and (
       args.family == 'net'):
     raise cli.UsageError('--policy=joint on nets needs --cost=taylor')
+  if args.method == 'badmm' and args.cost == 'sample_taylor':
+    raise cli.UsageError('--cost=sample_taylor needs --method=mdgps')
   settings = cli.config()
   optimizee = small_functions.FAMILIES[args.family][0]
   params = jax.eval_shape(optimizee.init, jax.random.key(0))[0]

@@ -33,14 +33,13 @@ from l2o_jax.gps.policy import policy_optimizer
 from l2o_jax.gps.state_features import state_features
 from l2o_jax.lstm import lstm_cell
 
-FEATURES = {'changes': (relative_changes(), (128,)),
-            'log_and_sign': (log_and_sign(), (20, 20))}
+FEATURES = {'changes': relative_changes(), 'log_and_sign': log_and_sign()}
 NAMES = ('w0', 'b0', 'w1', 'b1')  # coordinate groups
 PRESETS = {
-    'quick': {'num_epochs': 20, 'num_steps': 50, 'inputs': 16, 'hidden': 16,
-              'batch_size': 32},
-    'full': {'num_epochs': 18, 'num_steps': 400, 'inputs': 48, 'hidden': 48,
-             'objective_size': 6000, 'batch_size': 32, 'kl_step': 0.5},
+    'quick': {'num_epochs': 25, 'num_steps': 50, 'inputs': 16, 'hidden': 16,
+              'lstm_units': 32},
+    'full': {'num_epochs': 24, 'num_steps': 400, 'inputs': 48, 'hidden': 48,
+             'lstm_units': 32, 'objective_size': 6000, 'kl_step': 0.5},
 }
 # Projection (0: that of meta-training), multiples of --inputs, --hidden and
 # --num_steps, minibatch.
@@ -70,9 +69,12 @@ flags.DEFINE_float(
     'coordinate, in nats, > 0; falls to 2 % by a cosine.', lower_bound=1e-9,
     upper_bound=1e3)
 flags.DEFINE_enum(
-    'features', 'changes', list(FEATURES), 'changes: relative changes and an '
-    'LSTM of 128 units (Li & Malik); log_and_sign: of the gradient, and two '
-    'layers of 20 units (Andrychowicz et al.).')
+    'features', 'changes', list(FEATURES), 'changes: relative changes and one '
+    'LSTM layer (Li & Malik); log_and_sign: of the gradient, and two layers of '
+    '20 units (Andrychowicz et al.).')
+flags.DEFINE_integer(
+    'lstm_units', 128, 'With --features=changes: units of the LSTM, >= 1; 128 '
+    'in the paper.', lower_bound=1, upper_bound=10 ** 4)
 flags.DEFINE_bool(
     'shared', False, 'One theta for all weights and biases instead of one for '
     'each.')
@@ -84,6 +86,10 @@ flags.DEFINE_multi_enum(
 flags.DEFINE_multi_enum(
     'baselines', list(projected.OPTIMIZERS), list(projected.OPTIMIZERS),
     'Hand-designed optimizers of the comparison, a flag for each.')
+flags.DEFINE_bool(
+    'tune_each', False, 'Tune hand-designed optimizers on every problem of the '
+    'comparison by itself, which the paper does not, instead of on the '
+    'objective of meta-training.')
 flags.DEFINE_multi_string(
     'rivals', [], 'Run directories whose thetas are compared too, a flag for '
     'each.')
@@ -134,13 +140,16 @@ def labels(params):
   return [{k: f'{k}{i}' for k in layer} for i, layer in enumerate(params)]
 
 
-def optimizer(features, trainer, shared, output_scale):
-  """(features, cell, learned optimizer), for this run or a rival."""
-  seen, hidden = FEATURES[features]
-  scale = output_scale or (0.01 if trainer == 'bptt' else 1.0)
+def optimizer(config):
+  """(features, cell, learned optimizer) of a run's config.json."""
+  seen = FEATURES[config['features']]
+  hidden = (20, 20) if config['features'] == 'log_and_sign' else (
+      config['lstm_units'],)
+  scale = config['output_scale'] or (
+      0.01 if config['trainer'] == 'bptt' else 1.0)
   cell = lstm_cell(hidden, scale=scale)
   return seen, cell, policy_optimizer(seen, cell, Groups(labels, NAMES),
-                                      shared=shared)
+                                      shared=config['shared'])
 
 
 def keys_of(what):
@@ -160,9 +169,9 @@ def run_curves(data, opt, num_steps):
   return projected.curves(optimizee, opt, keys, num_steps, every(num_steps))
 
 
-def tune(optimizee, name):
+def tune(optimizee, name, num_steps):
   setting, _ = small_functions.tune(
-      lambda data, opt: run_curves(data, opt, flags.FLAGS.num_steps),
+      lambda data, opt: run_curves(data, opt, num_steps),
       (optimizee, keys_of('tuning')), *projected.OPTIMIZERS[name])
   return setting
 
@@ -170,8 +179,7 @@ def tune(optimizee, name):
 def train(optimizee):
   """Meta-trains; (run directory, learned optimizer, theta, for summary)."""
   args = flags.FLAGS
-  seen, cell, learned = optimizer(args.features, args.trainer, args.shared,
-                                  args.output_scale)
+  seen, cell, learned = optimizer(cli.config())
   theta = None
   if args.theta is not None:
     theta = checkpoint.load(args.theta, learned.init(jax.random.key(0)))
@@ -182,7 +190,7 @@ def train(optimizee):
     trainer = harness.make_trainer(learned, learning_rate=args.learning_rate,
                                    num_epochs=args.num_epochs)
   else:
-    rate, momentum = tune(optimizee, 'momentum')
+    rate, momentum = tune(optimizee, 'momentum', args.num_steps)
     trainer = guided_policy_search(
         seen, cell, state_features(5, args.state_depth),
         num_steps=args.num_steps, initial=(args.initial_rate * rate, momentum),
@@ -212,8 +220,7 @@ def rivals():
   for path in map(pathlib.Path, flags.FLAGS.rivals):
     try:
       config = json.loads((path / 'config.json').read_text())
-      learned = optimizer(*(config[k] for k in (
-          'features', 'trainer', 'shared', 'output_scale')))[2]
+      learned = optimizer(config)[2]
       name = f'{config["trainer"]}, {config["features"]}'
     except (OSError, ValueError, KeyError, TypeError) as error:
       raise cli.UsageError(f'--rivals={path} is no run of this experiment: '
@@ -229,13 +236,15 @@ def compare(workdir, optimizee, thetas, test_data, extra):
 
   Args:
     workdir: the run directory.
-    optimizee: of meta-training; hand-designed optimizers are tuned on it.
+    optimizee: of meta-training; hand-designed optimizers are tuned on it, or
+      with --tune_each on each panel's own, from other x_0.
     thetas: {name: (learned optimizer, theta)}; the first is this run's.
     test_data: {name: (images, labels)}.
     extra: {name: value} for summary.json.
   """
   args = flags.FLAGS
-  settings = {name: tune(optimizee, name) for name in args.baselines}
+  settings = {} if args.tune_each else {
+      name: tune(optimizee, name, args.num_steps) for name in args.baselines}
   panels, summary = {}, {}
   for data_name, data in test_data.items():
     for panel in args.panels:
@@ -244,11 +253,14 @@ def compare(workdir, optimizee, thetas, test_data, extra):
       test = projected.problem(
           data, round(wider * args.inputs), round(more * args.hidden),
           minibatch, seed=projection, initial_std=args.initial_std)
+      if args.tune_each:
+        settings = {name: tune(test, name, steps) for name in args.baselines}
       optimizers = {
           **{name: (theta, learned.transform)
              for name, (learned, theta) in thetas.items()},
-          **{name: ((), lambda _, name=name: projected.OPTIMIZERS[name][0](
-              *settings[name])) for name in args.baselines}}
+          **{name: ((), lambda _, name=name, setting=setting:
+                     projected.OPTIMIZERS[name][0](*setting))
+             for name, setting in settings.items()}}
       curves = {}
       for name, (theta, make_opt) in optimizers.items():
         run = jax.jit(lambda theta, data, make_opt=make_opt, steps=steps:

@@ -166,6 +166,16 @@ class ExperimentsTest(parameterized.TestCase):
     self.assertEqual(status, 0, err)
     self.assertIn('resumed at epoch 1 of 2', err)
     self.assertEqual(first, [(workdir / name).read_text() for name in names])
+    tuned = self.directory / 'tuned'
+    status, out, err = run(
+        'predicted_step_descent', *flags[1:], '--num_epochs=0', '--tune_each',
+        f'--theta={workdir}/best.npz', f'--rivals={workdir}',
+        f'--workdir={tuned}', **QUICK)
+    self.assertEqual(status, 0, err)
+    rows = json.loads((tuned / 'summary.json').read_text())['panels'][
+        'mnist_5k, same']
+    self.assertEqual(rows['mdgps, changes']['mean'],
+                     rows['mdgps, changes (this run)']['mean'])
 
   def test_random_search_of_the_meta_learning_rate(self):
     workdir = self.directory / 'run'
@@ -189,6 +199,8 @@ class ExperimentsTest(parameterized.TestCase):
       ('learning_to_optimize', ('--family=net', '--policy=joint'),
        '--cost=taylor'),
       ('predicted_step_descent', ('--rivals=/nowhere',), '--rivals=/nowhere'),
+      ('predicted_step_descent', ('--trainer=badmm', '--cost=sample_taylor'),
+       '--trainer=mdgps'),
       ('predicted_step_descent', ('--dataset=/nowhere.npz',), 'cannot be read'),
       ('mnist', ('--dataset=mnist', '--data_dir=/nowhere'), 'prepare mnist'))
   def test_bad_flags_get_a_clear_line(self, experiment, flags, message):
@@ -215,6 +227,10 @@ class ExperimentsTest(parameterized.TestCase):
     self.assertEqual(status, 0, err)
     self.assertIn('ns/param', out)
     found = json.loads((self.directory / 'benchmark.json').read_text())
+    self.assertGreater(found['matrix_rate'], 1e8)
+    self.assertAlmostEqual(  # 10,282 FLOP a parameter
+        found['arithmetic_seconds']['update, 3,000 parameters'],
+        3000 * 10_282 / found['matrix_rate'])
     rows = found['workloads']['update, 3,000 parameters']
     self.assertEqual(set(rows), {
         'l2o_jax', 'l2o_jax, chunked', 'l2o_jax, chunked, bfloat16 state',

@@ -148,6 +148,15 @@ class OptimizeeTest(parameterized.TestCase):
     # 14 equally likely codes: 4, 6 and 4 of them with 1, 2, 3 ones.
     np.testing.assert_allclose((ones == 2).mean(), 6 / 14, atol=0.06)
 
+  def test_initial_net_is_drawn_by_a_key_for_each_array(self):
+    net, _ = mlp((16, 5, 3), initial_std=0.1)
+    params = net(jax.random.key(4))
+    for layer, key in zip(params, jax.random.split(jax.random.key(4))):
+      key_w, key_b = jax.random.split(key)
+      for array, one in ((layer['w'], key_w), (layer['b'], key_b)):
+        np.testing.assert_allclose(
+            array, 0.1 * jax.random.normal(one, array.shape), rtol=1e-5)
+
   def test_number_of_parameters(self):
     """15,910 in the paper's base net."""
     params = mlp((784, 20, 10))[0](jax.random.key(0))

@@ -9,7 +9,7 @@ import optax
 from jax.tree_util import Partial
 
 from l2o_jax.base import Optimizee
-from l2o_jax.sampling import draw
+from l2o_jax.sampling import draw_all
 
 ACTIVATIONS = {'sigmoid': jax.nn.sigmoid, 'tanh': jnp.tanh,
                'relu': jax.nn.relu, 'elu': jax.nn.elu}
@@ -41,15 +41,13 @@ def mlp(sizes: Sequence[int], activation: str = 'sigmoid',
                      f'{sizes}')
 
   def init(key):
-    params = []
-    for fan_in, fan_out, k in zip(
-        sizes, sizes[1:], jax.random.split(key, len(sizes) - 1)):
-      key_w, key_b = jax.random.split(k)
-      params.append({
-          'w': initial_std * draw(
-              jax.random.normal, key_w, (fan_in, fan_out)),
-          'b': initial_std * jax.random.normal(key_b, (fan_out,))})
-    return params
+    layers = list(zip(sizes, sizes[1:]))
+    keys = jax.vmap(jax.random.split)(jax.random.split(key, len(layers)))
+    drawn = draw_all(jax.random.normal, keys.reshape(-1), [
+        shape for fan_in, fan_out in layers
+        for shape in ((fan_in, fan_out), (fan_out,))])
+    return [{'w': initial_std * w, 'b': initial_std * b}
+            for w, b in zip(drawn[::2], drawn[1::2])]
 
   def apply(params, x):
     for layer in params[:-1]:
