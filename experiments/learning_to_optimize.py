@@ -113,7 +113,7 @@ def train(optimizee, names, size, settings):
       num_functions=count, num_rollouts=args.num_rollouts,
       num_coordinates=4, policy_rollouts=args.policy_rollouts, cost=args.cost,
       inner_iterations=args.inner_iterations, blend=args.blend,
-      batch_size=64, **shape)
+      cloning_steps=600 if args.theta is None else 0, batch_size=64, **shape)
   validation = jax.random.split(jax.random.key(1_000_001), args.num_validation)
   mean = jax.jit(lambda theta: small_functions.curves(
       optimizee, lambda loss: learned.transform(theta), validation,

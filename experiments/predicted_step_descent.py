@@ -198,6 +198,7 @@ def train(optimizee):
         num_rollouts=args.num_rollouts, num_coordinates=args.num_coordinates,
         policy_rollouts=0.5, common_noise=0.8, batch_size=args.batch_size,
         regression_steps=args.regression_steps,
+        cloning_steps=600 if args.theta is None else 0,
         cost=args.cost or ('sample_taylor' if args.trainer == 'mdgps'
                            else 'gradient_share'),
         kl_step=optax.cosine_decay_schedule(

@@ -126,7 +126,8 @@ def guided_policy_search(
       the objective; with 1/2 the guides of steep functions, whose G is tiny,
       count less, and unseen functions gained from that.
     regression_steps: of Adam in every alternation.
-    cloning_steps: likewise in the first iteration.
+    cloning_steps: likewise in the first iteration, in which the policy learns
+      the first guide's actions.  0: the policy goes on from its theta.
     batch_size: samples in each of them.
     learning_rate: of Adam.
     tolerance: rollouts are worse if they cost more than that times the last
@@ -299,7 +300,7 @@ def guided_policy_search(
 
   def step(state, optimizee, key):
     key_rollouts, key_policy = jax.random.split(key)
-    first = state.iteration == 0
+    first = (state.iteration == 0) & (cloning_steps > 0)
     share = 1.0 if mirror else policy_rollouts
     use_policy = (np.arange(num_rollouts) < round(share * num_rollouts)) & (
         ~first)
@@ -313,7 +314,8 @@ def guided_policy_search(
     values = jnp.broadcast_to(jnp.mean(values), P) if mirror else values
     accept = values <= tolerance * state.accepted_cost
     if mirror:  # the first rollouts of the policy: nothing to go back to
-      accept |= (state.iteration == 1) & jnp.isfinite(values)
+      accept |= ((state.iteration == 1) & (cloning_steps > 0)
+                 & jnp.isfinite(values))
     samples = _where(accept, samples, jax.tree.map(jnp.zeros_like, samples))
     current = Iterate(state.theta, state.guide, state.dual)
     kept = _where(accept, current[1:], state.accepted[1:])
