@@ -111,7 +111,7 @@ flags.DEFINE_integer(
     'num_rollouts', 12, 'Rollouts in an epoch of guided policy search, >= 2.',
     lower_bound=2, upper_bound=10 ** 4)
 flags.DEFINE_integer(
-    'num_coordinates', 64, 'Coordinates of each group and rollout that are '
+    'num_coordinates', 256, 'Coordinates of each group and rollout that are '
     'looked at, >= 1.', lower_bound=1, upper_bound=10 ** 6)
 flags.DEFINE_integer(
     'state_depth', 10, 'Depth of the guide\'s state features, >= 0; 25 in the '
