@@ -23,7 +23,7 @@ def draw_all(sampler: Callable[..., chex.Array], keys: chex.PRNGKey,
 
   Each key draws as many numbers as the largest array has; the first ones are
   those that it would draw for its own shape.  Four normal draws for a small net
-  compile in 2.0 s, this in 0.6 s.
+  compile in 2.2 s, this in 1.1 s.
 
   Args:
     sampler: such as `jax.random.normal`.

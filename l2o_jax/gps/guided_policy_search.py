@@ -137,7 +137,8 @@ def guided_policy_search(
     MetaTrainer with state GpsState and info GpsInfo.
 
   Raises:
-    ValueError: unknown method or cost, or joint with several groups.
+    ValueError: unknown method or cost, 'sample_taylor' without 'mdgps', or
+      joint with several groups.
   """
   if method not in ('badmm', 'mdgps'):
     raise ValueError(f"guided_policy_search: method must be 'badmm' or "
