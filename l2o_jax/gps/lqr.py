@@ -310,9 +310,9 @@ def untied_step(dynamics: Dynamics, cost: Cost, previous: Controller,
 
       k_it = -Q_aa⁻¹ B^T v_i,t+1,   v_it = d_it + (A + B K)^T v_i,t+1
 
-  subject to  mean_i sum_t E[KL(psi_i ‖ psi°)] <= ε.  The offset k_it is the
-  change of action at the sample's own states.  A d_it that is the same for all
-  samples reduces to `constrained_step` around their mean.
+  subject to  sum_t E[KL(psi_i ‖ psi°)] <= ε  in the mean over samples, at their
+  own states (deviations by noise alone).  There the offset k_it is the change
+  of action.
 
   Args:
     dynamics: tied; their means, offsets and noise are not used.
@@ -324,7 +324,8 @@ def untied_step(dynamics: Dynamics, cost: Cost, previous: Controller,
     max_trials: backward passes at most.
 
   Returns:
-    (k [S, T, A], G [T, A, A], StepInfo with the mean costs of a sample).
+    (k [S, T, A], G [T, A, A], StepInfo with the mean costs of a sample; that of
+    the step includes η times the divergence of the offsets).
   """
   zero = jnp.zeros_like
   dynamics = dynamics._replace(
