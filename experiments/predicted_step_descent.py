@@ -122,9 +122,17 @@ flags.DEFINE_integer(
 flags.DEFINE_integer(
     'batch_size', 128, 'Coordinate sequences in each of them, >= 1.',
     lower_bound=1, upper_bound=10 ** 6)
+flags.DEFINE_enum(
+    'initial', 'momentum', ['momentum', 'SGD', 'AdaGrad', 'ADAM', 'RMSprop'],
+    'Tuned optimizer whose steps the policy learns first; momentum, as in the '
+    'paper, is also the first guide; the others need --trainer=mdgps.')
 flags.DEFINE_float(
-    'initial_rate', 0.25, 'Learning rate of the first guide, relative to that '
-    'of tuned momentum, > 0.', lower_bound=1e-6, upper_bound=1.0)
+    'initial_rate', 0.25, 'With --initial=momentum: learning rate relative to '
+    'the tuned one, > 0.', lower_bound=1e-6, upper_bound=1.0)
+flags.DEFINE_integer(
+    'cloning_epochs', 1, 'First epochs of mirror descent in which the policy '
+    'learns the steps of --initial, >= 1; from the second on along its own '
+    'rollouts.', lower_bound=1, upper_bound=1000)
 cli.define_flags(PRESETS, 'runs/predicted_step_descent', search=False)
 flags.FLAGS.set_default('unroll_length', 10)
 flags.FLAGS.set_default('evaluation_period', 1)
@@ -190,15 +198,20 @@ def train(optimizee):
     trainer = harness.make_trainer(learned, learning_rate=args.learning_rate,
                                    num_epochs=args.num_epochs)
   else:
-    rate, momentum = tune(optimizee, 'momentum', args.num_steps)
+    initial = tune(optimizee, args.initial, args.num_steps)
+    if args.initial == 'momentum':
+      initial = args.initial_rate * initial[0], initial[1]
+    else:
+      initial = projected.OPTIMIZERS[args.initial][0](*initial)
     trainer = guided_policy_search(
         seen, cell, state_features(5, args.state_depth),
-        num_steps=args.num_steps, initial=(args.initial_rate * rate, momentum),
+        num_steps=args.num_steps, initial=initial,
         method=args.trainer, groups=Groups(labels, NAMES), shared=args.shared,
         num_rollouts=args.num_rollouts, num_coordinates=args.num_coordinates,
         policy_rollouts=0.5, common_noise=0.8, batch_size=args.batch_size,
         regression_steps=args.regression_steps,
         cloning_steps=600 if args.theta is None else 0,
+        cloning_iterations=args.cloning_epochs,
         cost=args.cost or ('sample_taylor' if args.trainer == 'mdgps'
                            else 'gradient_share'),
         kl_step=optax.cosine_decay_schedule(
@@ -336,6 +349,8 @@ def main():
   args = flags.FLAGS
   if args.trainer == 'badmm' and args.cost == 'sample_taylor':
     raise cli.UsageError('--cost=sample_taylor needs --trainer=mdgps')
+  if args.trainer == 'badmm' and args.initial != 'momentum':
+    raise cli.UsageError(f'--initial={args.initial} needs --trainer=mdgps')
   others = rivals()
   data = projected.load(args.dataset, args.data_dir)
   test_data = {name: projected.load(name, args.data_dir)

@@ -204,6 +204,23 @@ class PolicyTest(absltest.TestCase):
     np.testing.assert_allclose(replayed, actions, atol=1e-6)
     self.assertGreater(float(jnp.abs(replayed).max()), 1e-4)
 
+  def test_retraced_is_what_the_optimizer_did(self):
+    opt = optax.adamw(0.1, weight_decay=0.3)
+    for joint in (False, True):
+      @jax.jit
+      def run(joint=joint):
+        out = rollouts.rollout(
+            quadratic(5), lambda gradient: opt, jax.random.key(1),
+            jax.random.key(2), 6, Groups(lambda params: 'all', ('all',)),
+            num_coordinates=5, joint=joint, with_hessian=False)
+        samples = rollouts.to_samples(
+            jax.tree.map(lambda x: x[None, None], out), state_features(2, 1),
+            gradient(), joint)
+        return rollouts.retraced(opt, samples), samples.actions
+      got, want = run()
+      self.assertGreater(float(jnp.abs(want).min()), 1e-4)
+      np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-7)
+
   def test_regression_finds_a_linear_policy(self):
     """Samples of weight 0 have no say."""
     rng = np.random.default_rng(0)
@@ -264,13 +281,16 @@ SMALL = dict(num_steps=8, initial=(0.05, 0.3), num_rollouts=6,
 
 class GuidedPolicySearchTest(parameterized.TestCase):
 
-  @parameterized.parameters(('badmm', 'gradient_share', True),
-                            ('mdgps', 'sample_taylor', False))
-  def test_improves_guide_and_policy(self, method, cost, minibatch):
+  @parameterized.parameters(
+      ('badmm', 'gradient_share', True, (0.05, 0.3), 1),
+      ('mdgps', 'sample_taylor', False, optax.sgd(0.05, momentum=0.3), 2))
+  def test_improves_guide_and_policy(self, method, cost, minibatch, initial,
+                                     cloning):
     trainer = guided_policy_search(
         gradient(), lstm_cell((), scale=1.0), state_features(2, 1),
         groups=BY_NAME, method=method, cost=cost, policy_rollouts=0.5,
-        inner_iterations=1, **SMALL)
+        inner_iterations=1, cloning_iterations=cloning,
+        **{**SMALL, 'initial': initial})
     state = trainer.init(jax.random.key(0))
     step = jax.jit(  # most of the test's time is compilation
         chex.assert_max_traces(1)(trainer.step),
@@ -307,6 +327,7 @@ class GuidedPolicySearchTest(parameterized.TestCase):
     for more, message in (({'method': 'dagger'}, "got 'dagger'"),
                           ({'cost': 'J'}, "got 'J'"),
                           ({'cost': 'sample_taylor'}, "needs 'mdgps'"),
+                          ({'initial': optax.adam(0.1)}, "needs 'mdgps'"),
                           ({'joint_size': 3, 'groups': BY_NAME}, 'no groups'),
                           ({'num_rollouts': 1}, 'got 8 and 1')):
       with self.assertRaisesRegex(ValueError, message):

@@ -19,7 +19,7 @@ from l2o_jax.gps.guide import (
     momentum_guide,
 )
 from l2o_jax.gps.policy import policy_optimizer, regression, replay
-from l2o_jax.gps.rollouts import mixture, rollout, to_samples
+from l2o_jax.gps.rollouts import mixture, retraced, rollout, to_samples
 from l2o_jax.gps.state import GpsInfo, GpsState, Iterate
 from l2o_jax.standardised import standardised
 
@@ -34,7 +34,7 @@ def function_keys(key, count: int):
 def guided_policy_search(
     features: Features, cell: Cell, state_features: Features, *,
     num_steps: int,
-    initial: tuple[float, float],
+    initial: tuple[float, float] | optax.GradientTransformation,
     method: str = 'badmm',
     groups: Groups | None = None,
     shared: bool = False,
@@ -58,6 +58,7 @@ def guided_policy_search(
     precision_power: float = 0.5,
     regression_steps: int = 300,
     cloning_steps: int = 600,
+    cloning_iterations: int = 1,
     batch_size: int = 128,
     learning_rate: float = 1e-3,
     tolerance: float = 1.01) -> MetaTrainer:
@@ -87,7 +88,10 @@ def guided_policy_search(
     num_steps: T.
     initial: (learning rate, momentum) of the first guide, gradient descent with
       momentum: from a search on the training objective, with 0.2 to 0.3 of the
-      best learning rate, so that the steps which LQR adds remain stable.
+      best learning rate, so that the steps which LQR adds remain stable.  Or
+      with 'mdgps' any optimizer of single coordinates, such as
+      `optax.rmsprop(...)`, for the policy to learn at first, which the papers
+      lack.
     method: 'badmm', the papers'; 'mdgps', mirror descent: the policy itself is
       rolled out, psi starts from its linearization, and its targets are
       pi(o) + (psi - pi_lin)(s).  No λ and ν; the policy learns on the states
@@ -127,7 +131,10 @@ def guided_policy_search(
       count less, and unseen functions gained from that.
     regression_steps: of Adam in every alternation.
     cloning_steps: likewise in the first iteration, in which the policy learns
-      the first guide's actions.  0: the policy goes on from its theta.
+      the actions of `initial`.  0: the policy goes on from its theta.
+    cloning_iterations: with 'mdgps', how many first iterations these are; from
+      the second on it learns them along its own rollouts (DAgger, Ross et al.
+      2011).
     batch_size: samples in each of them.
     learning_rate: of Adam.
     tolerance: rollouts are worse if they cost more than that times the last
@@ -137,8 +144,8 @@ def guided_policy_search(
     MetaTrainer with state GpsState and info GpsInfo.
 
   Raises:
-    ValueError: unknown method or cost, 'sample_taylor' without 'mdgps', or
-      joint with several groups.
+    ValueError: unknown method or cost, 'sample_taylor' or an optimizer as
+      `initial` without 'mdgps', or joint with several groups.
   """
   if method not in ('badmm', 'mdgps'):
     raise ValueError(f"guided_policy_search: method must be 'badmm' or "
@@ -149,6 +156,10 @@ def guided_policy_search(
   if cost == 'sample_taylor' and method == 'badmm':
     raise ValueError("guided_policy_search: 'sample_taylor' gives each sample "
                      "its own actions, no guide to roll out: it needs 'mdgps'")
+  taught = isinstance(initial, optax.GradientTransformation)
+  if taught and method == 'badmm':
+    raise ValueError('guided_policy_search: an optimizer as `initial` is no '
+                     "guide that could be improved: it needs 'mdgps'")
   joint = joint_size is not None
   if joint and groups is not None:
     raise ValueError('guided_policy_search: joint guides have no groups')
@@ -188,7 +199,8 @@ def guided_policy_search(
 
   def init(key):
     theta = learned.init(jax.random.fold_in(key, 0))
-    guide = momentum_guide((P, M, T), initial, 3 + state_features.size, size)
+    guide = momentum_guide((P, M, T), (0.0, 0.0) if taught else initial,
+                           3 + state_features.size, size)
     dual = Dual(jnp.zeros((P, M, T, size)),
                 jnp.full((P, M, T), initial_penalty, jnp.float32),
                 jnp.ones((P, M)))
@@ -205,10 +217,10 @@ def guided_policy_search(
     def run(guide, function_key, key, use_policy):
       key, key_noise = jax.random.split(key)
       def make_opt(gradient):
+        first = initial if taught else controller(
+            guide, state_features, groups, joint=joint, gradient=gradient)
         return optax.chain(
-            mixture(controller(guide, state_features, groups, joint=joint,
-                               gradient=gradient),
-                    learned.transform(state.theta), use_policy),
+            mixture(first, learned.transform(state.theta), use_policy),
             exploration(jnp.einsum('mtii->mti', guide.noise), groups, key_noise,
                         limits=limits, common=common_noise, joint=joint))
       return rollout(optimizee, make_opt, function_key, key, T, groups,
@@ -229,6 +241,8 @@ def guided_policy_search(
                           for name, value in found.items()}}
 
   def mean_actions(guide, samples):
+    if taught:
+      return retraced(initial, samples)
     return jnp.einsum('pmtad,pmstd->pmsta', guide.gain,
                       samples.states[:, :, :, :-1]) + guide.offset[:, :, None]
 
@@ -263,7 +277,8 @@ def guided_policy_search(
   def variance_of(guide):
     return jnp.einsum('pmtii->pmti', guide.noise)
 
-  def badmm(iterate, samples, accept, kl_step, limits, first, key):
+  def badmm(iterate, samples, accept, kl_step, limits, first, cloning, key):
+    del cloning
     steps = jnp.where(first, cloning_steps, regression_steps)
     stacked = calibrate(stack(iterate.theta), samples, first)
     guide, dual = iterate.guide, iterate.dual
@@ -281,15 +296,15 @@ def guided_policy_search(
       guide, dual = _where(accept, (new_guide, new_dual), (guide, dual))
     return Iterate(unstack(stacked), guide, dual), info, error
 
-  def mdgps(iterate, samples, accept, kl_step, limits, first, key):
-    steps = jnp.where(first, cloning_steps, regression_steps)
+  def mdgps(iterate, samples, accept, kl_step, limits, first, cloning, key):
+    steps = jnp.where(cloning, cloning_steps, regression_steps)
     stacked = calibrate(stack(iterate.theta), samples, first)
     mu = policy_actions(stacked, samples)
     (new, change), dual, info = improve_all(samples, mu, iterate, kl_step,
                                             limits)
-    targets = jnp.where(first, mean_actions(iterate.guide, samples),
+    targets = jnp.where(cloning, mean_actions(iterate.guide, samples),
                         mu + change)
-    guide = jax.tree.map(lambda a, b: jnp.where(first, a, b), iterate.guide,
+    guide = jax.tree.map(lambda a, b: jnp.where(cloning, a, b), iterate.guide,
                          new)
     stacked, _, error = fit_policy(
         stacked, samples, targets, 1 / jnp.mean(variance_of(guide), -1), accept,
@@ -301,11 +316,12 @@ def guided_policy_search(
 
   def step(state, optimizee, key):
     key_rollouts, key_policy = jax.random.split(key)
-    first = (state.iteration == 0) & (cloning_steps > 0)
+    cloning = (state.iteration < cloning_iterations) & (cloning_steps > 0)
+    first = cloning & (state.iteration == 0)
     share = 1.0 if mirror else policy_rollouts
     use_policy = (np.arange(num_rollouts) < round(share * num_rollouts)) & (
         ~first)
-    limits = jnp.where(first, jnp.float32(initial_noise),
+    limits = jnp.where(cloning, jnp.float32(initial_noise),
                        jnp.array(noise_limits))
     rollouts = collect(state, optimizee, key_rollouts, use_policy, limits)
     samples = to_samples(rollouts, state_features, features, joint)
@@ -314,8 +330,9 @@ def guided_policy_search(
     values = mean(use_policy | True) if mirror else mean(~use_policy)
     values = jnp.broadcast_to(jnp.mean(values), P) if mirror else values
     accept = values <= tolerance * state.accepted_cost
-    if mirror:  # the first rollouts of the policy: nothing to go back to
-      accept |= ((state.iteration == 1) & (cloning_steps > 0)
+    if mirror:  # rollouts of a policy just cloned: nothing to go back to
+      accept |= ((state.iteration > 0) & (cloning_steps > 0)
+                 & (state.iteration <= cloning_iterations)
                  & jnp.isfinite(values))
     samples = _where(accept, samples, jax.tree.map(jnp.zeros_like, samples))
     current = Iterate(state.theta, state.guide, state.dual)
@@ -329,7 +346,7 @@ def guided_policy_search(
                          jnp.maximum(0.4 * state.kl_scale, 0.01))
     new, info, error = (mdgps if mirror else badmm)(
         accepted, samples, accept, kl_scale * schedule(state.iteration),
-        limits, first, key_policy)
+        limits, first, cloning, key_policy)
     info = jax.tree.map(
         lambda x: jnp.mean(x, where=accept[:, None] & jnp.isfinite(x)), info)
     values = jnp.where(accept, values, state.accepted_cost)

@@ -127,6 +127,7 @@ class Samples(NamedTuple):
     states: [P, M, S, T + 1, D A], D counted for a coordinate.
     observations: what the policy sees, [P, M, S, T, F A].
     actions: [P, M, S, T, A].
+    seen: gradients that the optimizer saw [P, M, S, T + 1, A].
     exact: gradients [P, M, S, T + 1, A].
     values: exact objective, [P, M, S, T + 1].
     curvature: mean over the samples, [P, M, T + 1, A, A].
@@ -134,9 +135,33 @@ class Samples(NamedTuple):
   states: chex.Array
   observations: chex.Array
   actions: chex.Array
+  seen: chex.Array
   exact: chex.Array
   values: chex.Array
   curvature: chex.Array
+
+
+def retraced(opt: optax.GradientTransformation, samples: Samples) -> chex.Array:
+  """What an optimizer of single coordinates would have done along samples.
+
+  It sees their x and gradients; its own actions do not feed back.
+
+  Args:
+    opt: such as `optax.rmsprop(...)`.
+    samples: of any optimizer's rollouts.
+
+  Returns:
+    Actions [P, M, S, T, A].
+  """
+  size = samples.seen.shape[-1]
+  x, g = (jnp.moveaxis(z[..., :-1, :size], -2, 0)
+          for z in (samples.states, samples.seen))
+  def step(state, inputs):
+    x, g = inputs
+    action, state = opt.update(g, state, x)
+    return state, action
+  _, actions = jax.lax.scan(step, opt.init(x[0]), (x, g))
+  return jnp.moveaxis(actions, 0, -2)
 
 
 def _history(features: Features, rollout: Rollout):
@@ -176,5 +201,6 @@ def to_samples(rollouts: Rollout, state_features: Features,
     curvature = jnp.mean(curvature, -1).transpose(0, 2, 1)[..., None, None]
   return Samples(units(states), units(observations),
                  units(rollouts.actions[..., None]),
+                 units(rollouts.seen[..., None]),
                  units(rollouts.exact[..., None]),
                  values.reshape(P, M, -1, length), curvature)
