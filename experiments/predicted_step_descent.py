@@ -119,6 +119,19 @@ flags.DEFINE_integer(
 flags.DEFINE_integer(
     'regression_steps', 300, 'Of Adam in an epoch of guided policy search, '
     '>= 1.', lower_bound=1, upper_bound=10 ** 6)
+flags.DEFINE_float(
+    'regression_rate', 1e-3, 'Learning rate of Adam there, > 0.',
+    lower_bound=1e-9, upper_bound=1.0)
+flags.DEFINE_float(
+    'cloning_rate', 1e-3, 'Likewise while the policy learns --initial, in 600 '
+    'steps an epoch, > 0.', lower_bound=1e-9, upper_bound=1.0)
+flags.DEFINE_float(
+    'tolerance', 1.05, 'A policy is taken back if its rollouts cost more than '
+    'that times the last accepted ones, > 0.', lower_bound=0.5,
+    upper_bound=100.0)
+flags.DEFINE_float(
+    'max_noise', 0.6, 'Largest noise of rollouts, relative to the actions of '
+    'a group, > 0.', lower_bound=1e-3, upper_bound=10.0)
 flags.DEFINE_integer(
     'batch_size', 128, 'Coordinate sequences in each of them, >= 1.',
     lower_bound=1, upper_bound=10 ** 6)
@@ -210,13 +223,17 @@ def train(optimizee):
         num_rollouts=args.num_rollouts, num_coordinates=args.num_coordinates,
         policy_rollouts=0.5, common_noise=0.8, batch_size=args.batch_size,
         regression_steps=args.regression_steps,
+        noise_limits=(min(0.02, args.max_noise), args.max_noise),
+        learning_rate=lambda iteration: jnp.where(
+            (iteration < args.cloning_epochs) & (args.theta is None),
+            args.cloning_rate, args.regression_rate),
         cloning_steps=600 if args.theta is None else 0,
         cloning_iterations=args.cloning_epochs,
         cost=args.cost or ('sample_taylor' if args.trainer == 'mdgps'
                            else 'gradient_share'),
         kl_step=optax.cosine_decay_schedule(
             args.kl_step, max(args.num_epochs, 1), alpha=0.02),
-        tolerance=1.05)
+        tolerance=args.tolerance)
   run = jax.jit(lambda theta, data: jnp.mean(run_curves(
       data, learned.transform(theta), args.num_steps), 0))
   data = optimizee, keys_of('validation')

@@ -159,6 +159,8 @@ class ExperimentsTest(parameterized.TestCase):
       ('predicted_step_descent', ('--rivals=/nowhere',), '--rivals=/nowhere'),
       ('predicted_step_descent', ('--trainer=badmm', '--cost=sample_taylor'),
        '--trainer=mdgps'),
+      ('predicted_step_descent', ('--trainer=badmm', '--initial=ADAM'),
+       '--trainer=mdgps'),
       ('predicted_step_descent', ('--dataset=/nowhere.npz',), 'cannot be read'),
       ('mnist', ('--dataset=mnist', '--data_dir=/nowhere'), 'prepare mnist'))
   def test_bad_flags_get_a_clear_line(self, experiment, flags, message):

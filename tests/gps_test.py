@@ -290,7 +290,8 @@ class GuidedPolicySearchTest(parameterized.TestCase):
         gradient(), lstm_cell((), scale=1.0), state_features(2, 1),
         groups=BY_NAME, method=method, cost=cost, policy_rollouts=0.5,
         inner_iterations=1, cloning_iterations=cloning,
-        **{**SMALL, 'initial': initial})
+        **{**SMALL, 'initial': initial,
+           'learning_rate': optax.constant_schedule(1e-2)})
     state = trainer.init(jax.random.key(0))
     step = jax.jit(  # most of the test's time is compilation
         chex.assert_max_traces(1)(trainer.step),

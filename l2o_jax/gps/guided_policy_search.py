@@ -60,7 +60,7 @@ def guided_policy_search(
     cloning_steps: int = 600,
     cloning_iterations: int = 1,
     batch_size: int = 128,
-    learning_rate: float = 1e-3,
+    learning_rate: float | optax.Schedule = 1e-3,
     tolerance: float = 1.01) -> MetaTrainer:
   r"""Guided policy search: a policy learns from guides that LQR improves.
 
@@ -136,7 +136,7 @@ def guided_policy_search(
       the second on it learns them along its own rollouts (DAgger, Ross et al.
       2011).
     batch_size: samples in each of them.
-    learning_rate: of Adam.
+    learning_rate: of Adam, or a schedule of it over the iterations.
     tolerance: rollouts are worse if they cost more than that times the last
       accepted cost.
 
@@ -177,7 +177,9 @@ def guided_policy_search(
   options = ModelOptions(cost, blend, ridge, curvature_limits)
   improve = (mirror_step(options) if mirror
              else badmm_step(options, dual_rate))
-  schedule = kl_step if callable(kl_step) else lambda _: kl_step
+  kl_schedule, rate_schedule = (
+      value if callable(value) else lambda _, value=value: value
+      for value in (kl_step, learning_rate))
 
   def stack(theta):  # [M or 1, ...]
     if one_theta:
@@ -254,7 +256,7 @@ def guided_policy_search(
       return mu.reshape(shape)
     return jnp.swapaxes(mu.reshape(M, P, *shape[2:]), 0, 1)
 
-  def fit_policy(stacked, samples, targets, weights, accept, key, steps):
+  def fit_policy(stacked, samples, targets, weights, accept, key, steps, rate):
     """weights [P, M, T]: precision of the targets."""
     weights = weights ** precision_power
     weights = weights / jnp.median(weights, (0, 2), keepdims=True)
@@ -264,7 +266,7 @@ def guided_policy_search(
     keys = jax.random.split(key, weights.shape[0])
     fit = lambda *args: regression(inner_cell, *args, steps,
                                    batch_size=batch_size,
-                                   learning_rate=learning_rate)
+                                   learning_rate=rate)
     return jax.vmap(fit)(stacked, pool(samples.observations), pool(targets),
                          weights, keys)
 
@@ -277,7 +279,8 @@ def guided_policy_search(
   def variance_of(guide):
     return jnp.einsum('pmtii->pmti', guide.noise)
 
-  def badmm(iterate, samples, accept, kl_step, limits, first, cloning, key):
+  def badmm(iterate, samples, accept, kl_step, limits, first, cloning, rate,
+            key):
     del cloning
     steps = jnp.where(first, cloning_steps, regression_steps)
     stacked = calibrate(stack(iterate.theta), samples, first)
@@ -288,7 +291,7 @@ def guided_policy_search(
       targets = mean_actions(guide, samples) - shift[:, :, None]
       stacked, _, error = fit_policy(
           stacked, samples, targets, dual.penalties / jnp.mean(G, -1), accept,
-          jax.random.fold_in(key, inner), steps)
+          jax.random.fold_in(key, inner), steps, rate)
       mu = policy_actions(stacked, samples)
       # Steps of an alternation all start from the guide that was rolled out.
       new_guide, new_dual, info = improve_all(
@@ -296,7 +299,8 @@ def guided_policy_search(
       guide, dual = _where(accept, (new_guide, new_dual), (guide, dual))
     return Iterate(unstack(stacked), guide, dual), info, error
 
-  def mdgps(iterate, samples, accept, kl_step, limits, first, cloning, key):
+  def mdgps(iterate, samples, accept, kl_step, limits, first, cloning, rate,
+            key):
     steps = jnp.where(cloning, cloning_steps, regression_steps)
     stacked = calibrate(stack(iterate.theta), samples, first)
     mu = policy_actions(stacked, samples)
@@ -308,7 +312,7 @@ def guided_policy_search(
                          new)
     stacked, _, error = fit_policy(
         stacked, samples, targets, 1 / jnp.mean(variance_of(guide), -1), accept,
-        key, steps)
+        key, steps, rate)
     theta = jax.tree.map(lambda a, b: jnp.where(accept[0], a, b),
                          unstack(stacked), iterate.theta)
     guide, dual = _where(accept, (guide, dual), (iterate.guide, iterate.dual))
@@ -345,8 +349,8 @@ def guided_policy_search(
     kl_scale = jnp.where(accept, jnp.minimum(1.2 * state.kl_scale, 3.0),
                          jnp.maximum(0.4 * state.kl_scale, 0.01))
     new, info, error = (mdgps if mirror else badmm)(
-        accepted, samples, accept, kl_scale * schedule(state.iteration),
-        limits, first, cloning, key_policy)
+        accepted, samples, accept, kl_scale * kl_schedule(state.iteration),
+        limits, first, cloning, rate_schedule(state.iteration), key_policy)
     info = jax.tree.map(
         lambda x: jnp.mean(x, where=accept[:, None] & jnp.isfinite(x)), info)
     values = jnp.where(accept, values, state.accepted_cost)
