@@ -38,8 +38,11 @@ NAMES = ('w0', 'b0', 'w1', 'b1')  # coordinate groups
 PRESETS = {
     'quick': {'num_epochs': 25, 'num_steps': 50, 'inputs': 16, 'hidden': 16,
               'lstm_units': 32},
-    'full': {'num_epochs': 24, 'num_steps': 400, 'inputs': 48, 'hidden': 48,
-             'lstm_units': 32, 'objective_size': 6000, 'kl_step': 0.5},
+    'full': {'num_epochs': 8, 'num_steps': 400, 'inputs': 48, 'hidden': 48,
+             'lstm_units': 32, 'objective_size': 6000, 'initial': 'RMSprop',
+             'cloning_epochs': 2, 'cloning_rate': 3e-3, 'kl_step': 0.1,
+             'max_noise': 0.1, 'regression_steps': 100,
+             'regression_rate': 5e-5, 'num_coordinates': 128},
 }
 # Projection (0: that of meta-training), multiples of --inputs, --hidden and
 # --num_steps, minibatch.
@@ -224,6 +227,7 @@ def train(optimizee):
         policy_rollouts=0.5, common_noise=0.8, batch_size=args.batch_size,
         regression_steps=args.regression_steps,
         noise_limits=(min(0.02, args.max_noise), args.max_noise),
+        initial_noise=min(0.3, args.max_noise),
         learning_rate=lambda iteration: jnp.where(
             (iteration < args.cloning_epochs) & (args.theta is None),
             args.cloning_rate, args.regression_rate),
