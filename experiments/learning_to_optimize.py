@@ -38,7 +38,7 @@ PRESETS = {
     'quick': {'num_epochs': 24},
     'paper': {'num_epochs': 10, 'method': 'badmm', 'policy': 'joint',
               'cost': 'taylor', 'num_rollouts': 20, 'policy_rollouts': 0.0,
-              'blend': 0.5, 'inner_iterations': 4},
+              'blend': 0.5, 'inner_iterations': 4, 'precision_power': 1.0},
 }
 
 flags.DEFINE_enum(
@@ -64,6 +64,10 @@ flags.DEFINE_float(
     'coordinate, in nats, > 0; by default 0.5 with --cost=sample_taylor, where '
     'it falls to 2 % by a cosine, and 0.2 elsewhere.', lower_bound=1e-9,
     upper_bound=1e3)
+flags.DEFINE_float(
+    'precision_power', 0.25, 'Exponent of the precision of a guide\'s actions '
+    'in the weights of the policy\'s regression, 0 ... 1; 1 in the paper.',
+    lower_bound=0.0, upper_bound=1.0)
 flags.DEFINE_integer(
     'num_rollouts', 10, 'Rollouts of each function in an epoch, >= 2; 20 in '
     'the paper.', lower_bound=2, upper_bound=10 ** 4)
@@ -126,6 +130,7 @@ def train(optimizee, names, size, settings):
       num_functions=count, num_rollouts=args.num_rollouts,
       num_coordinates=4, policy_rollouts=args.policy_rollouts, cost=cost,
       inner_iterations=args.inner_iterations, blend=args.blend,
+      precision_power=args.precision_power,
       kl_step=optax.cosine_decay_schedule(
           args.kl_step or 0.5, max(args.num_epochs, 1), alpha=0.02)
       if cost == 'sample_taylor' else args.kl_step or 0.2,
