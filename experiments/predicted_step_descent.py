@@ -311,7 +311,8 @@ def compare(workdir, optimizee, thetas, test_data, extra):
            for name in next(iter(summary.values()))}
   print('\nmean rank (by mean over the run, by final objective)')
   for name, rank in sorted(means.items(), key=lambda kv: kv[1]['mean']):
-    print(f'{name:<24}{rank["mean"]:>8.2f}{rank["final"]:>8.2f}')
+    print(f'{name:<{max(24, *map(len, means))}}{rank["mean"]:>8.2f}'
+          f'{rank["final"]:>8.2f}')
   write(workdir, panels, list(thetas))
   for rows in summary.values():  # JSON knows no nan and inf
     for row in rows.values():
@@ -340,12 +341,13 @@ def statistics(curves, settings):
 
 def table(title, rows) -> str:
   """One panel, lowest mean first."""
-  lines = [f'\n{title}', f'{"optimizer":<24}{"setting":>24}{"mean":>10}'
+  width = max(24, *map(len, rows))
+  lines = [f'\n{title}', f'{"optimizer":<{width}}{"setting":>24}{"mean":>10}'
            f'{"final":>10}{"± s.e.":>10}']
   for name, row in sorted(rows.items(), key=lambda kv: kv[1]['rank_by_mean']):
     setting = ', '.join(f'{v:.3g}' if isinstance(v, float) else str(v)
                         for v in row['setting'] or ())
-    lines.append(f'{name:<24}{setting:>24}{row["mean"]:>10.4g}'
+    lines.append(f'{name:<{width}}{setting:>24}{row["mean"]:>10.4g}'
                  f'{row["final"]:>10.4g}{row["final_stderr"]:>10.2g}')
   return '\n'.join(lines)
 
