@@ -1,7 +1,7 @@
 """Learned optimizer by guided policy search (Li & Malik 2016, section 5).
 
 Copy and paste:
-  python -m experiments.learning_to_optimize       # 8 minutes on one core
+  python -m experiments.learning_to_optimize       # 4 minutes on one core
   python -m experiments.learning_to_optimize --family=robust --workdir=robust
   python -m experiments.learning_to_optimize --family=net --workdir=net
 
