@@ -51,7 +51,7 @@ class ExperimentsTest(parameterized.TestCase):
   @parameterized.parameters(
       ('quadratics', TINY_QUADRATICS, QUICK),
       ('mnist', TINY + ('--nosecond_derivatives', '--batch_size=4',
-                        '--panels=deep'), {}))
+                        '--panels=deep'), QUICK))
   def test_a_whole_run(self, experiment, flags, environment):
     workdir = self.directory / 'run'
     status, out, err = run(experiment, *flags, f'--workdir={workdir}',

@@ -178,7 +178,7 @@ def guided_policy_search(
   improve = (mirror_step(options) if mirror
              else badmm_step(options, dual_rate))
   kl_schedule, rate_schedule = (
-      value if callable(value) else lambda _, value=value: value
+      value if callable(value) else optax.constant_schedule(value)
       for value in (kl_step, learning_rate))
 
   def stack(theta):  # [M or 1, ...]
