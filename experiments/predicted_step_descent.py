@@ -120,24 +120,24 @@ flags.DEFINE_integer(
     'state_depth', 10, 'Depth of the guide\'s state features, >= 0; 25 in the '
     'paper.', lower_bound=0, upper_bound=100)
 flags.DEFINE_integer(
-    'regression_steps', 300, 'Of Adam in an epoch of guided policy search, '
-    '>= 1.', lower_bound=1, upper_bound=10 ** 6)
+    'regression_steps', 300, 'Steps of Adam in the policy\'s regression, in an '
+    'epoch of guided policy search, >= 1.', lower_bound=1, upper_bound=10 ** 6)
 flags.DEFINE_float(
-    'regression_rate', 1e-3, 'Learning rate of Adam there, > 0.',
+    'regression_rate', 1e-3, 'Learning rate of Adam in that regression, > 0.',
     lower_bound=1e-9, upper_bound=1.0)
 flags.DEFINE_float(
-    'cloning_rate', 1e-3, 'Likewise while the policy learns --initial, in 600 '
-    'steps an epoch, > 0.', lower_bound=1e-9, upper_bound=1.0)
+    'cloning_rate', 1e-3, 'Learning rate of Adam while the policy learns '
+    '--initial, in 600 steps an epoch, > 0.', lower_bound=1e-9, upper_bound=1.0)
 flags.DEFINE_float(
     'tolerance', 1.05, 'A policy is taken back if its rollouts cost more than '
-    'that times the last accepted ones, > 0.', lower_bound=0.5,
+    'that times the last accepted ones, >= 0.5.', lower_bound=0.5,
     upper_bound=100.0)
 flags.DEFINE_float(
     'max_noise', 0.6, 'Largest noise of rollouts, relative to the actions of '
-    'a group, > 0.', lower_bound=1e-3, upper_bound=10.0)
+    'a group, >= 0.001.', lower_bound=1e-3, upper_bound=10.0)
 flags.DEFINE_integer(
-    'batch_size', 128, 'Coordinate sequences in each of them, >= 1.',
-    lower_bound=1, upper_bound=10 ** 6)
+    'batch_size', 128, 'Coordinate sequences in each step of that regression, '
+    '>= 1.', lower_bound=1, upper_bound=10 ** 6)
 flags.DEFINE_enum(
     'initial', 'momentum', ['momentum', 'SGD', 'AdaGrad', 'ADAM', 'RMSprop'],
     'Tuned optimizer whose steps the policy learns first; momentum, as in the '

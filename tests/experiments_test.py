@@ -106,15 +106,18 @@ class ExperimentsTest(parameterized.TestCase):
 
   def test_predicted_step_descent(self):
     """A run from the kept theta; its last epoch again, from a checkpoint."""
-    workdir = self.directory / 'run'
-    kept = ROOT / 'experiments/results/predicted_step_descent'
+    workdir, kept = self.directory / 'run', self.directory / 'kept'
+    kept.mkdir()
+    for name in ('best.npz', 'config.json'):
+      shutil.copy(ROOT / 'experiments/results/predicted_step_descent'
+                  / f'quick_{name}', kept / name)
     flags = ('--num_steps=4', '--unroll_length=2', '--inputs=3', '--hidden=2',
              '--objective_size=50', '--num_rollouts=2', '--num_coordinates=2',
              '--state_depth=0', '--regression_steps=2', '--batch_size=2',
              '--num_validation=2', '--num_tuning=1', '--num_test=2',
              '--panels=same', '--baselines=momentum', '--tune_each',
-             '--num_epochs=2', f'--theta={kept}/quick_best.npz',
-             f'--rivals={kept}/lstm', f'--workdir={workdir}')
+             '--num_epochs=2', f'--theta={kept}/best.npz',
+             f'--rivals={kept}', f'--workdir={workdir}')
     status, out, err = run('predicted_step_descent', *flags, **QUICK)
     self.assertEqual(status, 0, err)
     names = ('metrics.jsonl', 'curves.csv', 'summary.json')
@@ -124,7 +127,7 @@ class ExperimentsTest(parameterized.TestCase):
     self.assertGreater(json.loads(first[0].splitlines()[0])['policy_cost'], 0)
     self.assertLen(first[1].splitlines(), 1 + 3 * 2 * 5)
     rows = json.loads(first[2])['panels']['mnist_5k, same']
-    self.assertEqual(set(rows), {'mdgps, changes', 'bptt, log_and_sign',
+    self.assertEqual(set(rows), {'mdgps, changes (this run)', 'mdgps, changes',
                                  'momentum'})
     self.assertTrue((workdir / 'learning_curves.png').exists())
     (workdir / 'checkpoints/00000002.npz').unlink()
