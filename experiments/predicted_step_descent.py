@@ -39,10 +39,11 @@ PRESETS = {
     'quick': {'num_epochs': 25, 'num_steps': 50, 'inputs': 16, 'hidden': 16,
               'lstm_units': 32},
     'full': {'num_epochs': 8, 'num_steps': 400, 'inputs': 48, 'hidden': 48,
-             'lstm_units': 32, 'objective_size': 6000, 'initial': 'RMSprop',
-             'cloning_epochs': 2, 'cloning_rate': 3e-3, 'kl_step': 0.1,
-             'max_noise': 0.1, 'regression_steps': 100,
-             'regression_rate': 5e-5, 'num_coordinates': 128},
+             'lstm_units': 32, 'objective_size': 6000,
+             'initial': 'ADAM_decaying', 'initial_rate': 0.75,
+             'cloning_epochs': 3, 'cloning_rate': 3e-3, 'cloning_scale': 1.0,
+             'kl_step': 0.2, 'max_noise': 0.1, 'regression_steps': 100,
+             'regression_rate': 2e-5, 'num_coordinates': 128},
 }
 # Projection (0: that of meta-training), multiples of --inputs, --hidden and
 # --num_steps, minibatch.
@@ -87,8 +88,9 @@ flags.DEFINE_multi_enum(
     'projection, as in all that follow; wide: larger nets; noisy: minibatches '
     'of 10; long: twice the steps.')
 flags.DEFINE_multi_enum(
-    'baselines', list(projected.OPTIMIZERS), list(projected.OPTIMIZERS),
-    'Hand-designed optimizers of the comparison, a flag for each.')
+    'baselines', list(projected.PAPER_BASELINES), list(projected.OPTIMIZERS),
+    'Hand-designed optimizers of the comparison, a flag for each; by default '
+    'the paper\'s seven.')
 flags.DEFINE_bool(
     'tune_each', False, 'Tune hand-designed optimizers on every problem of the '
     'comparison by itself, which the paper does not, instead of on the '
@@ -139,16 +141,21 @@ flags.DEFINE_integer(
     'batch_size', 128, 'Coordinate sequences in each step of that regression, '
     '>= 1.', lower_bound=1, upper_bound=10 ** 6)
 flags.DEFINE_enum(
-    'initial', 'momentum', ['momentum', 'SGD', 'AdaGrad', 'ADAM', 'RMSprop'],
+    'initial', 'momentum', ['momentum', 'SGD', 'AdaGrad', 'ADAM', 'RMSprop',
+                            'ADAM_decaying'],
     'Tuned optimizer whose steps the policy learns first; momentum, as in the '
     'paper, is also the first guide; the others need --trainer=mdgps.')
 flags.DEFINE_float(
-    'initial_rate', 0.25, 'With --initial=momentum: learning rate relative to '
-    'the tuned one, > 0.', lower_bound=1e-6, upper_bound=1.0)
+    'initial_rate', 0.25, 'Learning rate of --initial, relative to the tuned '
+    'one, > 0.', lower_bound=1e-6, upper_bound=1.0)
 flags.DEFINE_integer(
     'cloning_epochs', 1, 'First epochs of mirror descent in which the policy '
     'learns the steps of --initial, >= 1; from the second on along its own '
     'rollouts.', lower_bound=1, upper_bound=1000)
+flags.DEFINE_float(
+    'cloning_scale', 0.0, 'While the policy learns --initial, gradients and '
+    'losses of each rollout are multiplied by exp(U(-s, s)), >= 0.',
+    lower_bound=0.0, upper_bound=10.0)
 cli.define_flags(PRESETS, 'runs/predicted_step_descent', search=False)
 flags.FLAGS.set_default('unroll_length', 10)
 flags.FLAGS.set_default('evaluation_period', 1)
@@ -215,9 +222,8 @@ def train(optimizee):
                                    num_epochs=args.num_epochs)
   else:
     initial = tune(optimizee, args.initial, args.num_steps)
-    if args.initial == 'momentum':
-      initial = args.initial_rate * initial[0], initial[1]
-    else:
+    initial = args.initial_rate * initial[0], *initial[1:]
+    if args.initial != 'momentum':
       initial = projected.OPTIMIZERS[args.initial][0](*initial)
     trainer = guided_policy_search(
         seen, cell, state_features(5, args.state_depth),
@@ -233,6 +239,7 @@ def train(optimizee):
             args.cloning_rate, args.regression_rate),
         cloning_steps=600 if args.theta is None else 0,
         cloning_iterations=args.cloning_epochs,
+        cloning_scale=args.cloning_scale,
         cost=args.cost or ('sample_taylor' if args.trainer == 'mdgps'
                            else 'gradient_share'),
         kl_step=optax.cosine_decay_schedule(

@@ -31,7 +31,13 @@ OPTIMIZERS = {
     'ADAM': (optax.adam, [(rate,) for rate in _RATES]),
     'RMSprop': (lambda rate, decay: optax.rmsprop(rate, decay=decay),
                 list(itertools.product(_RATES, (0.9, 0.99)))),
+    # Not in the paper: a rate that falls as 1 / sqrt(t) (Kingma & Ba 2015,
+    # section 4), for --initial; BUILD_NOTES.md says how it was chosen.
+    'ADAM_decaying': (lambda rate: optax.adam(
+        lambda t: rate / jnp.sqrt(1 + t / 10), 0.5, 0.99),
+                      [(rate,) for rate in _RATES]),
 }
+PAPER_BASELINES = tuple(name for name in OPTIMIZERS if name != 'ADAM_decaying')
 
 
 def load(name: str, data_dir=None):

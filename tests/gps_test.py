@@ -314,6 +314,23 @@ class GuidedPolicySearchTest(parameterized.TestCase):
         curve(optax.sgd(0.05, momentum=0.3))))(state.theta)
     self.assertLess(float(mine), float(momentum))
 
+  def test_cloning_scale_is_what_the_policy_sees_not_what_it_does(self):
+    """An optimizer of the sign takes the same steps at every scale."""
+    units = []
+    for scale in (0.0, 2.0):
+      trainer = guided_policy_search(
+          gradient(), lstm_cell(()), state_features(1, 0), method='mdgps',
+          **{**SMALL, 'initial': optax.sign_sgd(0.05), 'num_steps': 3,
+             'cloning_steps': 1}, cloning_scale=scale)
+      state, info = jax.jit(
+          trainer.step, compiler_options={'xla_backend_optimization_level': 0})(
+              trainer.init(jax.random.key(0)), bowls(), jax.random.key(1))
+      units.append((info.losses, state.theta['output'], state.theta['std']))
+    for of_actions in range(2):
+      np.testing.assert_allclose(units[0][of_actions], units[1][of_actions],
+                                 rtol=1e-5)
+    self.assertGreater(float(units[1][2][0] / units[0][2][0]), 1.5)
+
   def test_joint_guides_one_per_function(self):
     trainer = guided_policy_search(
         gradient(), lstm_cell(()), state_features(1, 0), joint_size=3,

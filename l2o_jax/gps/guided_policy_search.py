@@ -59,6 +59,7 @@ def guided_policy_search(
     regression_steps: int = 300,
     cloning_steps: int = 600,
     cloning_iterations: int = 1,
+    cloning_scale: float = 0.0,
     batch_size: int = 128,
     learning_rate: float | optax.Schedule = 1e-3,
     tolerance: float = 1.01) -> MetaTrainer:
@@ -135,6 +136,10 @@ def guided_policy_search(
     cloning_iterations: with 'mdgps', how many first iterations these are; from
       the second on it learns them along its own rollouts (DAgger, Ross et al.
       2011).
+    cloning_scale: s >= 0; while the policy learns an optimizer, gradients and
+      losses of each rollout are multiplied by exp(U(-s, s)), as are the
+      gradients that the optimizer sees: most do not react, and the policy
+      learns not to.
     batch_size: samples in each of them.
     learning_rate: of Adam, or a schedule of it over the iterations.
     tolerance: rollouts are worse if they cost more than that times the last
@@ -310,9 +315,12 @@ def guided_policy_search(
                         mu + change)
     guide = jax.tree.map(lambda a, b: jnp.where(cloning, a, b), iterate.guide,
                          new)
-    stacked, _, error = fit_policy(
-        stacked, samples, targets, 1 / jnp.mean(variance_of(guide), -1), accept,
-        key, steps, rate)
+    variance = jnp.mean(variance_of(guide), -1)
+    if taught:  # no guide yet: the same relative error at every t
+      variance = jnp.where(cloning, 1e-30 + jnp.mean(targets ** 2, (2, 4)),
+                           variance)
+    stacked, _, error = fit_policy(stacked, samples, targets, 1 / variance,
+                                   accept, key, steps, rate)
     theta = jax.tree.map(lambda a, b: jnp.where(accept[0], a, b),
                          unstack(stacked), iterate.theta)
     guide, dual = _where(accept, (guide, dual), (iterate.guide, iterate.dual))
@@ -328,7 +336,15 @@ def guided_policy_search(
     limits = jnp.where(cloning, jnp.float32(initial_noise),
                        jnp.array(noise_limits))
     rollouts = collect(state, optimizee, key_rollouts, use_policy, limits)
-    samples = to_samples(rollouts, state_features, features, joint)
+    seen = rollouts
+    if taught and cloning_scale:
+      scale = jnp.where(cloning, jnp.exp(jax.random.uniform(
+          jax.random.fold_in(key, 2), (P, num_rollouts),
+          minval=-cloning_scale, maxval=cloning_scale)), 1)
+      seen = rollouts._replace(
+          seen=rollouts.seen * scale[..., None, None, None],
+          values=rollouts.values * scale[..., None])
+    samples = to_samples(seen, state_features, features, joint)
     sums = jnp.sum(rollouts.objective, -1)  # [P, N]
     mean = lambda who: jnp.sum(jnp.where(who, sums, 0), -1) / jnp.sum(who)
     values = mean(use_policy | True) if mirror else mean(~use_policy)
