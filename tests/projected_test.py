@@ -57,6 +57,15 @@ class ProjectedTest(absltest.TestCase):
     np.testing.assert_allclose(fit, x, atol=1e-4)
     self.assertGreater(np.abs(x - projected.project(IMAGES, 5, 1)).max(), 1)
 
+  def test_adam_decaying(self):
+    """A constant gradient: steps of rate / sqrt(1 + t / 10)."""
+    opt = projected.OPTIMIZERS['ADAM_decaying'][0](0.5)
+    state, steps = opt.init(0.0), []
+    for _ in range(31):
+      step, state = opt.update(np.float32(3), state)
+      steps.append(float(step))
+    np.testing.assert_allclose([steps[0], steps[30]], [-0.5, -0.25], rtol=1e-4)
+
   def test_curves_of_the_objective(self):
     """Minibatches of all images but for their order: SGD step by step."""
     optimizee = projected.problem((IMAGES, LABELS), 5, 4, 2_000)
