@@ -154,7 +154,8 @@ flags.DEFINE_integer(
     'rollouts.', lower_bound=1, upper_bound=1000)
 flags.DEFINE_float(
     'cloning_scale', 0.0, 'While the policy learns --initial, gradients and '
-    'losses of each rollout are multiplied by exp(U(-s, s)), >= 0.',
+    'losses of each rollout are multiplied by exp(U(-s, s)), >= 0; without '
+    'effect with --initial=momentum.',
     lower_bound=0.0, upper_bound=10.0)
 cli.define_flags(PRESETS, 'runs/predicted_step_descent', search=False)
 flags.FLAGS.set_default('unroll_length', 10)

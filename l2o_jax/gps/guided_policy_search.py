@@ -129,7 +129,8 @@ def guided_policy_search(
     precision_power: p of the regression's weights (ν_t / G_t)^p, relative to
       their median over a group's guides and times, at most 10.  1 follows from
       the objective; with 1/2 the guides of steep functions, whose G is tiny,
-      count less, and unseen functions gained from that.
+      count less, and unseen functions gained from that.  While the policy
+      learns an optimizer, E[a_t²] stands for G_t.
     regression_steps: of Adam in every alternation.
     cloning_steps: likewise in the first iteration, in which the policy learns
       the actions of `initial`.  0: the policy goes on from its theta.
@@ -139,7 +140,7 @@ def guided_policy_search(
     cloning_scale: s >= 0; while the policy learns an optimizer, gradients and
       losses of each rollout are multiplied by exp(U(-s, s)), as are the
       gradients that the optimizer sees: most do not react, and the policy
-      learns not to.
+      learns not to.  Without effect where `initial` is a guide.
     batch_size: samples in each of them.
     learning_rate: of Adam, or a schedule of it over the iterations.
     tolerance: rollouts are worse if they cost more than that times the last
@@ -327,7 +328,7 @@ def guided_policy_search(
     return Iterate(theta, guide, dual), info, error
 
   def step(state, optimizee, key):
-    key_rollouts, key_policy = jax.random.split(key)
+    key_rollouts, key_policy, key_scale = jax.random.split(key, 3)
     cloning = (state.iteration < cloning_iterations) & (cloning_steps > 0)
     first = cloning & (state.iteration == 0)
     share = 1.0 if mirror else policy_rollouts
@@ -339,8 +340,8 @@ def guided_policy_search(
     seen = rollouts
     if taught and cloning_scale:
       scale = jnp.where(cloning, jnp.exp(jax.random.uniform(
-          jax.random.fold_in(key, 2), (P, num_rollouts),
-          minval=-cloning_scale, maxval=cloning_scale)), 1)
+          key_scale, (P, num_rollouts), minval=-cloning_scale,
+          maxval=cloning_scale)), 1)
       seen = rollouts._replace(
           seen=rollouts.seen * scale[..., None, None, None],
           values=rollouts.values * scale[..., None])
