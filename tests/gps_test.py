@@ -18,6 +18,7 @@ from l2o_jax.gps.lqr import Controller
 from l2o_jax.gps.policy import policy_optimizer
 from l2o_jax.gps.state_features import state_features
 from l2o_jax.lstm import lstm_cell
+from l2o_jax.mlp_cell import mlp_cell
 from l2o_jax.optimizees.quadratic import quadratic
 from l2o_jax.standardised import standardised
 from l2o_jax.unroll import unroll
@@ -88,6 +89,23 @@ class DynamicsTest(parameterized.TestCase):
              + np.einsum('tij,stj->sti', fit.action, a) + fit.offset)
     np.testing.assert_allclose(after, states[:, 1:], atol=2e-4)
     np.testing.assert_array_equal(fit.state[:, :size, size:], 0)
+
+  def test_alone_needs_few_samples(self):
+    """g' = g + H a, from fewer samples than the state has columns."""
+    rng = np.random.default_rng(4)
+    H, T, S = np.array([[2.0, 0.5], [0.5, 1.0]]), 5, 3
+    a = rng.normal(size=(S, T, 2))
+    x = np.concatenate([rng.normal(size=(S, 1, 2)), a], 1).cumsum(1)
+    u = np.concatenate([np.zeros((S, 1, 2)), a], 1)
+    fit = x64(lambda s, a, h: dynamics.fit_dynamics(
+        s, a, step_ratios=(1.0, 1.0), curvature=h, alone=True),
+              np.concatenate([x, x @ H, u], -1), a, np.tile(H, (T + 1, 1, 1)))
+    want = np.zeros((2, 6))
+    want[:, 2:4] = np.eye(2)
+    for t in range(T):
+      np.testing.assert_allclose(fit.state[t, 2:4], want, atol=1e-12)
+      np.testing.assert_allclose(fit.action[t, 2:4], H, atol=1e-12)
+    np.testing.assert_allclose(fit.offset[:, 2:4], 0, atol=1e-12)
 
   def test_curvature_is_cut(self):
     rng = np.random.default_rng(2)
@@ -332,12 +350,26 @@ class GuidedPolicySearchTest(parameterized.TestCase):
     self.assertGreater(float(units[1][2][0] / units[0][2][0]), 1.5)
 
   def test_joint_guides_one_per_function(self):
+    """Every guide gets better, and penalties change once an iteration."""
     trainer = guided_policy_search(
-        gradient(), lstm_cell(()), state_features(1, 0), joint_size=3,
-        num_functions=2, cost='taylor', inner_iterations=1,
-        **{**SMALL, 'initial': (0.01, 0.3), 'num_steps': 4})
-    self.assertEqual(trainer.init(jax.random.key(0)).guide.gain.shape,
-                     (2, 1, 4, 3, 12))
+        gradient(), mlp_cell((5,), outputs=3), state_features(1, 0),
+        joint_size=3, num_functions=2, cost='taylor', inner_iterations=2,
+        **{**SMALL, 'initial': (0.01, 0.3), 'num_steps': 4,
+           'cloning_steps': 20, 'regression_steps': 10})
+    state = trainer.init(jax.random.key(0))
+    self.assertEqual(state.guide.gain.shape, (2, 1, 4, 3, 12))
+    step = jax.jit(
+        trainer.step, compiler_options={'xla_backend_optimization_level': 0})
+    costs_seen = []
+    for i in range(3):
+      before = np.array(state.dual.penalties)
+      state, info = step(state, quadratic(3), jax.random.key(i))
+      costs_seen.append(float(info.accepted_cost))
+      ratio = np.array(state.dual.penalties) / before
+      self.assertLessEqual(set(ratio.ravel().tolist()), {0.5, 1.0, 2.0})
+      self.assertEqual(float(info.rejected), 0.0)
+    self.assertLess(costs_seen[2], costs_seen[1])
+    self.assertLess(costs_seen[1], costs_seen[0])
 
   def test_bad_arguments(self):
     make = lambda **more: guided_policy_search(

@@ -103,7 +103,8 @@ def secant_curvature(gradients: chex.Array, actions: chex.Array,
 def fit_dynamics(states: chex.Array, actions: chex.Array, *,
                  blend: float = 0.05, ridge: float = 1e-3,
                  step_ratios: tuple | None = None,
-                 curvature: chex.Array | None = None) -> Dynamics:
+                 curvature: chex.Array | None = None,
+                 alone: bool = False) -> Dynamics:
   """s_{t+1} = A_t s_t + B_t a_t + c_t + N(0, F_t) from samples.
 
   Args:
@@ -119,6 +120,9 @@ def fit_dynamics(states: chex.Array, actions: chex.Array, *,
           H_{t+1}⁻¹ g_{t+1} = H_t⁻¹ g_t + a_t + (regression of the rest on s_t)
 
       None: they are regressed like all others.
+    alone: nothing else moves g: the rest is a constant b_t.  So it is where the
+      unit is all of f; where it is one coordinate of many, the rest is what the
+      others do.
 
   Returns:
     Dynamics; F is the covariance of the residuals.
@@ -138,7 +142,11 @@ def fit_dynamics(states: chex.Array, actions: chex.Array, *,
     inverted = inverse(curvature)
     scaled = jnp.einsum('tij,stj->sti', inverted, states[..., place(1)])
     rest = scaled[:, 1:] - scaled[:, :-1] - actions
-    R, r, _ = regress(now, rest, blend, ridge)
+    if alone:
+      r = jnp.mean(rest, 0)
+      R = jnp.zeros((*r.shape, D), r.dtype)
+    else:
+      R, r, _ = regress(now, rest, blend, ridge)
     R = R.at[:, :, place(1)].add(inverted[:-1])
     state = state.at[:, place(1)].set(curvature[1:] @ R)
     action = action.at[:, place(1)].set(curvature[1:])

@@ -67,7 +67,7 @@ def fit_model(states, actions, exact, values, hessian, options: ModelOptions
   curvature = secant_curvature(g, a, options.curvature_limits)
   dynamics = fit_dynamics(
       s, a, blend=options.blend, ridge=options.ridge, curvature=curvature,
-      step_ratios=(action_unit / x_unit, action_unit / u_unit))
+      step_ratios=(action_unit / x_unit, action_unit / u_unit), alone=A > 1)
   if options.cost == 'taylor':
     cost = costs.taylor(s[..., :A], x_unit * exact,
                         x_unit ** 2 * costs.positive(hessian), values, D)

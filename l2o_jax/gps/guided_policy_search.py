@@ -299,9 +299,12 @@ def guided_policy_search(
           stacked, samples, targets, dual.penalties / jnp.mean(G, -1), accept,
           jax.random.fold_in(key, inner), steps, rate)
       mu = policy_actions(stacked, samples)
-      # Steps of an alternation all start from the guide that was rolled out.
+      # Steps of an alternation all start from the guide that was rolled out,
+      # and ν_t changes with the last one only, as in the released code.
       new_guide, new_dual, info = improve_all(
           samples, mu, iterate._replace(dual=dual), kl_step, limits)
+      if inner < inner_iterations - 1:
+        new_dual = new_dual._replace(penalties=dual.penalties)
       guide, dual = _where(accept, (new_guide, new_dual), (guide, dual))
     return Iterate(unstack(stacked), guide, dual), info, error
 
