@@ -22,9 +22,9 @@ from absl import flags
 from experiments import cli, harness, plots, small_functions
 from l2o_jax import checkpoint
 from l2o_jax.features import history
+from l2o_jax.gps import costs
 from l2o_jax.gps.groups import Groups
 from l2o_jax.gps.guided_policy_search import (
-    COSTS,
     function_keys,
     guided_policy_search,
 )
@@ -55,7 +55,7 @@ flags.DEFINE_enum(
     'sees and moves all parameters, as in the paper; coordinatewise: one for '
     'each group of parameters, run on every coordinate.')
 flags.DEFINE_enum(
-    'cost', None, list(COSTS), 'Quadratic model of the cost; taylor: the '
+    'cost', None, list(costs.NAMES), 'Quadratic model of the cost; taylor: the '
     'paper\'s, for joint policies; sample_taylor: that of every sample by '
     'itself, for mdgps and by default there with coordinatewise policies; '
     'gradient_share by default elsewhere.')
@@ -133,7 +133,7 @@ def train(optimizee, names, size, settings):
       precision_power=args.precision_power,
       kl_step=optax.cosine_decay_schedule(
           args.kl_step or 0.5, max(args.num_epochs, 1), alpha=0.02)
-      if cost == 'sample_taylor' else args.kl_step or 0.2,
+      if cost in costs.OF_SAMPLES else args.kl_step or 0.2,
       cloning_steps=600 if args.theta is None else 0, batch_size=64, **shape)
   validation = jax.random.split(jax.random.key(1_000_001), args.num_validation)
   mean = jax.jit(lambda theta: small_functions.curves(
@@ -238,8 +238,8 @@ def main():
   if args.policy == 'joint' and cost_of(args) == 'gradient_share' and (
       args.family == 'net'):
     raise cli.UsageError('--policy=joint on nets needs --cost=taylor')
-  if args.method == 'badmm' and args.cost == 'sample_taylor':
-    raise cli.UsageError('--cost=sample_taylor needs --method=mdgps')
+  if args.method == 'badmm' and args.cost in costs.OF_SAMPLES:
+    raise cli.UsageError(f'--cost={args.cost} needs --method=mdgps')
   settings = cli.config()
   optimizee = small_functions.FAMILIES[args.family][0]
   params = jax.eval_shape(optimizee.init, jax.random.key(0))[0]

@@ -27,8 +27,9 @@ from absl import flags
 from experiments import cli, harness, plots, projected, small_functions
 from l2o_jax import checkpoint
 from l2o_jax.features import log_and_sign, relative_changes
+from l2o_jax.gps import costs
 from l2o_jax.gps.groups import Groups
-from l2o_jax.gps.guided_policy_search import COSTS, guided_policy_search
+from l2o_jax.gps.guided_policy_search import guided_policy_search
 from l2o_jax.gps.policy import policy_optimizer
 from l2o_jax.gps.state_features import state_features
 from l2o_jax.lstm import lstm_cell
@@ -38,12 +39,13 @@ NAMES = ('w0', 'b0', 'w1', 'b1')  # coordinate groups
 PRESETS = {
     'quick': {'num_epochs': 25, 'num_steps': 50, 'inputs': 16, 'hidden': 16,
               'lstm_units': 32},
-    'full': {'num_epochs': 8, 'num_steps': 400, 'inputs': 48, 'hidden': 48,
+    'full': {'num_epochs': 15, 'num_steps': 400, 'inputs': 48, 'hidden': 48,
              'lstm_units': 32, 'objective_size': 6000,
              'initial': 'ADAM_decaying', 'initial_rate': 0.75,
              'cloning_epochs': 3, 'cloning_rate': 3e-3, 'cloning_scale': 1.0,
-             'kl_step': 0.2, 'max_noise': 0.1, 'regression_steps': 100,
-             'regression_rate': 2e-5, 'num_coordinates': 128},
+             'cost': 'sample_gradient', 'kl_step': 0.2, 'max_noise': 0.1,
+             'regression_steps': 100, 'regression_rate': 2e-5,
+             'num_coordinates': 128},
 }
 # Projection (0: that of meta-training), multiples of --inputs, --hidden and
 # --num_steps, minibatch.
@@ -66,8 +68,9 @@ flags.DEFINE_enum(
     'mirror descent or by the papers\' Bregman ADMM, or truncated '
     'back-propagation through time.')
 flags.DEFINE_enum(
-    'cost', None, list(COSTS), 'Of the guide; sample_taylor by default with '
-    'mdgps, gradient_share with badmm, for which the former is not there.')
+    'cost', None, list(costs.NAMES), 'Of the guide; sample_taylor by default '
+    'with mdgps, gradient_share with badmm, for which the former is not there '
+    'and neither is sample_gradient.')
 flags.DEFINE_float(
     'kl_step', 1.0, 'Largest step of the guide at first, for each time and '
     'coordinate, in nats, > 0; falls to 2 % by a cosine.', lower_bound=1e-9,
@@ -378,8 +381,8 @@ def write(workdir, panels, learned):
 
 def main():
   args = flags.FLAGS
-  if args.trainer == 'badmm' and args.cost == 'sample_taylor':
-    raise cli.UsageError('--cost=sample_taylor needs --trainer=mdgps')
+  if args.trainer == 'badmm' and args.cost in costs.OF_SAMPLES:
+    raise cli.UsageError(f'--cost={args.cost} needs --trainer=mdgps')
   if args.trainer == 'badmm' and args.initial != 'momentum':
     raise cli.UsageError(f'--initial={args.initial} needs --trainer=mdgps')
   others = rivals()

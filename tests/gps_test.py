@@ -377,6 +377,7 @@ class GuidedPolicySearchTest(parameterized.TestCase):
     for more, message in (({'method': 'dagger'}, "got 'dagger'"),
                           ({'cost': 'J'}, "got 'J'"),
                           ({'cost': 'sample_taylor'}, "needs 'mdgps'"),
+                          ({'cost': 'sample_gradient'}, "needs 'mdgps'"),
                           ({'initial': optax.adam(0.1)}, "needs 'mdgps'"),
                           ({'joint_size': 3, 'groups': BY_NAME}, 'no groups'),
                           ({'num_rollouts': 1}, 'got 8 and 1')):

@@ -193,6 +193,26 @@ class LqrTest(parameterized.TestCase):
     self.assertEqual(info.previous_cost, T + 1)
     self.assertLess(info.cost, info.previous_cost)
 
+  def test_untied_offsets_without_curvature_follow_the_gradient(self):
+    """k_t = -G°_t (dJ/da_t)^T / η along psi°'s own loop, and G = G°."""
+    dynamics, cost, _, _, _, _, previous = problem(4, 2)
+    linear = np.random.default_rng(5).normal(size=(3, T + 1, D))
+    k, G, info = run(
+        lqr.untied_step, dynamics,
+        lqr.Cost(0 * cost.quadratic, linear, np.ones((3, T + 1))), previous,
+        0.5, 1.0)
+    np.testing.assert_allclose(G, previous.noise, rtol=1e-9)
+    for t in range(T):
+      slope, moved = np.zeros((3, 2)), dynamics.action[t]
+      for later in range(t + 1, T + 1):
+        slope += linear[:, later] @ moved
+        if later < T:
+          moved = (dynamics.state[later] + dynamics.action[later]
+                   @ previous.gain[later]) @ moved
+      np.testing.assert_allclose(
+          k[:, t], -slope @ previous.noise[t] / info.eta, rtol=1e-9)
+    self.assertBetween(info.kl, 0.45, 0.5)
+
   def test_bad_curvature_is_invalid(self):
     args = list(problem(3, 1))
     args[1] = args[1]._replace(quadratic=-100 * args[1].quadratic)

@@ -6,6 +6,8 @@ import jax.numpy as jnp
 from l2o_jax.gps.dynamics import symmetric_eigen
 from l2o_jax.gps.lqr import Cost, inverse
 
+NAMES = ('gradient_share', 'sample_gradient', 'sample_taylor', 'taylor')
+OF_SAMPLES = ('sample_gradient', 'sample_taylor')
 
 def _block(matrices, vectors, constants, first, dimension):
   """Cost on the rows of the state from `first` on."""
@@ -40,7 +42,7 @@ def taylor(x: chex.Array, gradients: chex.Array, hessian: chex.Array,
   return _block(hessian, d, h, 0, dimension)
 
 
-def sample_taylor(gradients: chex.Array, curvature: chex.Array,
+def sample_taylor(gradients: chex.Array, curvature: chex.Array | None,
                   values: chex.Array, dimension: int) -> Cost:
   """f to second order around every sample, in deviations from that sample.
 
@@ -51,14 +53,17 @@ def sample_taylor(gradients: chex.Array, curvature: chex.Array,
 
   Args:
     gradients: exact, [S, T + 1, A].
-    curvature: H, positive definite, [T + 1, A, A].
+    curvature: H, positive definite, [T + 1, A, A].  None: to first order, C =
+      0.  Then LQR has no use for feedback and leaves that of psi° as it is.
     values: f of each sample, [S, T + 1].
     dimension: D; x comes first in the state.
 
   Returns:
     Cost for `untied_step`: linear [S, T + 1, D], constant [S, T + 1].
   """
-  A = curvature.shape[-1]
+  times, A = gradients.shape[1:]
+  if curvature is None:
+    curvature = jnp.zeros((times, A, A), gradients.dtype)
   rest = [(0, 0), (0, dimension - A)]
   return Cost(jnp.pad(curvature, rest + rest[1:]),
               jnp.pad(gradients, [(0, 0)] + rest), values)

@@ -72,9 +72,10 @@ def fit_model(states, actions, exact, values, hessian, options: ModelOptions
     cost = costs.taylor(s[..., :A], x_unit * exact,
                         x_unit ** 2 * costs.positive(hessian), values, D)
     level = jnp.mean(values) - jnp.min(values)
-  elif options.cost == 'sample_taylor':
-    cost = costs.sample_taylor(
-        x_unit * exact, curvature * x_unit * unit[1] / action_unit, values, D)
+  elif options.cost in costs.OF_SAMPLES:
+    second = (curvature * x_unit * unit[1] / action_unit
+              if options.cost == 'sample_taylor' else None)
+    cost = costs.sample_taylor(x_unit * exact, second, values, D)
     level = jnp.mean(values) - jnp.min(values)
   else:
     cost = costs.gradient_share(curvature, D)
@@ -216,12 +217,12 @@ def mirror_step(options: ModelOptions):
 
       psi <- argmin E[c]  with  KL(psi ‖ pi_lin) <= ε
 
-  or with the cost 'sample_taylor' an offset for every sample (`untied_step`).
+  or with a cost of samples an offset for every sample (`untied_step`).
 
   Returns:
     as `badmm_step`, but the first result is (psi, the change of action that the
     policy is to learn along the samples [S, T, A]), (psi - pi_lin)(s).  With
-    'sample_taylor' psi is that of the deviations from a sample.
+    a cost of samples psi is that of the deviations from a sample.
   """
   def step(states, actions, exact, values, hessian, mu, guide, dual, kl_step,
            limits):
@@ -232,7 +233,7 @@ def mirror_step(options: ModelOptions):
                         ridge=options.ridge)
     T, A = variance.shape
     bound = kl_step * T * A
-    if options.cost == 'sample_taylor':
+    if options.cost in costs.OF_SAMPLES:
       change, noise, info = untied_step(model.dynamics, model.cost, pi, bound,
                                         dual.eta)
       new = pi._replace(noise=noise)

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from l2o_jax.base import Cell, Features, MetaTrainer
+from l2o_jax.gps import costs
 from l2o_jax.gps.controller import controller, exploration
 from l2o_jax.gps.groups import Groups
 from l2o_jax.gps.guide import (
@@ -22,8 +23,6 @@ from l2o_jax.gps.policy import policy_optimizer, regression, replay
 from l2o_jax.gps.rollouts import mixture, retraced, rollout, to_samples
 from l2o_jax.gps.state import GpsInfo, GpsState, Iterate
 from l2o_jax.standardised import standardised
-
-COSTS = ('gradient_share', 'sample_taylor', 'taylor')
 
 
 def function_keys(key, count: int):
@@ -111,8 +110,11 @@ def guided_policy_search(
     cost: 'gradient_share' 1/2 g^T H⁻¹ g of each unit, or 'taylor', the literal
       expansion of f, which for tied coordinates shows no direction (see
       costs.py) but is right for guides of whole functions, or 'sample_taylor',
-      that expansion with every sample's own gradient, which the paper averages;
-      mdgps only.
+      that expansion with every sample's own gradient, which the paper averages,
+      or 'sample_gradient', likewise to first order: smaller steps at first, but
+      all that they need of the future is what the policy itself will do, where
+      second-order ones reckon with feedback that it cannot learn; the last two
+      for mdgps only.
     curvature_limits: see `secant_curvature`.
     blend: see `regress`.
     ridge: see `regress`.
@@ -150,18 +152,18 @@ def guided_policy_search(
     MetaTrainer with state GpsState and info GpsInfo.
 
   Raises:
-    ValueError: unknown method or cost, 'sample_taylor' or an optimizer as
-      `initial` without 'mdgps', or joint with several groups.
+    ValueError: unknown method or cost, a cost of samples or an optimizer
+      as `initial` without 'mdgps', or joint with several groups.
   """
   if method not in ('badmm', 'mdgps'):
     raise ValueError(f"guided_policy_search: method must be 'badmm' or "
                      f"'mdgps', got {method!r}")
-  if cost not in COSTS:
-    raise ValueError(f'guided_policy_search: cost must be one of {COSTS}, got '
-                     f'{cost!r}')
-  if cost == 'sample_taylor' and method == 'badmm':
-    raise ValueError("guided_policy_search: 'sample_taylor' gives each sample "
-                     "its own actions, no guide to roll out: it needs 'mdgps'")
+  if cost not in costs.NAMES:
+    raise ValueError(f'guided_policy_search: cost must be one of '
+                     f'{costs.NAMES}, got {cost!r}')
+  if cost in costs.OF_SAMPLES and method == 'badmm':
+    raise ValueError(f'guided_policy_search: {cost!r} gives each sample its '
+                     "own actions, no guide to roll out: it needs 'mdgps'")
   taught = isinstance(initial, optax.GradientTransformation)
   if taught and method == 'badmm':
     raise ValueError('guided_policy_search: an optimizer as `initial` is no '
