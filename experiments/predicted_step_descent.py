@@ -39,13 +39,12 @@ NAMES = ('w0', 'b0', 'w1', 'b1')  # coordinate groups
 PRESETS = {
     'quick': {'num_epochs': 25, 'num_steps': 50, 'inputs': 16, 'hidden': 16,
               'lstm_units': 32},
-    'full': {'num_epochs': 15, 'num_steps': 400, 'inputs': 48, 'hidden': 48,
+    'full': {'num_epochs': 8, 'num_steps': 400, 'inputs': 48, 'hidden': 48,
              'lstm_units': 32, 'objective_size': 6000,
-             'initial': 'ADAM_decaying', 'initial_rate': 0.5,
+             'initial': 'ADAM_decaying', 'initial_rate': 0.75,
              'cloning_epochs': 3, 'cloning_rate': 3e-3, 'cloning_scale': 1.0,
-             'cost': 'sample_gradient', 'kl_step': 0.2, 'max_noise': 0.1,
-             'regression_steps': 100, 'regression_rate': 2e-5,
-             'num_coordinates': 128},
+             'kl_step': 0.2, 'max_noise': 0.1, 'regression_steps': 100,
+             'regression_rate': 2e-5, 'num_coordinates': 128},
 }
 # Projection (0: that of meta-training), multiples of --inputs, --hidden and
 # --num_steps, minibatch.
