@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments import small_functions
 from l2o_jax import datasets
 from l2o_jax.conjugate_gradient import conjugate_gradient
 from l2o_jax.optimizees.classifier import classifier, mlp
@@ -94,13 +95,27 @@ def problem(data, inputs, hidden, batch_size, *, seed=0, initial_std=0.1,
                     objective_size)
 
 
-def curves(optimizee, opt, keys, num_steps, every):
-  """Objective (not of minibatches) at steps 0, every, 2 every ... num_steps.
+def every(num_steps):
+  """Steps between two evaluations of the objective, some 50 a run."""
+  return next(k for k in range(max(num_steps // 50, 1), 0, -1)
+              if num_steps % k == 0)
+
+
+def curves(optimizee, opt, keys, num_steps, period=None):
+  """Objective (not of minibatches) at steps 0, period, 2 period ... num_steps.
+
+  Args:
+    optimizee: `problem`.
+    opt: optimizer.
+    keys: of the runs, [B].
+    num_steps: T.
+    period: a divisor of it; `every(num_steps)` by default.
 
   Returns:
-    [B, num_steps / every + 1], one run for each of the B keys.
+    [B, num_steps / period + 1].
   """
-  chunks = num_steps // every
+  period = period or every(num_steps)
+  chunks = num_steps // period
 
   def run(key):
     key_init, key_loss = jax.random.split(key)
@@ -111,8 +126,14 @@ def curves(optimizee, opt, keys, num_steps, every):
       carry, _ = unroll(loss, opt, *carry, keys)
       return carry, optimizee.objective(carry[0], task)
 
-    keys = jax.random.split(key_loss, (chunks, every + 1))
+    keys = jax.random.split(key_loss, (chunks, period + 1))
     _, values = jax.lax.scan(chunk, (params, opt.init(params)), keys)
     return jnp.append(optimizee.objective(params, task), values)
 
   return jax.lax.map(run, keys)
+
+
+def tune(optimizee, keys, name, num_steps):
+  """The setting of a hand-designed optimizer with the lowest mean objective."""
+  run = lambda data, opt: curves(data[0], opt, data[1], num_steps)
+  return small_functions.tune(run, (optimizee, keys), *OPTIMIZERS[name])[0]

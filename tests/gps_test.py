@@ -332,6 +332,16 @@ class GuidedPolicySearchTest(parameterized.TestCase):
         curve(optax.sgd(0.05, momentum=0.3))))(state.theta)
     self.assertLess(float(mine), float(momentum))
 
+  def test_no_lapack(self):
+    """Two batched calls at a time block each other on two cores."""
+    for options in ({'method': 'mdgps', 'cost': 'sample_taylor'},
+                    {'method': 'badmm', 'cost': 'taylor'}):
+      trainer = guided_policy_search(
+          gradient(), lstm_cell(()), state_features(1, 0), **SMALL, **options)
+      lowered = jax.jit(trainer.step).lower(
+          trainer.init(jax.random.key(0)), bowls(), jax.random.key(1))
+      self.assertNotIn('lapack', lowered.as_text())
+
   def test_cloning_scale_is_what_the_policy_sees_not_what_it_does(self):
     """An optimizer of the sign takes the same steps at every scale."""
     units = []

@@ -69,8 +69,9 @@ def fit_model(states, actions, exact, values, hessian, options: ModelOptions
       s, a, blend=options.blend, ridge=options.ridge, curvature=curvature,
       step_ratios=(action_unit / x_unit, action_unit / u_unit), alone=A > 1)
   if options.cost == 'taylor':
-    cost = costs.taylor(s[..., :A], x_unit * exact,
-                        x_unit ** 2 * costs.positive(hessian), values, D)
+    hessian = costs.positive(hessian + 0 * curvature)  # LAPACK: one at a time
+    cost = costs.taylor(s[..., :A], x_unit * exact, x_unit ** 2 * hessian,
+                        values, D)
     level = jnp.mean(values) - jnp.min(values)
   elif options.cost in costs.OF_SAMPLES:
     second = (curvature * x_unit * unit[1] / action_unit

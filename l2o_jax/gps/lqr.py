@@ -58,28 +58,49 @@ class Cost(NamedTuple):
   constant: chex.Array
 
 
+def _eliminate(matrix, right):
+  """matrix⁻¹ right and log|matrix| by Gauss-Jordan elimination.
+
+  Without pivoting, which positive definite matrices do not need; nan where a
+  pivot is not positive.  Not LAPACK: on a CPU of two cores two of XLA's batched
+  calls at a time wait for each other for ever (jaxlib 0.10.2).
+  """
+  size, batch = matrix.shape[-1], matrix.shape[:-2]
+  right = jnp.broadcast_to(right, (*batch, *right.shape[-2:]))
+  joined = jnp.concatenate([matrix, right.astype(matrix.dtype)], -1)
+
+  def step(i, carry):
+    joined, log = carry
+    row = jax.lax.dynamic_index_in_dim(joined, i, -2)
+    column = jax.lax.dynamic_index_in_dim(joined, i, -1)
+    pivot = jax.lax.dynamic_index_in_dim(row, i, -1)
+    pivot = jnp.where(pivot > 0, pivot, jnp.nan)
+    row = row / pivot
+    here = jnp.arange(size)[:, None] == i
+    joined = jnp.where(here, row, joined - column * row)
+    return joined, log + jnp.log(pivot[..., 0, 0])
+
+  joined, log = jax.lax.fori_loop(
+      0, size, step, (joined, jnp.zeros(batch, joined.dtype)))
+  return joined[..., size:], log
+
+
 def inverse(matrix: chex.Array) -> chex.Array:
   """Of positive definite matrices [..., A, A]; nan where they are not."""
   if matrix.shape[-1] == 1:
     return jnp.where(matrix > 0, 1 / matrix, jnp.nan)
-  return positive_solve(
-      matrix, jnp.broadcast_to(jnp.eye(matrix.shape[-1]), matrix.shape))
+  return positive_solve(matrix, jnp.eye(matrix.shape[-1]))
 
 
 def positive_solve(matrix: chex.Array, right: chex.Array) -> chex.Array:
   """matrix⁻¹ right, [..., D, D], [..., D, K]; nan if not positive definite."""
-  factor = jnp.linalg.cholesky(matrix)
-  half = jax.lax.linalg.triangular_solve(
-      factor, right.astype(factor.dtype), left_side=True, lower=True)
-  return jax.lax.linalg.triangular_solve(
-      factor, half, left_side=True, lower=True, transpose_a=True)
+  return _eliminate(matrix, right)[0]
 
 
 def _log_determinant(matrix):
   if matrix.shape[-1] == 1:
     return jnp.log(matrix[..., 0, 0])
-  diagonal = jnp.diagonal(jnp.linalg.cholesky(matrix), axis1=-2, axis2=-1)
-  return 2 * jnp.sum(jnp.log(diagonal), -1)
+  return _eliminate(matrix, jnp.zeros((matrix.shape[-1], 0)))[1]
 
 
 def backward(dynamics: Dynamics, cost: Cost, multipliers: chex.Array,
