@@ -58,10 +58,11 @@ flags.DEFINE_enum(
     'cost', None, list(costs.NAMES), 'Quadratic model of the cost; taylor: the '
     'paper\'s, for joint policies; sample_taylor: that of every sample by '
     'itself, for mdgps and by default there with coordinatewise policies; '
-    'gradient_share by default elsewhere.')
+    'sample_gradient: likewise to first order; gradient_share by default '
+    'elsewhere.')
 flags.DEFINE_float(
     'kl_step', None, 'Largest step of a guide at first, for each time and '
-    'coordinate, in nats, > 0; by default 0.5 with --cost=sample_taylor, where '
+    'coordinate, in nats, > 0; by default 0.5 with a --cost of samples, where '
     'it falls to 2 % by a cosine, and 0.2 elsewhere.', lower_bound=1e-9,
     upper_bound=1e3)
 flags.DEFINE_float(

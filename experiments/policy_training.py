@@ -56,8 +56,7 @@ flags.DEFINE_float(
     lower_bound=0.0, upper_bound=10.0)
 flags.DEFINE_enum(
     'cost', None, list(costs.NAMES), 'Of the guide; sample_taylor by default '
-    'with mdgps, gradient_share with badmm, for which the former is not there '
-    'and neither is sample_gradient.')
+    'with mdgps, gradient_share with badmm, which has no costs of samples.')
 flags.DEFINE_float(
     'kl_step', 1.0, 'Largest step of the guide at first, for each time and '
     'coordinate, in nats, > 0; falls to 2 % by a cosine.', lower_bound=1e-9,

@@ -7,7 +7,8 @@ from l2o_jax.gps.dynamics import symmetric_eigen
 from l2o_jax.gps.lqr import Cost, inverse
 
 NAMES = ('gradient_share', 'sample_gradient', 'sample_taylor', 'taylor')
-OF_SAMPLES = ('sample_gradient', 'sample_taylor')
+OF_SAMPLES = ('sample_gradient', 'sample_taylor')  # for `untied_step`
+
 
 def _block(matrices, vectors, constants, first, dimension):
   """Cost on the rows of the state from `first` on."""

@@ -107,14 +107,13 @@ def guided_policy_search(
     policy_rollouts: share of the rollouts that the policy makes, after the
       first iteration; badmm only.  0 is the paper's; with the guide's alone the
       policy is trained on states that it will not visit.
-    cost: 'gradient_share' 1/2 g^T H⁻¹ g of each unit, or 'taylor', the literal
+    cost: 'gradient_share': 1/2 g^T H⁻¹ g of each unit.  'taylor': the literal
       expansion of f, which for tied coordinates shows no direction (see
-      costs.py) but is right for guides of whole functions, or 'sample_taylor',
-      that expansion with every sample's own gradient, which the paper averages,
-      or 'sample_gradient', likewise to first order: smaller steps at first, but
-      all that they need of the future is what the policy itself will do, where
-      second-order ones reckon with feedback that it cannot learn; the last two
-      for mdgps only.
+      costs.py) but is right for guides of whole functions.  'sample_taylor':
+      that expansion with every sample's own gradient, which the paper averages.
+      'sample_gradient': likewise to first order; LQR then plans no feedback
+      beyond the policy's, so that the policy can follow, but its steps are
+      cruder.  The last two for mdgps only.
     curvature_limits: see `secant_curvature`.
     blend: see `regress`.
     ridge: see `regress`.
