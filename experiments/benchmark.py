@@ -42,6 +42,8 @@ from l2o_jax.truncated_bptt import truncated_bptt
 
 WORKLOADS = ('quadratics', 'mnist', 'update', 'precision', 'growth')
 RESULTS = pathlib.Path(__file__).parent / 'results'
+# What XLA_FLAGS=--xla_cpu_prefer_vector_width=512 in the environment does.
+WIDE = {'xla_cpu_prefer_vector_width': '512'}
 
 flags.DEFINE_multi_enum(
     'workloads', list(WORKLOADS), list(WORKLOADS), 'What to run, a flag for '
@@ -71,10 +73,11 @@ class Measured(NamedTuple):
   peak_bytes: int | None
 
 
-def compiled(function, *arguments, donate=()) -> Measured:
+def compiled(function, *arguments, donate=(), options=None) -> Measured:
   """`function` under jit; its second result replaces what was donated."""
   started = time.monotonic()
-  program = jax.jit(function, donate_argnums=donate).lower(*arguments).compile()
+  program = jax.jit(function, donate_argnums=donate).lower(*arguments).compile(
+      compiler_options=options)
   seconds = time.monotonic() - started
   memory = program.memory_analysis()
   arguments = list(arguments)
@@ -89,13 +92,15 @@ def compiled(function, *arguments, donate=()) -> Measured:
                   + memory.temp_size_in_bytes)
 
 
-def epoch(learned: LearnedOptimizer, optimizee: Optimizee, **options):
+def epoch(learned: LearnedOptimizer, optimizee: Optimizee, wide=False,
+          **options):
   """One epoch of meta-training."""
   trainer = truncated_bptt(learned, optax.adam(1e-3), **{
       'unroll_length': peers.UNROLL_LENGTH, 'num_unrolls': peers.NUM_UNROLLS,
       'remat': True, **options})
   state = jax.jit(trainer.init)(jax.random.key(0))
-  return compiled(trainer.step, state, optimizee, jax.random.key(1))
+  return compiled(trainer.step, state, optimizee, jax.random.key(1),
+                  options=WIDE if wide else None)
 
 
 def interrupted_by_compilation(run: Callable[[], None]) -> Measured:
@@ -116,6 +121,7 @@ def meta_training(workload: str) -> dict[str, Measured]:
     ours, features = lstm_log_and_sign(), log_and_sign()
   found = {
       'l2o_jax': epoch(ours, optimizee),
+      'l2o_jax, vectors of 512 bits': epoch(ours, optimizee, wide=True),
       "l2o_jax, remat='segments'": epoch(ours, optimizee, remat='segments'),
       'l2o_jax, remat=False': epoch(ours, optimizee, remat=False),
       'l2o_jax, second derivatives': epoch(ours, optimizee,
@@ -137,16 +143,18 @@ def update(n: int) -> dict[str, Measured]:
   adam = LearnedOptimizer(lambda key: 0.0, lambda theta: optax.adam(1e-3))
   vectors = 0.1 * jnp.ones(n), jnp.ones(n)
 
-  def one(learned):
+  def one(learned, options=None):
     theta = jax.jit(learned.init)(jax.random.key(0))
     state = jax.jit(lambda theta, x: learned.transform(theta).init(x))(
         theta, vectors[1])
     return compiled(lambda theta, g, state, x: learned.transform(theta).update(
-        g, state, x), theta, vectors[0], state, vectors[1], donate=(2,))
+        g, state, x), theta, vectors[0], state, vectors[1], donate=(2,),
+                    options=options)
 
   # All at once takes the memory of all gates, 1 kB a coordinate.
   whole = {'l2o_jax': one(base)} if n <= 2e6 else {}
   return {**whole, 'l2o_jax, chunked': one(chunked(base)),
+          'l2o_jax, chunked, 512 bits': one(chunked(base), WIDE),
           'l2o_jax, chunked, bfloat16 state': one(chunked(half)),
           'optax.adam': one(adam)}
 

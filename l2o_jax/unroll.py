@@ -38,6 +38,23 @@ class Trajectory(NamedTuple):
   record: Any
 
 
+@jax.custom_jvp
+def _along(value, gradients, params):
+  """f(x), whose derivative with respect to x is the gradient given."""
+  del gradients, params
+  return value
+
+
+@_along.defjvp
+def _along_jvp(primals, tangents):
+  value, gradients, _ = primals
+  change, _, direction = tangents
+  for g, dx in zip(jax.tree.leaves(gradients), jax.tree.leaves(direction),
+                   strict=True):
+    change += jnp.sum(g * dx).astype(value.dtype)
+  return value, change
+
+
 def unroll(loss: Callable[[chex.ArrayTree, chex.PRNGKey], chex.Scalar],
            opt: optax.GradientTransformation,
            params: chex.ArrayTree,
@@ -54,7 +71,9 @@ def unroll(loss: Callable[[chex.ArrayTree, chex.PRNGKey], chex.Scalar],
   The value and gradients that the optimizer sees are constants of the graph
   (`stop_gradient`): differentiating the losses with respect to what is inside
   `opt` drops d grad f(x_t) / d theta, so needs no second derivatives of f
-  (Andrychowicz et al., section 2.1).  The recorded losses are never cut.
+  (Andrychowicz et al., section 2.1).  The recorded losses are never cut: that
+  gradient is also their derivative with respect to x_t, so that f is evaluated
+  and differentiated once a step, in the forward pass.
 
   Args:
     loss: params, key -> scalar; the task is bound, the key draws the minibatch.
@@ -83,16 +102,25 @@ def unroll(loss: Callable[[chex.ArrayTree, chex.PRNGKey], chex.Scalar],
   opt = optax.with_extra_args_support(opt)
   see = (lambda x: x) if second_derivatives else jax.lax.stop_gradient
 
+  def update(*seen_by_opt):
+    gradients, opt_state, params, value = seen_by_opt
+    return opt.update(gradients, opt_state, params, value=value)
+
+  if remat:
+    update = jax.checkpoint(update, prevent_cse=False)
+
   def step(carry, key):
     params, opt_state = carry
-    value, gradients = jax.value_and_grad(loss)(params, key)
-    updates, new_opt_state = opt.update(
-        see(gradients), opt_state, params, value=see(value))
+    value, gradients = jax.value_and_grad(loss)(see(params), key)
+    gradients = see(gradients)
+    if not second_derivatives:
+      value = _along(value, gradients, params)
+    updates, new_opt_state = update(gradients, opt_state, params, see(value))
     seen = None if record is None else record(
         Step(params, value, gradients, updates, opt_state))
     return (optax.apply_updates(params, updates), new_opt_state), (value, seen)
 
-  if remat:
+  if remat and second_derivatives:
     step = jax.checkpoint(step, prevent_cse=False)
 
   def several(carry, keys):

@@ -108,7 +108,7 @@ class TruncatedBpttTest(parameterized.TestCase):
       (100, 10_000, True, 344.2e6), (100, 10_000, 'segments', 85.0e6),
       (1000, 100_000, 'segments', 2243e6))
   def test_memory(self, num_steps, n, remat, expected):
-    """What is stored: 81 numbers (state, x) a coordinate and kept step.
+    """What is stored: 81 numbers (state, gradient) a coordinate and kept step.
 
     As many as T steps, or as segments and the steps of one; and 6.24 times that
     to work with.

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl.testing import absltest
+from absl.testing import absltest, parameterized
 
 from l2o_jax.evaluation import learning_curves, tune_learning_rate
 from l2o_jax.optimizees.quadratic import quadratic
@@ -20,7 +20,7 @@ def keys(number):
   return jax.random.split(jax.random.key(0), number)
 
 
-class UnrollTest(absltest.TestCase):
+class UnrollTest(parameterized.TestCase):
 
   def test_gradient_descent_by_hand(self):
     """f = x^2, rate 1/4: x halves at every step."""
@@ -54,6 +54,35 @@ class UnrollTest(absltest.TestCase):
     kept = jax.grad(last)(0.1, True)
     np.testing.assert_allclose(cut, 2 * 0.64 * (-2 - 1.6), rtol=1e-6)
     np.testing.assert_allclose(kept, 2 * 0.64 * (-3.2), rtol=1e-6)
+
+  @parameterized.parameters(False, True, 'segments')
+  def test_losses_are_not_cut(self, remat):
+    """Σ a x_t^2 with x_{t+1} = x_t - r (2 a x_t), the bracket constant.
+
+    By a, which the loss closes over, Σ x_t^2; by x_0, Σ 2 a x_t; by hand for
+    a = 1.5, x_0 = 1, r = 0.1: x = 1, 0.7, 0.49.
+    """
+    def total(a, x):
+      opt = optax.sgd(0.1)
+      _, trajectory = unroll(lambda x, key: a * x['x'] ** 2, opt, {'x': x},
+                             opt.init({'x': x}), keys(3), remat=remat)
+      return jnp.sum(trajectory.losses)
+    by_a, by_x = jax.grad(total, (0, 1))(1.5, 1.0)
+    np.testing.assert_allclose(by_a, 1 + 0.49 + 0.2401, rtol=1e-6)
+    np.testing.assert_allclose(by_x, 3 * (1 + 0.7 + 0.49), rtol=1e-6)
+
+  def test_the_backward_pass_does_not_evaluate_the_optimizee(self):
+    """sin and its derivative cos: once in a step, once in the last loss."""
+    def total(rate, second):
+      opt = optax.sgd(rate)
+      _, trajectory = unroll(
+          lambda x, key: jnp.sin(x), opt, jnp.array(1.0), opt.init(1.0),
+          keys(4), remat=True, second_derivatives=second)
+      return jnp.sum(trajectory.losses)
+    count = lambda second: str(jax.make_jaxpr(
+        lambda rate: jax.grad(total)(rate, second))(0.1)).count('= cos ')
+    self.assertEqual(count(False), 2)
+    self.assertGreater(count(True), 2)
 
   def test_hands_value_and_params_to_the_optimizer(self):
     def update(updates, state, params, *, value, **extra):
