@@ -9,8 +9,8 @@ Workloads: an epoch of meta-training (5 unrolls of 20 steps) on 128
 ten-dimensional quadratics and on a 784-20-10 net for MNIST; one application of
 the optimizer to many parameters; what a state in bfloat16 does to the losses of
 trained optimizers; and how the cost grows.  All implementations take turns
-within one process.  Prints a table and writes benchmark.json to
---workdir.
+within one process.  "XLA flags" are two that a user can set on a CPU; README.md
+has them.  Prints a table and writes benchmark.json to --workdir.
 """
 
 import logging
@@ -42,8 +42,10 @@ from l2o_jax.truncated_bptt import truncated_bptt
 
 WORKLOADS = ('quadratics', 'mnist', 'update', 'precision', 'growth')
 RESULTS = pathlib.Path(__file__).parent / 'results'
-# What XLA_FLAGS=--xla_cpu_prefer_vector_width=512 in the environment does.
-WIDE = {'xla_cpu_prefer_vector_width': '512'}
+# What XLA_FLAGS='--xla_cpu_prefer_vector_width=512
+# --xla_cpu_copy_insertion_use_region_analysis=true' in the environment does.
+XLA_FLAGS = {'xla_cpu_prefer_vector_width': '512',
+             'xla_cpu_copy_insertion_use_region_analysis': True}
 
 flags.DEFINE_multi_enum(
     'workloads', list(WORKLOADS), list(WORKLOADS), 'What to run, a flag for '
@@ -92,7 +94,7 @@ def compiled(function, *arguments, donate=(), options=None) -> Measured:
                   + memory.temp_size_in_bytes)
 
 
-def epoch(learned: LearnedOptimizer, optimizee: Optimizee, wide=False,
+def epoch(learned: LearnedOptimizer, optimizee: Optimizee, xla_flags=None,
           **options):
   """One epoch of meta-training."""
   trainer = truncated_bptt(learned, optax.adam(1e-3), **{
@@ -100,7 +102,7 @@ def epoch(learned: LearnedOptimizer, optimizee: Optimizee, wide=False,
       'remat': True, **options})
   state = jax.jit(trainer.init)(jax.random.key(0))
   return compiled(trainer.step, state, optimizee, jax.random.key(1),
-                  options=WIDE if wide else None)
+                  options=xla_flags)
 
 
 def interrupted_by_compilation(run: Callable[[], None]) -> Measured:
@@ -121,7 +123,7 @@ def meta_training(workload: str) -> dict[str, Measured]:
     ours, features = lstm_log_and_sign(), log_and_sign()
   found = {
       'l2o_jax': epoch(ours, optimizee),
-      'l2o_jax, vectors of 512 bits': epoch(ours, optimizee, wide=True),
+      'l2o_jax, XLA flags': epoch(ours, optimizee, XLA_FLAGS),
       "l2o_jax, remat='segments'": epoch(ours, optimizee, remat='segments'),
       'l2o_jax, remat=False': epoch(ours, optimizee, remat=False),
       'l2o_jax, second derivatives': epoch(ours, optimizee,
@@ -154,7 +156,7 @@ def update(n: int) -> dict[str, Measured]:
   # All at once takes the memory of all gates, 1 kB a coordinate.
   whole = {'l2o_jax': one(base)} if n <= 2e6 else {}
   return {**whole, 'l2o_jax, chunked': one(chunked(base)),
-          'l2o_jax, chunked, 512 bits': one(chunked(base), WIDE),
+          'l2o_jax, chunked, XLA flags': one(chunked(base), XLA_FLAGS),
           'l2o_jax, chunked, bfloat16 state': one(chunked(half)),
           'optax.adam': one(adam)}
 

@@ -73,7 +73,8 @@ def unroll(loss: Callable[[chex.ArrayTree, chex.PRNGKey], chex.Scalar],
   `opt` drops d grad f(x_t) / d theta, so needs no second derivatives of f
   (Andrychowicz et al., section 2.1).  The recorded losses are never cut: that
   gradient is also their derivative with respect to x_t, so that f is evaluated
-  and differentiated once a step, in the forward pass.
+  and differentiated once a step, in the forward pass.  (So a derivative of a
+  derivative of the losses needs `second_derivatives`.)
 
   Args:
     loss: params, key -> scalar; the task is bound, the key draws the minibatch.
@@ -106,7 +107,7 @@ def unroll(loss: Callable[[chex.ArrayTree, chex.PRNGKey], chex.Scalar],
     gradients, opt_state, params, value = seen_by_opt
     return opt.update(gradients, opt_state, params, value=value)
 
-  if remat:
+  if remat and not second_derivatives:
     update = jax.checkpoint(update, prevent_cse=False)
 
   def step(carry, key):
