@@ -28,7 +28,7 @@ def flattened(learned: LearnedOptimizer, pieces: int = 1) -> LearnedOptimizer:
     learned: the learned optimizer.
     pieces: that the vector is cut into, each then a leaf of its own.  A few are
       quicker in meta-training on a CPU where the arrays of all coordinates are
-      larger than its cache (16,000 coordinates in 3 pieces: 5 to 10 %), and
+      larger than its cache (16,000 coordinates in 3 pieces: 10 %), and
       take longer to compile.  Cells that communicate need 1.
 
   Raises:

@@ -103,8 +103,7 @@ def unroll(loss: Callable[[chex.ArrayTree, chex.PRNGKey], chex.Scalar],
   opt = optax.with_extra_args_support(opt)
   see = (lambda x: x) if second_derivatives else jax.lax.stop_gradient
 
-  def update(*seen_by_opt):
-    gradients, opt_state, params, value = seen_by_opt
+  def update(gradients, opt_state, params, value):
     return opt.update(gradients, opt_state, params, value=value)
 
   if remat and not second_derivatives:
