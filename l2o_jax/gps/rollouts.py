@@ -80,8 +80,9 @@ def rollout(optimizee: Optimizee, make_opt, function_key: chex.PRNGKey,
   f = objective_of(optimizee, task)
   key_loss, key_sample, key_probe = jax.random.split(key, 3)
   indices = sample(groups, params, key_sample, num_coordinates)
-  pick = lambda tree: jnp.stack([x[i] for x, i in zip(
-      split(groups, tree), indices, strict=True)])
+  ends = jnp.cumsum(jnp.array([0] + [x.size for x in split(groups, params)]))
+  indices = jnp.stack(indices) + ends[:-1, None]
+  pick = lambda tree: jnp.concatenate(split(groups, tree))[indices]
   def hessian(params):
     if not with_hessian:
       size = (num_coordinates,) * joint
@@ -104,16 +105,16 @@ def rollout(optimizee: Optimizee, make_opt, function_key: chex.PRNGKey,
             hessian(params), value, exact)
 
   opt = make_opt(jax.grad(f) if optimizee.objective is not None else None)
-  keys = jax.random.split(key_loss, num_steps + 1)
+  # One step more, whose action is dropped: x_T is seen as all others are, by
+  # the same code.
+  keys = jax.random.split(key_loss, num_steps + 2)
   loss = lambda params, key: optimizee.loss(params, task, key)
-  (params, _), trajectory = unroll(
+  _, trajectory = unroll(
       loss, opt, params, opt.init(params), keys,
       record=lambda step: (observe(step.params, step.loss, step.gradients),
                            pick(step.updates)))
   seen, actions = trajectory.record
-  last = observe(params, *jax.value_and_grad(loss)(params, keys[-1]))
-  return Rollout(*jax.tree.map(
-      lambda xs, x: jnp.concatenate([xs, x[None]]), seen, last), actions)
+  return Rollout(*seen, actions[:-1])
 
 
 class Samples(NamedTuple):
