@@ -162,7 +162,7 @@ def meta_train(workdir, trainer, optimizee, validate, *, num_epochs,
   if first:
     logging.info('resumed at epoch %d of %d', first, num_epochs)
   if first < num_epochs:
-    logging.info('compiling; the first epoch takes some seconds longer')
+    logging.info('compiling')
   if sharding is not None:
     progress = progress._replace(state=jax.device_put(
         progress.state, sharding.update(spec=jax.sharding.PartitionSpec())))
@@ -188,6 +188,12 @@ def meta_train(workdir, trainer, optimizee, validate, *, num_epochs,
             f'  {progress.skipped} meta-steps skipped' * bool(progress.skipped),
             (time.monotonic() - started) / max(epoch - first, 1))
       if epoch < num_epochs:
+        if epoch == first:
+          began = time.monotonic()
+          step = step.lower(progress.state, optimizee, epoch).compile()
+          logging.info('the step is compiled, in %.1f s',
+                       time.monotonic() - began)
+          started = time.monotonic()
         state, info = step(progress.state, optimizee, epoch)
         progress = _count_skipped(progress._replace(state=state), info.skipped)
         line.update(meta_loss=float(jnp.sum(info.meta_loss)),
