@@ -61,5 +61,5 @@ def sample(groups: Groups, tree: chex.ArrayTree, key: chex.PRNGKey,
     if size <= count:
       return jnp.arange(count) % size
     draws = jax.random.uniform(jax.random.fold_in(key, m), (size,))
-    return jnp.argsort(draws)[:count]
+    return jax.lax.top_k(-draws, count)[1]
   return [indices(m, x.size) for m, x in enumerate(split(groups, tree))]
