@@ -5,6 +5,7 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from l2o_jax.base import Features, Optimizee
@@ -80,9 +81,10 @@ def rollout(optimizee: Optimizee, make_opt, function_key: chex.PRNGKey,
   f = objective_of(optimizee, task)
   key_loss, key_sample, key_probe = jax.random.split(key, 3)
   indices = sample(groups, params, key_sample, num_coordinates)
-  ends = jnp.cumsum(jnp.array([0] + [x.size for x in split(groups, params)]))
-  indices = jnp.stack(indices) + ends[:-1, None]
+  sizes = [x.size for x in split(groups, params)]
+  indices = jnp.stack(indices) + np.cumsum([0] + sizes[:-1])[:, None]
   pick = lambda tree: jnp.concatenate(split(groups, tree))[indices]
+
   def hessian(params):
     if not with_hessian:
       size = (num_coordinates,) * joint
