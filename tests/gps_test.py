@@ -271,6 +271,32 @@ class PolicyTest(absltest.TestCase):
     np.testing.assert_allclose(whole[1, 0], want, rtol=1e-4)
     np.testing.assert_allclose(probes.mean(), jnp.trace(want) / 3, rtol=0.05)
 
+  def test_rollout_of_two_groups_by_hand(self):
+    """x_T is seen too, and groups do not mix."""
+    optimizee = bowls()
+    params, task = optimizee.init(jax.random.key(1))
+    groups = Groups(lambda params: {'w': 'w', 'b': 'b'}, ('w', 'b'))
+    out = jax.jit(lambda: rollouts.rollout(
+        optimizee, lambda gradient: optax.sgd(0.1), jax.random.key(1),
+        jax.random.key(2), 3, groups, num_coordinates=3, joint=False,
+        with_hessian=False))()
+    for m, name in enumerate(groups.names):
+      chosen = np.arange(3) % params[name].size  # all, some of them twice
+      x = np.array(out.x[:, m])
+      np.testing.assert_allclose(x[0], params[name][chosen], atol=1e-6)
+      self.assertEqual(x.shape, (4, 3))
+      np.testing.assert_allclose(out.actions[:, m], x[1:] - x[:-1], atol=1e-6)
+      np.testing.assert_allclose(out.actions[:, m], -0.1 * out.seen[:3, m],
+                                 rtol=1e-5)
+    step = lambda p: jax.tree.map(
+        lambda x, g: x - 0.1 * g, p,
+        jax.grad(optimizee.loss)(p, task, jax.random.key(0)))
+    last = step(step(step(params)))
+    np.testing.assert_allclose(out.x[3, 1], last['b'][np.arange(3) % 2],
+                               atol=1e-6)
+    np.testing.assert_allclose(
+        out.values[3], optimizee.loss(last, task, jax.random.key(0)), rtol=1e-5)
+
 
 def bowls(minibatch=False):
   """f = 1/2 Σ h_i (x_i - c)², two groups; noisy if `minibatch`."""

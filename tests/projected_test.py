@@ -57,6 +57,15 @@ class ProjectedTest(absltest.TestCase):
     np.testing.assert_allclose(fit, x, atol=1e-4)
     self.assertGreater(np.abs(x - projected.project(IMAGES, 5, 1)).max(), 1)
 
+  def test_adagrad_as_published(self):
+    """-rate g / sqrt(sum of g²), the sum from 0: a step of `rate` at first."""
+    opt = projected.OPTIMIZERS['AdaGrad'][0](0.5)
+    state = opt.init(np.float32([0, 0]))
+    first, state = opt.update(np.float32([0.01, -3]), state)
+    np.testing.assert_allclose(first, [-0.5, 0.5], rtol=1e-3)
+    second, _ = opt.update(np.float32([0.01, 4]), state)
+    np.testing.assert_allclose(second, [-0.5 / 2 ** 0.5, -0.4], rtol=1e-3)
+
   def test_adam_decaying(self):
     """A constant gradient: steps of rate / sqrt(1 + t / 10)."""
     opt = projected.OPTIMIZERS['ADAM_decaying'][0](0.5)
