@@ -28,6 +28,11 @@ from l2o_jax.truncated_bptt import truncated_bptt
 KEEP = 2  # checkpoints
 SAVE_PERIOD = 60.0  # seconds between checkpoints, at most
 
+# XLA's options for a program as large as a step of guided policy search, on a
+# CPU: half the time to compile; see BUILD_NOTES.md for what it costs.
+COMPILE_QUICKLY = {'xla_cpu_use_fusion_emitters': False,
+                   'xla_backend_optimization_level': 1}
+
 
 def is_writer() -> bool:
   """Whether this process, of several, is the one that writes files."""
@@ -116,7 +121,8 @@ class Progress(NamedTuple):
 
 def meta_train(workdir, trainer, optimizee, validate, *, num_epochs,
                evaluation_period, seed, theta=None, max_nonfinite=100,
-               sharding=None, select=lambda curve: curve[-1]):
+               sharding=None, select=lambda curve: curve[-1],
+               cpu_options=None):
   """Runs a meta-trainer and selects theta by validation.
 
   Epoch i draws from fold_in(key(seed), i), and validation, every
@@ -135,6 +141,8 @@ def meta_train(workdir, trainer, optimizee, validate, *, num_epochs,
     max_nonfinite: see the flag.
     sharding: what the trainer was given.
     select: mean losses [T + 1] -> what theta is selected by; the final one.
+    cpu_options: of XLA, to compile the step with on a CPU, except those that
+      the environment variable XLA_FLAGS sets.
 
   Returns:
     (theta with the lowest such validation loss, that loss).
@@ -190,7 +198,8 @@ def meta_train(workdir, trainer, optimizee, validate, *, num_epochs,
       if epoch < num_epochs:
         if epoch == first:
           began = time.monotonic()
-          step = step.lower(progress.state, optimizee, epoch).compile()
+          step = _compile(step.lower(progress.state, optimizee, epoch),
+                          cpu_options or {})
           logging.info('the step is compiled, in %.1f s',
                        time.monotonic() - began)
           started = time.monotonic()
@@ -221,6 +230,19 @@ def meta_train(workdir, trainer, optimizee, validate, *, num_epochs,
             f'theta is in {directory}')
   signals.announce('stopped; the same command resumes', saving=False)
   return progress.best_theta, float(progress.best_loss)
+
+
+def _compile(lowered, cpu_options):
+  given = os.environ.get('XLA_FLAGS', '')
+  options = {name: value for name, value in cpu_options.items()
+             if name not in given and jax.default_backend() == 'cpu'}
+  try:
+    return lowered.compile(compiler_options=options)
+  except jax.errors.JaxRuntimeError as error:  # another version of XLA
+    if 'No such compile option' not in str(error):
+      raise
+    logging.warning('compiled without %s: %s', options, error)
+    return lowered.compile()
 
 
 def _without_nan(line):

@@ -143,7 +143,8 @@ def train(optimizee, names, size, settings):
   theta, loss = harness.meta_train(
       workdir, trainer, optimizee, mean, num_epochs=args.num_epochs,
       evaluation_period=args.evaluation_period, seed=args.seed, theta=theta,
-      max_nonfinite=args.max_nonfinite, select=np.sum)
+      max_nonfinite=args.max_nonfinite, select=np.sum,
+      cpu_options=harness.COMPILE_QUICKLY)
   return workdir, learned, theta, training, {'validation_sum': loss}
 
 

@@ -158,5 +158,6 @@ def train(optimizee):
       workdir, trainer, optimizee, lambda theta: run(theta, data),
       num_epochs=args.num_epochs, evaluation_period=args.evaluation_period,
       seed=args.seed, theta=theta, max_nonfinite=args.max_nonfinite,
-      sharding=sharding, select=np.sum)
+      sharding=sharding, select=np.sum,
+      cpu_options=None if args.trainer == 'bptt' else harness.COMPILE_QUICKLY)
   return workdir, learned, theta, {'validation_sum': loss}

@@ -8,9 +8,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from unittest import mock
 
+import jax
 import numpy as np
 from absl.testing import absltest, parameterized
+
+from experiments import harness
 
 ROOT = pathlib.Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT)}
@@ -215,6 +219,33 @@ class ExperimentsTest(parameterized.TestCase):
       for flag in common + own:
         self.assertIn(flag, out)
     self.assertNotIn('--unroll_length', out)
+
+
+class CpuOptionsTest(absltest.TestCase):
+
+  def compiled_with(self, options, flags=''):
+    lowered = mock.Mock()
+    with mock.patch.dict(os.environ, XLA_FLAGS=flags):
+      harness._compile(lowered, options)
+    return lowered.compile.call_args.kwargs['compiler_options']
+
+  def test_xla_flags_go_first(self):
+    options = {'xla_cpu_a': 1, 'xla_cpu_b': True}
+    self.assertEqual(self.compiled_with(options), options)
+    self.assertEqual(self.compiled_with(options, '--xla_cpu_a=3'),
+                     {'xla_cpu_b': True})
+
+  def test_they_are_known(self):
+    lowered = jax.jit(lambda x: x + 1).lower(1.0)
+    with self.assertNoLogs(level='WARNING'):
+      harness._compile(lowered, harness.COMPILE_QUICKLY)
+
+  def test_one_that_this_xla_does_not_know(self):
+    lowered = jax.jit(lambda x: x + 1).lower(1.0)
+    with self.assertLogs(level='WARNING') as logs:
+      program = harness._compile(lowered, {'xla_cpu_no_such': True})
+    self.assertIn('xla_cpu_no_such', logs.output[0])
+    self.assertEqual(program(1.0), 2)
 
 
 if __name__ == '__main__':

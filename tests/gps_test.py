@@ -368,6 +368,19 @@ class GuidedPolicySearchTest(parameterized.TestCase):
           trainer.init(jax.random.key(0)), bowls(), jax.random.key(1))
       self.assertNotIn('lapack', lowered.as_text())
 
+  def test_program_does_not_grow(self):
+    """With steps, alternations, rollouts."""
+    def size(**options):
+      trainer = guided_policy_search(
+          gradient(), lstm_cell(()), state_features(1, 0), **SMALL | options)
+      text = jax.jit(trainer.step).lower(
+          trainer.init(jax.random.key(0)), bowls(), jax.random.key(1)).as_text()
+      return text.count('\n')
+    small = size(num_steps=3, inner_iterations=1)
+    self.assertGreater(small, 1000)
+    self.assertLess(size(num_steps=30, inner_iterations=4, num_rollouts=9),
+                    1.02 * small)
+
   def test_cloning_scale_is_what_the_policy_sees_not_what_it_does(self):
     """An optimizer of the sign takes the same steps at every scale."""
     units = []

@@ -7,6 +7,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from l2o_jax.sampling import draw_all
+
 
 class Groups(NamedTuple):
   """How parameters fall into groups.
@@ -57,9 +59,12 @@ def sample(groups: Groups, tree: chex.ArrayTree, key: chex.PRNGKey,
 
   A group of fewer coordinates shows some of them several times.
   """
-  def indices(m, size):
-    if size <= count:
-      return jnp.arange(count) % size
-    draws = jax.random.uniform(jax.random.fold_in(key, m), (size,))
-    return jax.lax.top_k(-draws, count)[1]
-  return [indices(m, x.size) for m, x in enumerate(split(groups, tree))]
+  sizes = [x.size for x in split(groups, tree)]
+  large = [m for m, size in enumerate(sizes) if size > count]
+  indices = [jnp.arange(count) % size for size in sizes]
+  if large:
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.array(large))
+    draws = draw_all(jax.random.uniform, keys, [(sizes[m],) for m in large])
+    for m, drawn in zip(large, draws, strict=True):
+      indices[m] = jax.lax.top_k(-drawn, count)[1]
+  return indices

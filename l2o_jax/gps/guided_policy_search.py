@@ -237,7 +237,7 @@ def guided_policy_search(
                      joint=joint, with_hessian=cost == 'taylor')
 
     keys = jax.random.split(key, (P, num_rollouts))
-    return jax.vmap(jax.vmap(run, (None, 0, 0, 0)), (0, 0, 0, None))(
+    return _vmap(jax.vmap(run, (None, 0, 0, 0)), (0, 0, 0, None), P)(
         state.guide, state.function_keys, keys, use_policy)
 
   def calibrate(stacked, samples, first):
@@ -278,8 +278,8 @@ def guided_policy_search(
                          weights, keys)
 
   def improve_all(samples, mu, iterate, kl_step, limits):
-    return jax.vmap(jax.vmap(improve, (*(0,) * 8, None, None)),
-                    (*(0,) * 9, None))(
+    return _vmap(_vmap(improve, (*(0,) * 8, None, None), M),
+                 (*(0,) * 9, None), P)(
         samples.states, samples.actions, samples.exact, samples.values,
         samples.curvature, mu, iterate.guide, iterate.dual, kl_step, limits)
 
@@ -291,8 +291,10 @@ def guided_policy_search(
     del cloning
     steps = jnp.where(first, cloning_steps, regression_steps)
     stacked = calibrate(stack(iterate.theta), samples, first)
-    guide, dual = iterate.guide, iterate.dual
-    for inner in range(inner_iterations):
+    last = inner_iterations - 1
+
+    def alternate(carry, inner):
+      stacked, guide, dual = carry
       nu, G = dual.penalties[..., None], variance_of(guide)
       shift = G * dual.multipliers * (nu if released_targets else 1 / nu)
       targets = mean_actions(guide, samples) - shift[:, :, None]
@@ -304,9 +306,15 @@ def guided_policy_search(
       # and ν_t changes with the last one only, as in the released code.
       new_guide, new_dual, info = improve_all(
           samples, mu, iterate._replace(dual=dual), kl_step, limits)
-      if inner < inner_iterations - 1:
-        new_dual = new_dual._replace(penalties=dual.penalties)
+      new_dual = new_dual._replace(penalties=jnp.where(
+          inner < last, dual.penalties, new_dual.penalties))
       guide, dual = _where(accept, (new_guide, new_dual), (guide, dual))
+      return (stacked, guide, dual), (info, error)
+
+    (stacked, guide, dual), seen = jax.lax.scan(
+        alternate, (stacked, iterate.guide, iterate.dual),
+        jnp.arange(inner_iterations))
+    info, error = jax.tree.map(lambda x: x[-1], seen)
     return Iterate(unstack(stacked), guide, dual), info, error
 
   def mdgps(iterate, samples, accept, kl_step, limits, first, cloning, rate,
@@ -384,6 +392,18 @@ def guided_policy_search(
                     state.iteration + 1), report
 
   return MetaTrainer(init, step)
+
+
+def _vmap(function: Callable, in_axes: tuple, size: int) -> Callable:
+  """`jax.vmap`; an axis of one costs neither tracing nor compiling."""
+  if size > 1:
+    return jax.vmap(function, in_axes)
+
+  def of_one(*args):
+    out = function(*(arg if axis is None else jax.tree.map(lambda x: x[0], arg)
+                     for arg, axis in zip(args, in_axes, strict=True)))
+    return jax.tree.map(lambda x: x[None], out)
+  return of_one
 
 
 def _where(accept, new: Any, old: Any) -> Any:
