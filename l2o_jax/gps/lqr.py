@@ -272,9 +272,10 @@ def constrained_step(dynamics: Dynamics, cost: Cost, multipliers: chex.Array,
 
   guide, eta, kl, trials = search_eta(attempt, previous, bound, eta,
                                       max_trials)
-  costs = [jnp.sum(expected_cost(cost, *forward(dynamics, x)))
-           for x in (guide, previous)]
-  return guide, StepInfo(eta, kl, trials, *costs)
+  after, before = jax.vmap(
+      lambda psi: jnp.sum(expected_cost(cost, *forward(dynamics, psi))))(
+          jax.tree.map(lambda *x: jnp.stack(x), guide, previous))
+  return guide, StepInfo(eta, kl, trials, after, before)
 
 
 def search_eta(attempt, otherwise, bound: chex.Scalar, eta: chex.Scalar,

@@ -11,7 +11,7 @@ import optax
 from jax.tree_util import Partial
 
 from l2o_jax.base import Optimizee
-from l2o_jax.sampling import draw
+from l2o_jax.sampling import draw_all
 
 
 def _check(name, **sizes):
@@ -22,11 +22,10 @@ def _check(name, **sizes):
 
 def _gaussians(key, count, points, dimension, random_covariance):
   """[count · points, d]: mean ~ N(0, I), covariance S S^T, S ~ N(0, 1)."""
-  key_mean, key_root, key_points = jax.random.split(key, 3)
-  mean = draw(jax.random.normal, key_mean, (count, 1, dimension))
-  x = draw(jax.random.normal, key_points, (count, points, dimension))
+  mean, root, x = draw_all(
+      jax.random.normal, jax.random.split(key, 3),
+      [(count, size, dimension) for size in (1, dimension, points)])
   if random_covariance:
-    root = draw(jax.random.normal, key_root, (count, dimension, dimension))
     x = jnp.einsum('cij,cpj->cpi', root, x)
   return (mean + x).reshape(count * points, dimension)
 
@@ -53,11 +52,11 @@ def logistic_regression(dimension: int = 3, points: int = 50,
   _check('logistic_regression', dimension=dimension, points=points)
 
   def init(key):
-    key_data, key_w, key_b = jax.random.split(key, 3)
-    x = _gaussians(key_data, 2, points, dimension, True)
+    keys = jax.random.split(key, 3)
+    x = _gaussians(keys[0], 2, points, dimension, True)
     y = jnp.repeat(jnp.array([1.0, -1.0]), points)
-    return ({'w': jax.random.normal(key_w, (dimension,)),
-             'b': jax.random.normal(key_b, (1,))}, {'x': x, 'y': y})
+    w, b = draw_all(jax.random.normal, keys[1:], [(dimension,), (1,)])
+    return {'w': w, 'b': b}, {'x': x, 'y': y}
 
   def loss(params, task, key):
     del key
@@ -94,12 +93,13 @@ def robust_regression(dimension: int = 3, points: int = 25,
     raise ValueError(f'robust_regression: scale must be positive, got {scale}')
 
   def init(key):
-    key_data, key_line, key_noise, key_w, key_b = jax.random.split(key, 5)
-    x = _gaussians(key_data, clusters, points, dimension, False)
-    line = jax.random.normal(key_line, (dimension + 1,))
-    y = x @ line[:-1] + line[-1] + jax.random.normal(key_noise, x.shape[:1])
-    return ({'w': jax.random.normal(key_w, (dimension,)),
-             'b': jax.random.normal(key_b, (1,))}, {'x': x, 'y': y})
+    keys = jax.random.split(key, 5)
+    x = _gaussians(keys[0], clusters, points, dimension, False)
+    line, noise, w, b = draw_all(
+        jax.random.normal, keys[1:],
+        [(dimension + 1,), x.shape[:1], (dimension,), (1,)])
+    y = x @ line[:-1] + line[-1] + noise
+    return {'w': w, 'b': b}, {'x': x, 'y': y}
 
   def loss(params, task, key):
     del key
@@ -142,10 +142,9 @@ def small_net(dimension: int = 2, hidden: int = 2, classes: int = 2,
     x = _gaussians(key_data, clusters, points, dimension, True)
     code = jax.random.randint(key_labels, (), 1, 2 ** clusters - 1)
     labels = (code >> jnp.arange(clusters)) & 1
-    params = {
-        name: draw(jax.random.normal, k, shape) for (name, shape), k in zip(
-            shapes.items(), jax.random.split(key_x, len(shapes)))}
-    return (params,
+    params = draw_all(jax.random.normal, jax.random.split(key_x, len(shapes)),
+                      list(shapes.values()))
+    return (dict(zip(shapes, params, strict=True)),
             {'x': x, 'y': jnp.repeat(labels, points)})
 
   def loss(params, task, key):
