@@ -99,7 +99,7 @@ def epoch(learned: LearnedOptimizer, optimizee: Optimizee, xla_flags=None,
   """One epoch of meta-training."""
   trainer = truncated_bptt(learned, optax.adam(1e-3), **{
       'unroll_length': peers.UNROLL_LENGTH, 'num_unrolls': peers.NUM_UNROLLS,
-      'remat': True, **options})
+      'remat': 'blocks', **options})
   state = jax.jit(trainer.init)(jax.random.key(0))
   return compiled(trainer.step, state, optimizee, jax.random.key(1),
                   options=xla_flags)
@@ -121,17 +121,15 @@ def meta_training(workload: str) -> dict[str, Measured]:
   else:
     optimizee = classifier(images, labels, mlp((784, 20, 10)))
     features = log_and_sign()
-  base = coordinatewise(features, lstm_cell(scale=0.1))
-  ours = flattened(base)
+  ours = flattened(coordinatewise(features, lstm_cell(scale=0.1)))
   found = {
       'l2o_jax': epoch(ours, optimizee),
       'l2o_jax, XLA flags': epoch(ours, optimizee, XLA_FLAGS),
-      'l2o_jax, XLA flags, 3 pieces': epoch(
-          flattened(base, pieces=3), optimizee, XLA_FLAGS),
+      'l2o_jax, remat=True': epoch(ours, optimizee, remat=True),
       "l2o_jax, remat='segments'": epoch(ours, optimizee, remat='segments'),
       'l2o_jax, remat=False': epoch(ours, optimizee, remat=False),
-      'l2o_jax, second derivatives': epoch(ours, optimizee,
-                                           second_derivatives=True),
+      'l2o_jax, second derivatives': epoch(
+          ours, optimizee, remat=True, second_derivatives=True),
       'plain JAX': epoch(peers.plain_jax(features, 0.1), optimizee,
                          remat=False)}
   if peers.has_torch:
@@ -265,7 +263,7 @@ def growth(runs: int) -> dict[str, dict]:
           coordinatewise(gradient(), lstm_cell((20,) * depth)),
           separable(1280), **once)),
       'groups': ((1, 2, 4, 8), lambda number: epoch(
-          groups(number), split(number), **once)),
+          groups(number), split(number), remat=True, **once)),
   }
   found = {}
   for name, (values, make) in axes.items():

@@ -1,7 +1,6 @@
 """The papers' learned optimizers by name: features times cell."""
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from l2o_jax.base import LearnedOptimizer
@@ -18,37 +17,14 @@ from l2o_jax.mlp_cell import mlp_cell
 from l2o_jax.standardised import standardised
 
 
-def flattened(learned: LearnedOptimizer, pieces: int = 1) -> LearnedOptimizer:
+def flattened(learned: LearnedOptimizer) -> LearnedOptimizer:
   """`learned` on all leaves as one vector (`optax.flatten`).
 
   The same updates; the faster form for nets of several small leaves, and the
   form that cells need which communicate over all coordinates.
-
-  Args:
-    learned: the learned optimizer.
-    pieces: that the vector is cut into, each then a leaf of its own.  A few are
-      quicker in meta-training on a CPU where the arrays of all coordinates are
-      larger than its cache (16,000 coordinates in 3 pieces: 10 %), and
-      take longer to compile.  Cells that communicate need 1.
-
-  Raises:
-    ValueError: pieces is not positive.
   """
-  if pieces < 1:
-    raise ValueError(f'flattened: pieces must be positive, got {pieces}')
-
-  def cut(x):
-    return x if x is None or pieces == 1 else jnp.array_split(x, pieces)
-
   def transform(theta):
-    opt = optax.with_extra_args_support(learned.transform(theta))
-
-    def update_pieces(updates, state, params=None, **extra_args):
-      new, state = opt.update(cut(updates), state, cut(params), **extra_args)
-      return new if pieces == 1 else jnp.concatenate(new), state
-
-    flat = optax.flatten(optax.GradientTransformationExtraArgs(
-        lambda params: opt.init(cut(params)), update_pieces))
+    flat = optax.flatten(learned.transform(theta))
 
     def update(updates, state, params=None, **extra_args):
       new, state = flat.update(updates, state, params, **extra_args)

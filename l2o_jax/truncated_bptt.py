@@ -38,7 +38,7 @@ class Info(NamedTuple):
 def meta_loss(theta, learned: LearnedOptimizer, optimizee: Optimizee, tasks,
               params, opt_states, keys, *, weights=None,
               second_derivatives: bool = False,
-              remat: bool | Literal['segments'] = False):
+              remat: bool | Literal['segments', 'blocks'] = False):
   """The weighted sum of losses along an unroll, mean over B optimizees.
 
       L(theta) = 1/B sum_b sum_{t=0..T} w_t f_b(x_t)
@@ -93,7 +93,7 @@ def truncated_bptt(learned: LearnedOptimizer,
                    num_optimizees: int = 1,
                    weights: chex.Array | None = None,
                    second_derivatives: bool = False,
-                   remat: bool | Literal['segments'] = False,
+                   remat: bool | Literal['segments', 'blocks'] = False,
                    clip_each: float | None = None,
                    sharding: jax.sharding.NamedSharding | None = None
                    ) -> MetaTrainer:

@@ -8,6 +8,9 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
+
+from l2o_jax.replay import replay
 
 
 class Step(NamedTuple):
@@ -62,7 +65,7 @@ def unroll(loss: Callable[[chex.ArrayTree, chex.PRNGKey], chex.Scalar],
            keys: chex.PRNGKey,
            *,
            second_derivatives: bool = False,
-           remat: bool | Literal['segments'] = False,
+           remat: bool | Literal['segments', 'blocks'] = False,
            record: Callable[[Step], Any] | None = None):
   """Runs `opt` on `loss` for T steps.
 
@@ -87,20 +90,31 @@ def unroll(loss: Callable[[chex.ArrayTree, chex.PRNGKey], chex.Scalar],
       pass computed.  True: what goes from step to step, the rest is computed
       again; on a CPU also the fastest.  'segments': that of every ceil(sqrt(T))
       steps, and within the segment at work that of each step: memory as sqrt(T)
-      instead of T, for one forward pass more.
+      instead of T, for one forward pass more.  'blocks': as True, but the
+      backward pass goes through all steps for some 4,000 coordinates before it
+      turns to the next ones, so that its arrays stay in a CPU's cache.  The
+      gradients being constant, that is possible wherever no coordinate's update
+      depends on another; the optimizer must take all parameters as one vector
+      and keep their coordinates as the last axis of its state (`flattened`).
     record: Step -> anything to be stacked over t.
 
   Returns:
     ((x_T, opt_state), Trajectory).
 
   Raises:
-    ValueError: unknown `remat`.
+    ValueError: unknown `remat`; 'blocks' with second derivatives, with `record`
+      or with another form of state.
   """
   chex.assert_rank(keys, 1)
-  if remat not in (False, True, 'segments'):
-    raise ValueError(f"unroll: remat must be False, True or 'segments', got "
-                     f'{remat!r}')
+  if remat not in (False, True, 'segments', 'blocks'):
+    raise ValueError("unroll: remat must be False, True, 'segments' or "
+                     f"'blocks', got {remat!r}")
+  if remat == 'blocks' and (second_derivatives or record is not None):
+    raise ValueError("unroll: remat='blocks' has neither second derivatives "
+                     'nor records')
   opt = optax.with_extra_args_support(opt)
+  if remat == 'blocks' and len(keys) > 1:
+    return _unroll_blocks(loss, opt, params, opt_state, keys)
   see = (lambda x: x) if second_derivatives else jax.lax.stop_gradient
 
   def update(gradients, opt_state, params, value):
@@ -144,3 +158,32 @@ def unroll(loss: Callable[[chex.ArrayTree, chex.PRNGKey], chex.Scalar],
   params, opt_state = carry
   losses = jnp.append(losses, loss(params, last))
   return (params, opt_state), Trajectory(losses, seen)
+
+
+def _unroll_blocks(loss, opt, params, opt_state, keys):
+  """`unroll` with remat='blocks': run it, then differentiate what was run."""
+  vector, unravel = ravel_pytree(params)
+  for path, leaf in jax.tree.leaves_with_path(opt_state):
+    if (jnp.issubdtype(leaf.dtype, jnp.inexact)
+        and leaf.shape[-1:] != vector.shape):
+      raise ValueError(
+          f"unroll: remat='blocks' needs a state whose last axis are all "
+          f'{vector.size} coordinates, as that of `flattened`, got '
+          f'{leaf.shape} for opt_state{jax.tree_util.keystr(path)}')
+  cut = jax.lax.stop_gradient
+  constant = optax.GradientTransformationExtraArgs(
+      opt.init, lambda *args, **kwargs: cut(opt.update(*args, **kwargs)))
+  (x, state), trajectory = unroll(
+      loss, constant, cut(params), cut(opt_state), keys, record=lambda step: step)
+  steps = trajectory.record
+  as_vectors = jax.vmap(lambda tree: ravel_pytree(tree)[0])
+  gradients = as_vectors(steps.gradients)
+  xs, (x, state) = replay(
+      lambda g, state, x, f: opt.update(g, state, x, value=f),
+      (vector, opt_state),
+      (gradients, cut(steps.loss), as_vectors(steps.params), steps.opt_state),
+      (ravel_pytree(x)[0], state))
+  x = unravel(x)
+  losses = jax.vmap(_along)(steps.loss, gradients, xs)
+  return (x, state), Trajectory(
+      jnp.append(losses, loss(x, keys[-1])), None)

@@ -37,7 +37,6 @@ LEARNED = {
     'linear': coordinatewise(gradient(), lstm_cell(hidden=(), scale=1.0)),
     'averaged': flattened(coordinatewise(
         gradient(), lstm_cell((6, 4), averaged=2))),
-    'pieces': flattened(coordinatewise(gradient(), lstm_cell((5,))), pieces=3),
     'grouped': grouped(coordinatewise(gradient(), lstm_cell((4,))), by_rank,
                        ('matrix', 'other')),
     'standardised_mlp': coordinatewise(
@@ -50,8 +49,7 @@ LEAF_BY_LEAF = ('leaf_by_leaf', 'chunked', 'bfloat16_state', 'linear',
 NEED_VALUE = ('predicted_step_descent', 'joint')
 NEED_PARAMS = (*NEED_VALUE, 'grouped')  # optax.partition labels by params
 OF_ANY_SIZE = [name for name in LEARNED if name != 'joint']
-SEPARABLE = [name for name in OF_ANY_SIZE if name not in (
-    'averaged', 'pieces')]  # the state of pieces has no one axis
+SEPARABLE = [name for name in OF_ANY_SIZE if name != 'averaged']
 
 def tree(dtype=jnp.float32):
   rng = np.random.default_rng(1)
@@ -240,22 +238,6 @@ class CellTest(parameterized.TestCase):
     params = {'a': jnp.ones(3), 'b': jnp.ones(2)}
     with self.assertRaisesRegex(NameError, 'coordinates'):
       opt.update(params, opt.init(params), params)
-
-  def test_pieces(self):
-    """Any number of pieces, more than coordinates too: the same updates."""
-    cell = coordinatewise(gradient(), lstm_cell((5,)))
-    theta = cell.init(jax.random.key(0))
-    params = tree()
-    want, _ = cell.transform(theta).update(
-        params, cell.transform(theta).init(params), params)
-    for pieces in (1, 3, 50):
-      opt = flattened(cell, pieces).transform(theta)
-      updates, state = opt.update(params, opt.init(params), params)
-      jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5),
-                   updates, want)
-      self.assertLen(state.cell, pieces)
-    with self.assertRaisesRegex(ValueError, 'pieces must be positive, got 0'):
-      flattened(cell, 0)
 
   def test_averaged_is_the_mean_over_all_leaves(self):
     cell = lstm_cell((2,), scale=1.0, averaged=2)

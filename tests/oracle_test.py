@@ -2,15 +2,18 @@
 
 import contextlib
 import pathlib
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
+from l2o_jax import replay
 from l2o_jax.base import Optimizee
 from l2o_jax.coordinatewise import coordinatewise
 from l2o_jax.features import gradient, log_and_sign
+from l2o_jax.learned_optimizers import flattened
 from l2o_jax.lstm import lstm_cell
 from l2o_jax.optimizees.quadratic import quadratic
 from l2o_jax.truncated_bptt import meta_loss
@@ -41,10 +44,9 @@ def section(npz, prefix):
 
 
 def start_state(values, dtype):
-  """[coordinates, H] of the original -> optimizer state of leaves [K, n]."""
-  batch, n = values['x_start'].shape
+  """[coordinates, H] of the original -> [H, coordinates]."""
   cell = tuple(tuple(jnp.asarray(values[f'{s}{layer}_start'], dtype)
-                     .T.reshape(-1, batch, n) for s in 'hc')
+                     .T for s in 'hc')
                for layer in (1, 2))
   return cell
 
@@ -102,9 +104,10 @@ class OracleTest(parameterized.TestCase):
             values[f'{name}{layer + 1}'], 10 * rtol, f'{name}{layer + 1}')
 
   @parameterized.product(
-      dtype=['f32', 'f64'], second=[False, True],
+      dtype=['f32', 'f64'], how=['plain', 'second', 'blocks'],
       start=['cold', 'warm'], tag=['ident_init', 'logsign_init'])
-  def test_meta_gradient(self, dtype, second, start, tag):
+  def test_meta_gradient(self, dtype, how, start, tag):
+    second = how == 'second'
     if tag == 'logsign_init' and start == 'warm':
       with np.load(EXCERPT) as npz:
         values = section(npz, f'metagrad/{dtype}/warm/second_'
@@ -121,7 +124,7 @@ class OracleTest(parameterized.TestCase):
         w, y = npz[f'W_b{batch}'], npz[f'y_b{batch}']
     features, scale = ((gradient(), 1.0) if tag == 'ident_init'
                        else (log_and_sign(5.0), 0.01))
-    learned = coordinatewise(features, lstm_cell(scale=scale))
+    learned = flattened(coordinatewise(features, lstm_cell(scale=scale)))
     with precision(dtype) as kind:
       task = {'w': jnp.asarray(w, kind), 'y': jnp.asarray(y, kind)}
       theta = to_theta(weights, kind)
@@ -130,13 +133,15 @@ class OracleTest(parameterized.TestCase):
           cell=(start_state(values, kind),))
       family = quadratic(batch=len(w))
       leading = lambda tree: jax.tree.map(lambda a: a[None], tree)
-      (loss, (params, _, losses)), grad = jax.jit(jax.value_and_grad(
+      run = jax.jit(jax.value_and_grad(
           lambda theta, task, x, state, keys: meta_loss(
               theta, learned, Optimizee(family.init, family.loss),
               leading(task), leading(x), leading(state), keys,
-              second_derivatives=second), has_aux=True))(
-                  theta, task, x, state,
-                  jax.random.split(jax.random.key(0), (1, 21)))
+              second_derivatives=second,
+              remat='blocks' if how == 'blocks' else False), has_aux=True))
+      with mock.patch.object(replay, 'BLOCK', 60):
+        (loss, (params, _, losses)), grad = run(
+            theta, task, x, state, jax.random.split(jax.random.key(0), (1, 21)))
     forward, backward = (1e-9, 1e-9) if dtype == 'f64' else (1e-5, 1e-4)
     self.assert_close(loss, values['loss'], forward)
     self.assert_close(losses[0], values['fx'], forward)

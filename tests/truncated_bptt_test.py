@@ -1,6 +1,7 @@
 """Golden values, reductions and finite differences of meta-training."""
 
 import functools
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +10,15 @@ import optax
 from absl.testing import absltest, parameterized
 from jax.tree_util import Partial
 
+from l2o_jax import replay
 from l2o_jax.base import Optimizee
 from l2o_jax.coordinatewise import coordinatewise
-from l2o_jax.features import gradient, log_and_sign
-from l2o_jax.learned_optimizers import lstm_raw
+from l2o_jax.features import gradient, log_and_sign, relative_changes
+from l2o_jax.learned_optimizers import flattened, lstm_raw
 from l2o_jax.lstm import lstm_cell
 from l2o_jax.optimizees.quadratic import quadratic
 from l2o_jax.truncated_bptt import MetaState, meta_loss, truncated_bptt
+from l2o_jax.unroll import unroll
 
 
 def parabola():
@@ -83,7 +86,7 @@ class TruncatedBpttTest(parameterized.TestCase):
     np.testing.assert_allclose(exact, numeric, rtol=1e-7)
 
   def test_remat_and_batching_change_nothing(self):
-    learned = coordinatewise(gradient(), lstm_cell((4,), scale=0.1))
+    learned = lstm_raw(0.1)
     theta = learned.init(jax.random.key(0))
     optimizee = quadratic(dimension=3)
     params, tasks = jax.vmap(optimizee.init)(
@@ -98,14 +101,74 @@ class TruncatedBpttTest(parameterized.TestCase):
     whole = loss(slice(0, 3))
     remat = loss(slice(0, 3), remat=True)
     segments = loss(slice(0, 3), remat='segments')  # 3, 3 and 1 steps
+    with mock.patch.object(replay, 'BLOCK', 2):  # 2 of 3, then the last 2
+      blocks = loss(slice(0, 3), remat='blocks')
     single = [loss(slice(i, i + 1)) for i in range(3)]
     mean = jax.tree.map(lambda *x: sum(x) / 3, *single)
-    for other in (remat, segments, mean):
+    for other in (remat, segments, blocks, mean):
       jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-4,
                                      atol=2e-5), whole, other)
 
+  @parameterized.named_parameters(
+      ('gradient', gradient(), jnp.float32),
+      ('log_and_sign', log_and_sign(), jnp.float32),
+      ('bfloat16_state', log_and_sign(), jnp.bfloat16),
+      ('integers_in_the_state', relative_changes(), jnp.float32))
+  def test_blocks(self, features, state_dtype):
+    """As differentiated whole: by theta, x_0, the state, and what f closes over.
+
+    Four blocks of 4 of 14 coordinates: the last two overlap.
+    """
+    learned = flattened(coordinatewise(features, lstm_cell((4, 3)), state_dtype))
+    theta = learned.init(jax.random.key(0))
+    x = {'a': jax.random.normal(jax.random.key(1), (3, 4)),
+         'b': jax.random.normal(jax.random.key(2), (2,))}
+    leaves, structure = jax.tree.flatten(learned.transform(theta).init(x))
+    is_float = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.inexact)
+    floats = [s + jnp.asarray(0.1, s.dtype) for s in leaves if is_float(s)]
+
+    def total(theta, x, floats, scale, remat):
+      floats = iter(floats)
+      state = structure.unflatten(
+          [next(floats) if is_float(s) else s for s in leaves])
+      end, run = unroll(
+          lambda x, key: scale * jnp.sum(x['a'] ** 2) * jnp.sum(x['b'] ** 4)
+          + jnp.sum(x['a'][:, 1:] * x['b'][0]) ** 2,
+          learned.transform(theta), x, state,
+          jax.random.split(jax.random.key(3), 6), remat=remat)
+      ends = [s.astype(jnp.float32).sum() for s in jax.tree.leaves(end)
+              if is_float(s)]
+      return run.losses @ jnp.arange(1.0, 7.0) + sum(
+          (i + 1) * s for i, s in enumerate(ends))
+
+    differentiate = jax.value_and_grad(total, (0, 1, 2, 3))
+    with mock.patch.object(replay, 'BLOCK', 4):
+      blocks = differentiate(theta, x, floats, 0.5, 'blocks')
+    whole = differentiate(theta, x, floats, 0.5, False)
+    tolerance = 1e-4 if state_dtype == jnp.float32 else 3e-2
+    for got, want in zip((blocks[0], *blocks[1]), (whole[0], *whole[1]),
+                         strict=True):
+      largest = max(float(jnp.abs(s).max()) for s in jax.tree.leaves(want))
+      self.assertGreater(largest, 0)
+      jax.tree.map(lambda a, b: np.testing.assert_allclose(
+          np.float32(a), np.float32(b), rtol=tolerance,
+          atol=tolerance * largest), got, want)
+
+  def test_blocks_need_a_vector(self):
+    learned = coordinatewise(gradient(), lstm_cell((2,)))
+    opt = learned.transform(learned.init(jax.random.key(0)))
+    x = {'a': jnp.ones(3), 'b': jnp.ones(2)}
+    run = lambda **options: unroll(
+        lambda x, key: jnp.sum(x['a']), opt, x, opt.init(x),
+        jax.random.split(jax.random.key(0), 3), remat='blocks', **options)
+    with self.assertRaisesRegex(ValueError, r'all 5 coord.*\(2, 3\) for opt_sta'):
+      run()
+    for options in ({'second_derivatives': True}, {'record': lambda step: 0}):
+      with self.assertRaisesRegex(ValueError, 'neither second derivatives nor'):
+        run(**options)
+
   @parameterized.parameters(
-      (100, 10_000, True, 344.2e6), (100, 10_000, 'segments', 85.0e6),
+      (100, 10_000, True, 344.2e6), (100, 10_000, 'blocks', 344.2e6), (100, 10_000, 'segments', 85.0e6),
       (1000, 100_000, 'segments', 2243e6))
   def test_memory(self, num_steps, n, remat, expected):
     """What is stored: 81 numbers (state, gradient) a coordinate and kept step.

@@ -55,7 +55,7 @@ class UnrollTest(parameterized.TestCase):
     np.testing.assert_allclose(cut, 2 * 0.64 * (-2 - 1.6), rtol=1e-6)
     np.testing.assert_allclose(kept, 2 * 0.64 * (-3.2), rtol=1e-6)
 
-  @parameterized.parameters(False, True, 'segments')
+  @parameterized.parameters(False, True, 'segments', 'blocks')
   def test_losses_are_not_cut(self, remat):
     """Σ a x_t^2 with x_{t+1} = x_t - r (2 a x_t), the bracket constant.
 

@@ -44,6 +44,7 @@ _CONTRADICTIONS = (
     ('--search_trials=3', '--learning_rate=1e-3'), ('stray',),
     ('--num_steps=30', '--unroll_length=20'), ('--multihost=perhaps',),
     ('--num_epochs',), ('--', '--num_epochs=3'), ('--noseed',),
+    ('--remat=blocks', '--second_derivatives'),
 )
 
 
