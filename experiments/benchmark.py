@@ -194,13 +194,19 @@ def precision() -> dict[str, dict]:
 
 
 def measure(found: dict[str, Measured], runs: int) -> dict[str, dict]:
-  """{name: seconds of all runs, ...}; the implementations take turns."""
+  """{name: seconds of all runs, ...}; the implementations take turns.
+
+  In another order each time: the threads of one are busy for a while after
+  its end, and would always slow down the same next one.
+  """
   wall = {name: [] for name in found}
   cpu = {name: [] for name in found}
   for one in found.values():
     one.run()
+  order = np.random.default_rng(0)
   for _ in range(runs):
-    for name, one in found.items():
+    for name in order.permutation(list(found)):
+      one = found[name]
       started = time.monotonic(), time.process_time()
       one.run()
       wall[name].append(time.monotonic() - started[0])

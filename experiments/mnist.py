@@ -31,13 +31,12 @@ PRESETS = {
              **_TUNED},
     'paper': {**_TUNED, 'num_epochs': 900, 'evaluation_period': 45,
               'num_validation': 32, 'preprocessing_p': 10.0, 'weights': 'all',
-              'output_scale': 0.1, 'second_derivatives': False,
-              'remat': 'blocks'},
+              'output_scale': 0.1, 'second_derivatives': False},
     'original': {'num_epochs': 10000, 'evaluation_period': 100,
                  'num_validation': 20, 'num_tuning': 16, 'num_test': 100,
                  'output_scale': 0.01, 'preprocessing_p': 5.0,
                  'learning_rate': 1e-3, 'learning_rate_schedule': 'constant',
-                 'clip_norm': 0.0, 'remat': 'blocks'},
+                 'clip_norm': 0.0},
 }
 
 # Where the search of a baseline's learning rate begins.

@@ -92,10 +92,11 @@ def unroll(loss: Callable[[chex.ArrayTree, chex.PRNGKey], chex.Scalar],
       steps, and within the segment at work that of each step: memory as sqrt(T)
       instead of T, for one forward pass more.  'blocks': as True, but the
       backward pass goes through all steps for some 4,000 coordinates before it
-      turns to the next ones, so that its arrays stay in a CPU's cache.  The
-      gradients being constant, that is possible wherever no coordinate's update
-      depends on another; the optimizer must take all parameters as one vector
-      and keep their coordinates as the last axis of its state (`flattened`).
+      turns to the next ones, so that its arrays stay in the cache: the fastest
+      on a CPU of few cores.  The gradients being constant, that is possible
+      where no coordinate's update depends on another's; it is not checked.  The
+      optimizer must take all parameters as one vector and keep its coordinates
+      as the last axis of its state (`flattened`).
     record: Step -> anything to be stacked over t.
 
   Returns:
@@ -174,7 +175,8 @@ def _unroll_blocks(loss, opt, params, opt_state, keys):
   constant = optax.GradientTransformationExtraArgs(
       opt.init, lambda *args, **kwargs: cut(opt.update(*args, **kwargs)))
   (x, state), trajectory = unroll(
-      loss, constant, cut(params), cut(opt_state), keys, record=lambda step: step)
+      loss, constant, cut(params), cut(opt_state), keys,
+      record=lambda step: step)
   steps = trajectory.record
   as_vectors = jax.vmap(lambda tree: ravel_pytree(tree)[0])
   gradients = as_vectors(steps.gradients)

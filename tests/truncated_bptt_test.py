@@ -115,11 +115,12 @@ class TruncatedBpttTest(parameterized.TestCase):
       ('bfloat16_state', log_and_sign(), jnp.bfloat16),
       ('integers_in_the_state', relative_changes(), jnp.float32))
   def test_blocks(self, features, state_dtype):
-    """As differentiated whole: by theta, x_0, the state, and what f closes over.
+    """As differentiated whole: by theta, x_0, state, and what f closes over.
 
     Four blocks of 4 of 14 coordinates: the last two overlap.
     """
-    learned = flattened(coordinatewise(features, lstm_cell((4, 3)), state_dtype))
+    learned = flattened(
+        coordinatewise(features, lstm_cell((4, 3)), state_dtype))
     theta = learned.init(jax.random.key(0))
     x = {'a': jax.random.normal(jax.random.key(1), (3, 4)),
          'b': jax.random.normal(jax.random.key(2), (2,))}
@@ -161,14 +162,15 @@ class TruncatedBpttTest(parameterized.TestCase):
     run = lambda **options: unroll(
         lambda x, key: jnp.sum(x['a']), opt, x, opt.init(x),
         jax.random.split(jax.random.key(0), 3), remat='blocks', **options)
-    with self.assertRaisesRegex(ValueError, r'all 5 coord.*\(2, 3\) for opt_sta'):
+    with self.assertRaisesRegex(ValueError, r'all 5 co.*\(2, 3\) for opt_st'):
       run()
     for options in ({'second_derivatives': True}, {'record': lambda step: 0}):
       with self.assertRaisesRegex(ValueError, 'neither second derivatives nor'):
         run(**options)
 
   @parameterized.parameters(
-      (100, 10_000, True, 344.2e6), (100, 10_000, 'blocks', 344.2e6), (100, 10_000, 'segments', 85.0e6),
+      (100, 10_000, True, 344.2e6), (100, 10_000, 'blocks', 344.2e6),
+      (100, 10_000, 'segments', 85.0e6),
       (1000, 100_000, 'segments', 2243e6))
   def test_memory(self, num_steps, n, remat, expected):
     """What is stored: 81 numbers (state, gradient) a coordinate and kept step.
