@@ -147,7 +147,7 @@ def _define_bptt_flags():
       'backward pass computes again; none: nothing; step: the inside of each '
       'step, with less memory and on a CPU faster; segments: all but the state '
       'of every sqrt(--unroll_length) steps, with the least memory; blocks: as '
-      'step, some 4,000 coordinates after the others, on one or two cores the '
+      'step, some 5,000 coordinates after the others, on one or two cores the '
       'fastest where there are more; not with --second_derivatives.')
 
 

@@ -91,7 +91,7 @@ def unroll(loss: Callable[[chex.ArrayTree, chex.PRNGKey], chex.Scalar],
       again; on a CPU also the fastest.  'segments': that of every ceil(sqrt(T))
       steps, and within the segment at work that of each step: memory as sqrt(T)
       instead of T, for one forward pass more.  'blocks': as True, but the
-      backward pass goes through all steps for some 4,000 coordinates before it
+      backward pass goes through all steps for some 5,000 coordinates before it
       turns to the next ones, so that its arrays stay in the cache: the fastest
       on a CPU of few cores.  The gradients being constant, that is possible
       where no coordinate's update depends on another's; it is not checked.  The
