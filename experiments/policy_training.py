@@ -115,7 +115,7 @@ def keys_of(what):
 def train(optimizee):
   """Meta-trains; (run directory, learned optimizer, theta, for summary)."""
   args = flags.FLAGS
-  if args.remat == 'blocks':
+  if args.trainer == 'bptt' and args.remat == 'blocks':
     raise cli.UsageError('--remat=blocks: the groups of coordinates are not '
                          'one vector')
   seen, cell, learned = optimizer(cli.config())

@@ -1,4 +1,7 @@
-"""The derivative of a run whose gradients are constants, block by block."""
+"""The derivative of a run whose gradients are constants, block by block.
+
+`x_bar` is the cotangent of x: the derivative of what is differentiated by x.
+"""
 
 from collections.abc import Callable
 
@@ -63,7 +66,7 @@ def replay(update: Callable, start: chex.ArrayTree, steps: chex.ArrayTree,
   step, weights = jax.closure_convert(step, x, _floats(state), g, f, state)
 
   def backward_block(first, new, weights, steps, bars):
-    """Cotangents of the weights and of (x_0, s_0), coordinates first ..."""
+    """Of the weights and (x_0, s_0), by coordinates first ... first + w - 1."""
     g, f, x, states = steps
     x_bar, end_bar = jax.tree.map(
         lambda x: jnp.where(new, x, 0), part(bars, first))
@@ -82,8 +85,8 @@ def replay(update: Callable, start: chex.ArrayTree, steps: chex.ArrayTree,
       return (jax.tree.map(jnp.add, weights_bar, more),
               (before_x_bar + x_bar, state_bar), next_g), None
 
-    # g comes with the carry, one step ahead: XLA would compute the features
-    # within the loop that uses them, one number after another, else.
+    # g comes with the carry, one step ahead.  Read in the step, XLA would
+    # compute the features where they are used, one number after another.
     g, x = part((g, x), first)
     carry = jax.tree.map(jnp.zeros_like, weights), end_bar, g[-1]
     inputs = jnp.arange(len(g)), jnp.roll(g, 1, 0), f, x, x_bar

@@ -54,8 +54,8 @@ class ExperimentsTest(parameterized.TestCase):
 
   @parameterized.parameters(
       ('quadratics', TINY_QUADRATICS, QUICK),
-      ('mnist', TINY + ('--nosecond_derivatives', '--batch_size=4',
-                        '--panels=deep'), QUICK))
+      ('mnist', TINY + ('--nosecond_derivatives', '--remat=blocks',
+                        '--batch_size=4', '--panels=deep'), QUICK))
   def test_a_whole_run(self, experiment, flags, environment):
     workdir = self.directory / 'run'
     status, out, err = run(experiment, *flags, f'--workdir={workdir}',
@@ -167,6 +167,9 @@ class ExperimentsTest(parameterized.TestCase):
       ('predicted_step_descent', ('--trainer=badmm', '--initial=ADAM'),
        '--trainer=mdgps'),
       ('predicted_step_descent', ('--dataset=/nowhere.npz',), 'cannot be read'),
+      ('predicted_step_descent', ('--trainer=bptt', '--remat=blocks'),
+       'not one vector'),
+      ('mnist', ('--remat=blocks',), '--nosecond_derivatives'),
       ('mnist', ('--dataset=mnist', '--data_dir=/nowhere'), 'prepare mnist'))
   def test_bad_flags_get_a_clear_line(self, experiment, flags, message):
     workdir = self.directory / 'run'
