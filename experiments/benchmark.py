@@ -9,8 +9,9 @@ Workloads: an epoch of meta-training (5 unrolls of 20 steps) on 128
 ten-dimensional quadratics and on a 784-20-10 net for MNIST; one application of
 the optimizer to many parameters; what a state in bfloat16 does to the losses of
 trained optimizers; and how the cost grows.  All implementations take turns
-within one process.  "XLA flags" are some for CPUs, which README.md has.  Prints
-a table and writes benchmark.json to --workdir.
+within one process.  "l2o_jax" has remat='blocks' unless it says otherwise; "XLA
+flags" are some for CPUs, which README.md has.  Prints a table and writes
+benchmark.json to --workdir.
 """
 
 import logging
@@ -203,9 +204,9 @@ def measure(found: dict[str, Measured], runs: int) -> dict[str, dict]:
   cpu = {name: [] for name in found}
   for one in found.values():
     one.run()
-  order = np.random.default_rng(0)
+  random = np.random.default_rng(0)
   for _ in range(runs):
-    for name in order.permutation(list(found)):
+    for name in random.permutation(list(found)):
       one = found[name]
       started = time.monotonic(), time.process_time()
       one.run()

@@ -1,6 +1,6 @@
 """The derivative of a run whose gradients are constants, block by block.
 
-`x_bar` is the cotangent of x: the derivative of what is differentiated by x.
+`x_bar` is the cotangent of x, the derivative of the final scalar by x.
 """
 
 from collections.abc import Callable
@@ -66,7 +66,10 @@ def replay(update: Callable, start: chex.ArrayTree, steps: chex.ArrayTree,
   step, weights = jax.closure_convert(step, x, _floats(state), g, f, state)
 
   def backward_block(first, new, weights, steps, bars):
-    """Of the weights and (x_0, s_0), by coordinates first ... first + w - 1."""
+    """Cotangents of weights and (x_0, s_0) through the block from `first` on.
+
+    Of its coordinates only those that are `new`: seen by no block before.
+    """
     g, f, x, states = steps
     x_bar, end_bar = jax.tree.map(
         lambda x: jnp.where(new, x, 0), part(bars, first))

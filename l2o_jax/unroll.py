@@ -88,7 +88,7 @@ def unroll(loss: Callable[[chex.ArrayTree, chex.PRNGKey], chex.Scalar],
     second_derivatives: keep d grad f(x_t) / d theta.
     remat: what the backward pass finds stored.  False: all that the forward
       pass computed.  True: what goes from step to step, the rest is computed
-      again; on a CPU also the fastest.  'segments': that of every ceil(sqrt(T))
+      again; on a CPU also faster.  'segments': that of every ceil(sqrt(T))
       steps, and within the segment at work that of each step: memory as sqrt(T)
       instead of T, for one forward pass more.  'blocks': as True, but the
       backward pass goes through all steps for some 5,000 coordinates before it
