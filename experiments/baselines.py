@@ -8,11 +8,11 @@ import numpy as np
 import optax
 
 BASELINES = {
-    'SGD': optax.sgd,
-    'momentum': lambda rate: optax.sgd(rate, momentum=0.9),
-    'NAG': lambda rate: optax.sgd(rate, momentum=0.9, nesterov=True),
-    'RMSprop': lambda rate: optax.rmsprop(rate, decay=0.99, eps=1e-8),
-    'ADAM': optax.adam,
+  'SGD': optax.sgd,
+  'momentum': lambda rate: optax.sgd(rate, momentum=0.9),
+  'NAG': lambda rate: optax.sgd(rate, momentum=0.9, nesterov=True),
+  'RMSprop': lambda rate: optax.rmsprop(rate, decay=0.99, eps=1e-8),
+  'ADAM': optax.adam,
 }
 
 

@@ -30,8 +30,10 @@ SAVE_PERIOD = 60.0  # seconds between checkpoints, at most
 
 # XLA's options for a program as large as a step of guided policy search, on a
 # CPU: half the time to compile; see BUILD_NOTES.md for what it costs.
-COMPILE_QUICKLY = {'xla_cpu_use_fusion_emitters': False,
-                   'xla_backend_optimization_level': 1}
+COMPILE_QUICKLY = {
+  'xla_cpu_use_fusion_emitters': False,
+  'xla_backend_optimization_level': 1,
+}
 
 
 def is_writer() -> bool:
@@ -47,17 +49,22 @@ def sharding(num_optimizees: int) -> jax.sharding.NamedSharding | None:
   """
   count = jax.device_count()
   if num_optimizees == 1 and count > 1 and jax.process_count() == 1:
-    logging.info('uses 1 of %d devices; --num_optimizees=%d uses all', count,
-                 count)
+    logging.info(
+      'uses 1 of %d devices; --num_optimizees=%d uses all', count, count
+    )
   elif num_optimizees % count:
-    raise UsageError(f'--num_optimizees={num_optimizees} is not a multiple of '
-                     f'the {count} devices')
+    raise UsageError(
+      f'--num_optimizees={num_optimizees} is not a multiple of '
+      f'the {count} devices'
+    )
   if num_optimizees == 1 or count == 1:
     return None
-  mesh = jax.make_mesh((count,), ('optimizees',),
-                       axis_types=(jax.sharding.AxisType.Auto,))
+  mesh = jax.make_mesh(
+    (count,), ('optimizees',), axis_types=(jax.sharding.AxisType.Auto,)
+  )
   return jax.sharding.NamedSharding(
-      mesh, jax.sharding.PartitionSpec('optimizees'))
+    mesh, jax.sharding.PartitionSpec('optimizees')
+  )
 
 
 def open_workdir(path: str, settings: dict, resume: str) -> pathlib.Path:
@@ -81,14 +88,17 @@ def open_workdir(path: str, settings: dict, resume: str) -> pathlib.Path:
     raise UsageError(f'--resume=never: there is a run in {workdir}')
   try:
     old = json.loads(config_file.read_text())
-    different = [f'--{k}={old.get(k)} there, {settings.get(k)} here'
-                 for k in sorted(set(old) | set(settings))
-                 if old.get(k) != settings.get(k)]
+    different = [
+      f'--{k}={old.get(k)} there, {settings.get(k)} here'
+      for k in sorted(set(old) | set(settings))
+      if old.get(k) != settings.get(k)
+    ]
   except (ValueError, TypeError, AttributeError):
     raise UsageError(f'{config_file} is damaged') from None
   if different:
-    raise UsageError(f'{workdir} holds a run with other flags: '
-                     f'{"; ".join(different)}')
+    raise UsageError(
+      f'{workdir} holds a run with other flags: {"; ".join(different)}'
+    )
   return workdir
 
 
@@ -112,6 +122,7 @@ class Progress(NamedTuple):
     skipped: meta-steps without a finite meta-gradient, in all.
     skipped_in_a_row: the last of these that have no finite one after them.
   """
+
   state: object
   best_theta: object
   best_loss: np.ndarray
@@ -119,10 +130,21 @@ class Progress(NamedTuple):
   skipped_in_a_row: np.ndarray
 
 
-def meta_train(workdir, trainer, optimizee, validate, *, num_epochs,
-               evaluation_period, seed, theta=None, max_nonfinite=100,
-               sharding=None, select=lambda curve: curve[-1],
-               cpu_options=None):
+def meta_train(
+  workdir,
+  trainer,
+  optimizee,
+  validate,
+  *,
+  num_epochs,
+  evaluation_period,
+  seed,
+  theta=None,
+  max_nonfinite=100,
+  sharding=None,
+  select=lambda curve: curve[-1],
+  cpu_options=None,
+):
   """Runs a meta-trainer and selects theta by validation.
 
   Epoch i draws from fold_in(key(seed), i), and validation, every
@@ -153,14 +175,21 @@ def meta_train(workdir, trainer, optimizee, validate, *, num_epochs,
   """
   key_init, key_epochs = jax.random.split(jax.random.key(seed))
   step = jax.jit(
-      lambda state, optimizee, epoch: trainer.step(
-          state, optimizee, jax.random.fold_in(key_epochs, epoch)),
-      donate_argnums=0)
+    lambda state, optimizee, epoch: trainer.step(
+      state, optimizee, jax.random.fold_in(key_epochs, epoch)
+    ),
+    donate_argnums=0,
+  )
   state = trainer.init(key_init)
   if theta is not None:
     state = state._replace(theta=jax.tree.map(jnp.copy, theta))
-  progress = Progress(state, jax.tree.map(np.array, state.theta),
-                      np.float64(np.inf), np.int64(0), np.int64(0))
+  progress = Progress(
+    state,
+    jax.tree.map(np.array, state.theta),
+    np.float64(np.inf),
+    np.int64(0),
+    np.int64(0),
+  )
   directory = workdir / 'checkpoints'
   if is_writer():
     directory.mkdir(exist_ok=True)
@@ -172,44 +201,65 @@ def meta_train(workdir, trainer, optimizee, validate, *, num_epochs,
   if first < num_epochs:
     logging.info('compiling')
   if sharding is not None:
-    progress = progress._replace(state=jax.device_put(
-        progress.state, sharding.update(spec=jax.sharding.PartitionSpec())))
+    progress = progress._replace(
+      state=jax.device_put(
+        progress.state, sharding.update(spec=jax.sharding.PartitionSpec())
+      )
+    )
   started = last_saved = time.monotonic()
-  bar = tqdm.tqdm(total=num_epochs, initial=first, unit='epoch',
-                  disable=not (sys.stderr.isatty() and is_writer()))
+  bar = tqdm.tqdm(
+    total=num_epochs,
+    initial=first,
+    unit='epoch',
+    disable=not (sys.stderr.isatty() and is_writer()),
+  )
   with bar, _metrics(workdir) as metrics:
     for epoch in range(first, num_epochs + 1):
-      signals.announce(f'stopped after epoch {epoch} of {num_epochs}; the same '
-                       'command resumes', saving=True)
+      signals.announce(
+        f'stopped after epoch {epoch} of {num_epochs}; the same '
+        'command resumes',
+        saving=True,
+      )
       line = {'epoch': epoch}
       if epoch % evaluation_period == 0 or epoch == num_epochs:
         if epoch > first:
           _save(directory, epoch, progress)  # before what may take long
           last_saved = time.monotonic()
-        progress, found = _validate(workdir, epoch, progress, validate,
-                                    select)
+        progress, found = _validate(workdir, epoch, progress, validate, select)
         line.update(found)
         logging.info(
-            'epoch %d/%d  validation: final %.4g (best %.4g), sum %.4g%s  '
-            '%.2f s/epoch', epoch, num_epochs, line['validation_final'],
-            progress.best_loss, line['validation_sum'],
-            f'  {progress.skipped} meta-steps skipped' * bool(progress.skipped),
-            (time.monotonic() - started) / max(epoch - first, 1))
+          'epoch %d/%d  validation: final %.4g (best %.4g), sum %.4g%s  '
+          '%.2f s/epoch',
+          epoch,
+          num_epochs,
+          line['validation_final'],
+          progress.best_loss,
+          line['validation_sum'],
+          f'  {progress.skipped} meta-steps skipped' * bool(progress.skipped),
+          (time.monotonic() - started) / max(epoch - first, 1),
+        )
       if epoch < num_epochs:
         if epoch == first:
           began = time.monotonic()
-          step = _compile(step.lower(progress.state, optimizee, epoch),
-                          cpu_options or {})
-          logging.info('the step is compiled, in %.1f s',
-                       time.monotonic() - began)
+          step = _compile(
+            step.lower(progress.state, optimizee, epoch), cpu_options or {}
+          )
+          logging.info(
+            'the step is compiled, in %.1f s', time.monotonic() - began
+          )
           started = time.monotonic()
         state, info = step(progress.state, optimizee, epoch)
         progress = _count_skipped(progress._replace(state=state), info.skipped)
-        line.update(meta_loss=float(jnp.sum(info.meta_loss)),
-                    gradient_norm=float(jnp.max(info.gradient_norm)),
-                    skipped=int(progress.skipped),
-                    **{name: float(value) for name, value
-                       in info._asdict().items() if np.ndim(value) == 0})
+        line.update(
+          meta_loss=float(jnp.sum(info.meta_loss)),
+          gradient_norm=float(jnp.max(info.gradient_norm)),
+          skipped=int(progress.skipped),
+          **{
+            name: float(value)
+            for name, value in info._asdict().items()
+            if np.ndim(value) == 0
+          },
+        )
         bar.update()
       metrics.write(json.dumps(_without_nan(line)) + '\n')
       metrics.flush()
@@ -220,22 +270,29 @@ def meta_train(workdir, trainer, optimizee, validate, *, num_epochs,
         _save(directory, epoch + 1, progress)
         last_saved = time.monotonic()
       if stop:
-        signals.announce(f'stopped after epoch {epoch + 1} of {num_epochs}; '
-                         'the same command resumes', saving=True)
+        signals.announce(
+          f'stopped after epoch {epoch + 1} of {num_epochs}; '
+          'the same command resumes',
+          saving=True,
+        )
         raise signals.Stopped
       if hopeless:
         raise NonFinite(
-            f'no finite meta-gradient in the last {progress.skipped_in_a_row} '
-            f'meta-steps, at epoch {epoch + 1} of {num_epochs}; the last good '
-            f'theta is in {directory}')
+          f'no finite meta-gradient in the last {progress.skipped_in_a_row} '
+          f'meta-steps, at epoch {epoch + 1} of {num_epochs}; the last good '
+          f'theta is in {directory}'
+        )
   signals.announce('stopped; the same command resumes', saving=False)
   return progress.best_theta, float(progress.best_loss)
 
 
 def _compile(lowered, cpu_options):
   given = os.environ.get('XLA_FLAGS', '')
-  options = {name: value for name, value in cpu_options.items()
-             if name not in given and jax.default_backend() == 'cpu'}
+  options = {
+    name: value
+    for name, value in cpu_options.items()
+    if name not in given and jax.default_backend() == 'cpu'
+  }
   try:
     return lowered.compile(compiler_options=options)
   except jax.errors.JaxRuntimeError as error:  # another version of XLA
@@ -257,8 +314,9 @@ def _metrics(workdir):
 
 def _save(directory, epochs, progress):
   if is_writer():
-    checkpoint.save(directory / f'{epochs:08d}.npz', progress,
-                    metadata={'epochs': epochs})
+    checkpoint.save(
+      directory / f'{epochs:08d}.npz', progress, metadata={'epochs': epochs}
+    )
     for old in sorted(directory.glob('*.npz'))[:-KEEP]:
       old.unlink()
 
@@ -271,11 +329,19 @@ def _validate(workdir, epoch, progress, validate, select):
   if select(curve) < progress.best_loss:
     progress = progress._replace(best_theta=theta, best_loss=select(curve))
     if is_writer():
-      checkpoint.save(workdir / 'best.npz', theta, metadata={
-          'epochs': epoch, 'validation_final_loss': curve[-1],
-          'config': json.loads((workdir / 'config.json').read_text())})
-  return progress, {'validation_final': curve[-1],
-                    'validation_sum': curve.sum()}
+      checkpoint.save(
+        workdir / 'best.npz',
+        theta,
+        metadata={
+          'epochs': epoch,
+          'validation_final_loss': curve[-1],
+          'config': json.loads((workdir / 'config.json').read_text()),
+        },
+      )
+  return progress, {
+    'validation_final': curve[-1],
+    'validation_sum': curve.sum(),
+  }
 
 
 def _count_skipped(progress, skipped):
@@ -283,9 +349,12 @@ def _count_skipped(progress, skipped):
   skipped = np.asarray(skipped)
   trailing = int(np.cumprod(skipped[::-1]).sum())
   in_a_row = trailing + (
-      progress.skipped_in_a_row if trailing == skipped.size else 0)
-  return progress._replace(skipped=progress.skipped + skipped.sum(),
-                           skipped_in_a_row=np.int64(in_a_row))
+    progress.skipped_in_a_row if trailing == skipped.size else 0
+  )
+  return progress._replace(
+    skipped=progress.skipped + skipped.sum(),
+    skipped_in_a_row=np.int64(in_a_row),
+  )
 
 
 def _restore(directory, like):
@@ -309,8 +378,11 @@ def _keep_metrics_before(path, epoch):
     return
   lines = path.read_bytes().splitlines(True)
   try:
-    kept = [line for line in lines
-            if line.endswith(b'\n') and json.loads(line)['epoch'] < epoch]
+    kept = [
+      line
+      for line in lines
+      if line.endswith(b'\n') and json.loads(line)['epoch'] < epoch
+    ]
   except (ValueError, KeyError, TypeError):
     raise UsageError(f'{path} is damaged') from None
   temporary = path.with_suffix('.tmp')
@@ -332,28 +404,38 @@ def make_trainer(learned, *, learning_rate, num_epochs, scale=1.0):
   """
   args = flags.FLAGS
   num_unrolls = args.num_steps // args.unroll_length
-  weights = {'all': jnp.ones(args.num_steps + 1),
-             'rising': jnp.geomspace(1.0, 100.0, args.num_steps + 1),
-             'final': jnp.zeros(args.num_steps + 1).at[-1].set(1.0),
-             }[args.weights] * scale
+  weights = {
+    'all': jnp.ones(args.num_steps + 1),
+    'rising': jnp.geomspace(1.0, 100.0, args.num_steps + 1),
+    'final': jnp.zeros(args.num_steps + 1).at[-1].set(1.0),
+  }[args.weights] * scale
   if args.learning_rate_schedule == 'cosine':
     learning_rate = optax.cosine_decay_schedule(
-        learning_rate, max(num_epochs * num_unrolls, 1), alpha=0.01)
+      learning_rate, max(num_epochs * num_unrolls, 1), alpha=0.01
+    )
   meta_optimizer = optax.adam(learning_rate)
   if args.clip_norm:
     meta_optimizer = optax.chain(
-        optax.clip_by_global_norm(args.clip_norm), meta_optimizer)
+      optax.clip_by_global_norm(args.clip_norm), meta_optimizer
+    )
   remat = {'none': False, 'step': True}.get(args.remat, args.remat)
   return truncated_bptt(
-      learned, meta_optimizer, unroll_length=args.unroll_length,
-      num_unrolls=num_unrolls, num_optimizees=args.num_optimizees,
-      weights=weights, second_derivatives=args.second_derivatives,
-      remat=remat, clip_each=args.clip_each or None,
-      sharding=sharding(args.num_optimizees))
+    learned,
+    meta_optimizer,
+    unroll_length=args.unroll_length,
+    num_unrolls=num_unrolls,
+    num_optimizees=args.num_optimizees,
+    weights=weights,
+    second_derivatives=args.second_derivatives,
+    remat=remat,
+    clip_each=args.clip_each or None,
+    sharding=sharding(args.num_optimizees),
+  )
 
 
-def train(learned, optimizee, validation, *, settings, batch_size=None,
-          scale=1.0):
+def train(
+  learned, optimizee, validation, *, settings, batch_size=None, scale=1.0
+):
   """Opens the run directory, searches the meta learning rate, meta-trains.
 
   Whatever is wrong with flags and files is found before a directory is made.
@@ -374,8 +456,12 @@ def train(learned, optimizee, validation, *, settings, batch_size=None,
 
   @jax.jit
   def mean_curve(theta, optimizee, keys):
-    return jnp.mean(learning_curves(optimizee, learned.transform(theta), keys,
-                                    args.num_steps, batch_size), axis=0)
+    return jnp.mean(
+      learning_curves(
+        optimizee, learned.transform(theta), keys, args.num_steps, batch_size
+      ),
+      axis=0,
+    )
 
   def validate(theta):
     return mean_curve(theta, validation, keys)
@@ -387,31 +473,50 @@ def train(learned, optimizee, validation, *, settings, batch_size=None,
   workdir = open_workdir(args.workdir, settings, args.resume)
 
   def one(directory, rate, num_epochs):
-    trainer = make_trainer(learned, learning_rate=rate, num_epochs=num_epochs,
-                           scale=scale)
+    trainer = make_trainer(
+      learned, learning_rate=rate, num_epochs=num_epochs, scale=scale
+    )
     return meta_train(
-        directory, trainer, optimizee, validate, num_epochs=num_epochs,
-        evaluation_period=args.evaluation_period, seed=args.seed,
-        theta=theta, max_nonfinite=args.max_nonfinite,
-        sharding=sharding(args.num_optimizees))
+      directory,
+      trainer,
+      optimizee,
+      validate,
+      num_epochs=num_epochs,
+      evaluation_period=args.evaluation_period,
+      seed=args.seed,
+      theta=theta,
+      max_nonfinite=args.max_nonfinite,
+      sharding=sharding(args.num_optimizees),
+    )
 
   rate = args.learning_rate
   if args.search_trials:
     rates = 10 ** np.random.default_rng(args.seed).uniform(
-        -4, -2, args.search_trials)
+      -4, -2, args.search_trials
+    )
     losses = []
     for i, candidate in enumerate(rates):
       directory = workdir / 'search' / f'{i:02d}'
       if is_writer():
         directory.mkdir(parents=True, exist_ok=True)
-        write_json(directory / 'config.json',
-                   {'learning_rate': candidate, 'epochs': args.search_epochs})
+        write_json(
+          directory / 'config.json',
+          {'learning_rate': candidate, 'epochs': args.search_epochs},
+        )
       losses.append(one(directory, candidate, args.search_epochs)[1])
-      logging.info('search %d/%d: meta learning rate %.3g gives %.4g', i + 1,
-                   args.search_trials, candidate, losses[-1])
+      logging.info(
+        'search %d/%d: meta learning rate %.3g gives %.4g',
+        i + 1,
+        args.search_trials,
+        candidate,
+        losses[-1],
+      )
     rate = float(rates[np.argmin(losses)])
   theta, loss = one(workdir, rate, args.num_epochs)
   if jax.process_count() > 1:  # the rest is the writer's, at its own pace
     jax.distributed.shutdown()
-  return workdir, theta, {'validation_final_loss': loss,
-                          'meta_learning_rate': rate}
+  return (
+    workdir,
+    theta,
+    {'validation_final_loss': loss, 'meta_learning_rate': rate},
+  )

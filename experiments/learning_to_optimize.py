@@ -24,10 +24,7 @@ from l2o_jax import checkpoint
 from l2o_jax.features import history
 from l2o_jax.gps import costs
 from l2o_jax.gps.groups import Groups
-from l2o_jax.gps.guided_policy_search import (
-    function_keys,
-    guided_policy_search,
-)
+from l2o_jax.gps.guided_policy_search import function_keys, guided_policy_search
 from l2o_jax.gps.policy import policy_optimizer
 from l2o_jax.gps.state_features import state_features
 from l2o_jax.mlp_cell import mlp_cell
@@ -35,64 +32,127 @@ from l2o_jax.mlp_cell import mlp_cell
 LEARNED = 'learned'
 FIRST_ORDER = ('gradient descent', 'momentum', 'CG')
 PRESETS = {
-    'quick': {'num_epochs': 24},
-    'paper': {'num_epochs': 10, 'method': 'badmm', 'policy': 'joint',
-              'cost': 'taylor', 'num_rollouts': 20, 'policy_rollouts': 0.0,
-              'blend': 0.5, 'inner_iterations': 4, 'precision_power': 1.0},
+  'quick': {'num_epochs': 24},
+  'paper': {
+    'num_epochs': 10,
+    'method': 'badmm',
+    'policy': 'joint',
+    'cost': 'taylor',
+    'num_rollouts': 20,
+    'policy_rollouts': 0.0,
+    'blend': 0.5,
+    'inner_iterations': 4,
+    'precision_power': 1.0,
+  },
 }
 
 flags.DEFINE_enum(
-    'family', 'logistic', list(small_functions.FAMILIES), 'Functions to be '
-    'minimized; as many for training as in the paper: 90, 120, 80.')
+  'family',
+  'logistic',
+  list(small_functions.FAMILIES),
+  'Functions to be '
+  'minimized; as many for training as in the paper: 90, 120, 80.',
+)
 flags.DEFINE_integer(
-    'num_functions', 0, 'Training functions, >= 0; 0: as many as the paper.',
-    lower_bound=0, upper_bound=10 ** 5)
+  'num_functions',
+  0,
+  'Training functions, >= 0; 0: as many as the paper.',
+  lower_bound=0,
+  upper_bound=10**5,
+)
 flags.DEFINE_enum(
-    'method', 'mdgps', ['mdgps', 'badmm'], 'badmm: the paper\'s, with '
-    'multipliers; mdgps: mirror descent on the policy\'s own rollouts.')
+  'method',
+  'mdgps',
+  ['mdgps', 'badmm'],
+  "badmm: the paper's, with "
+  "multipliers; mdgps: mirror descent on the policy's own rollouts.",
+)
 flags.DEFINE_enum(
-    'policy', 'coordinatewise', ['coordinatewise', 'joint'], 'joint: one net '
-    'sees and moves all parameters, as in the paper; coordinatewise: one for '
-    'each group of parameters, run on every coordinate.')
+  'policy',
+  'coordinatewise',
+  ['coordinatewise', 'joint'],
+  'joint: one net '
+  'sees and moves all parameters, as in the paper; coordinatewise: one for '
+  'each group of parameters, run on every coordinate.',
+)
 flags.DEFINE_enum(
-    'cost', None, list(costs.NAMES), 'Quadratic model of the cost; taylor: the '
-    'paper\'s, for joint policies; sample_taylor: that of every sample by '
-    'itself, for mdgps and by default there with coordinatewise policies; '
-    'sample_gradient: likewise to first order; gradient_share by default '
-    'elsewhere.')
+  'cost',
+  None,
+  list(costs.NAMES),
+  'Quadratic model of the cost; taylor: the '
+  "paper's, for joint policies; sample_taylor: that of every sample by "
+  'itself, for mdgps and by default there with coordinatewise policies; '
+  'sample_gradient: likewise to first order; gradient_share by default '
+  'elsewhere.',
+)
 flags.DEFINE_float(
-    'kl_step', None, 'Largest step of a guide at first, for each time and '
-    'coordinate, in nats, > 0; by default 0.5 with a --cost of samples, where '
-    'it falls to 2 % by a cosine, and 0.2 elsewhere.', lower_bound=1e-9,
-    upper_bound=1e3)
+  'kl_step',
+  None,
+  'Largest step of a guide at first, for each time and '
+  'coordinate, in nats, > 0; by default 0.5 with a --cost of samples, where '
+  'it falls to 2 % by a cosine, and 0.2 elsewhere.',
+  lower_bound=1e-9,
+  upper_bound=1e3,
+)
 flags.DEFINE_float(
-    'precision_power', 0.25, 'Exponent of the precision of a guide\'s actions '
-    'in the weights of the policy\'s regression, 0 ... 1; 1 in the paper.',
-    lower_bound=0.0, upper_bound=1.0)
+  'precision_power',
+  0.25,
+  "Exponent of the precision of a guide's actions "
+  "in the weights of the policy's regression, 0 ... 1; 1 in the paper.",
+  lower_bound=0.0,
+  upper_bound=1.0,
+)
 flags.DEFINE_integer(
-    'num_rollouts', 10, 'Rollouts of each function in an epoch, >= 2; 20 in '
-    'the paper.', lower_bound=2, upper_bound=10 ** 4)
+  'num_rollouts',
+  10,
+  'Rollouts of each function in an epoch, >= 2; 20 in the paper.',
+  lower_bound=2,
+  upper_bound=10**4,
+)
 flags.DEFINE_float(
-    'policy_rollouts', 0.5, 'With --method=badmm: share of the rollouts made '
-    'by the policy, 0 ... 0.9; 0 in the paper.', lower_bound=0.0,
-    upper_bound=0.9)
+  'policy_rollouts',
+  0.5,
+  'With --method=badmm: share of the rollouts made '
+  'by the policy, 0 ... 0.9; 0 in the paper.',
+  lower_bound=0.0,
+  upper_bound=0.9,
+)
 flags.DEFINE_integer(
-    'inner_iterations', 2, 'With --method=badmm: alternations an epoch, >= 1.',
-    lower_bound=1, upper_bound=20)
+  'inner_iterations',
+  2,
+  'With --method=badmm: alternations an epoch, >= 1.',
+  lower_bound=1,
+  upper_bound=20,
+)
 flags.DEFINE_float(
-    'blend', 0.3, 'Weight of the other times in the fits, 0 ... 1.',
-    lower_bound=0.0, upper_bound=1.0)
+  'blend',
+  0.3,
+  'Weight of the other times in the fits, 0 ... 1.',
+  lower_bound=0.0,
+  upper_bound=1.0,
+)
 flags.DEFINE_float(
-    'initial_rate', 0.25, 'Learning rate of the first guide, relative to that '
-    'of tuned momentum, > 0.', lower_bound=1e-6, upper_bound=1.0)
+  'initial_rate',
+  0.25,
+  'Learning rate of the first guide, relative to that of tuned momentum, > 0.',
+  lower_bound=1e-6,
+  upper_bound=1.0,
+)
 flags.DEFINE_multi_enum(
-    'baselines', list(small_functions.OPTIMIZERS),
-    list(small_functions.OPTIMIZERS), 'Hand-designed optimizers of the '
-    'comparison, a flag for each; those with a line search may evaluate the '
-    'function several times a step.')
+  'baselines',
+  list(small_functions.OPTIMIZERS),
+  list(small_functions.OPTIMIZERS),
+  'Hand-designed optimizers of the '
+  'comparison, a flag for each; those with a line search may evaluate the '
+  'function several times a step.',
+)
 flags.DEFINE_integer(
-    'horizons', 4, 'Steps of the comparison in units of --num_steps, >= 1.',
-    lower_bound=1, upper_bound=100)
+  'horizons',
+  4,
+  'Steps of the comparison in units of --num_steps, >= 1.',
+  lower_bound=1,
+  upper_bound=100,
+)
 cli.define_flags(PRESETS, 'runs/learning_to_optimize', bptt=False)
 flags.FLAGS.set_default('num_steps', 40)
 flags.FLAGS.set_default('evaluation_period', 1)
@@ -110,8 +170,11 @@ def train(optimizee, names, size, settings):
   """Meta-trains; (run directory, learned optimizer, theta, training keys)."""
   args = flags.FLAGS
   joint = args.policy == 'joint'
-  groups = None if joint else Groups(
-      lambda params: {name: name for name in params}, names)
+  groups = (
+    None
+    if joint
+    else Groups(lambda params: {name: name for name in params}, names)
+  )
   cell = mlp_cell(outputs=size if joint else None)
   shape = {'groups': groups, 'joint_size': size if joint else None}
   learned = policy_optimizer(history(), cell, **shape)
@@ -122,29 +185,56 @@ def train(optimizee, names, size, settings):
   count = args.num_functions or small_functions.FAMILIES[args.family][1]
   # The key that meta_train gives to the trainer's init.
   training = function_keys(
-      jax.random.split(jax.random.key(args.seed))[0], count)
+    jax.random.split(jax.random.key(args.seed))[0], count
+  )
   rate, momentum = tune(optimizee, training, 'momentum')
   cost = cost_of(args)
   trainer = guided_policy_search(
-      history(), cell, state_features(5, 0), num_steps=args.num_steps,
-      initial=(args.initial_rate * rate, momentum), method=args.method,
-      num_functions=count, num_rollouts=args.num_rollouts,
-      num_coordinates=4, policy_rollouts=args.policy_rollouts, cost=cost,
-      inner_iterations=args.inner_iterations, blend=args.blend,
-      precision_power=args.precision_power,
-      kl_step=optax.cosine_decay_schedule(
-          args.kl_step or 0.5, max(args.num_epochs, 1), alpha=0.02)
-      if cost in costs.OF_SAMPLES else args.kl_step or 0.2,
-      cloning_steps=600 if args.theta is None else 0, batch_size=64, **shape)
+    history(),
+    cell,
+    state_features(5, 0),
+    num_steps=args.num_steps,
+    initial=(args.initial_rate * rate, momentum),
+    method=args.method,
+    num_functions=count,
+    num_rollouts=args.num_rollouts,
+    num_coordinates=4,
+    policy_rollouts=args.policy_rollouts,
+    cost=cost,
+    inner_iterations=args.inner_iterations,
+    blend=args.blend,
+    precision_power=args.precision_power,
+    kl_step=optax.cosine_decay_schedule(
+      args.kl_step or 0.5, max(args.num_epochs, 1), alpha=0.02
+    )
+    if cost in costs.OF_SAMPLES
+    else args.kl_step or 0.2,
+    cloning_steps=600 if args.theta is None else 0,
+    batch_size=64,
+    **shape,
+  )
   validation = jax.random.split(jax.random.key(1_000_001), args.num_validation)
-  mean = jax.jit(lambda theta: small_functions.curves(
-      optimizee, lambda loss: learned.transform(theta), validation,
-      args.num_steps).mean(0))
+  mean = jax.jit(
+    lambda theta: small_functions.curves(
+      optimizee,
+      lambda loss: learned.transform(theta),
+      validation,
+      args.num_steps,
+    ).mean(0)
+  )
   theta, loss = harness.meta_train(
-      workdir, trainer, optimizee, mean, num_epochs=args.num_epochs,
-      evaluation_period=args.evaluation_period, seed=args.seed, theta=theta,
-      max_nonfinite=args.max_nonfinite, select=np.sum,
-      cpu_options=harness.COMPILE_QUICKLY)
+    workdir,
+    trainer,
+    optimizee,
+    mean,
+    num_epochs=args.num_epochs,
+    evaluation_period=args.evaluation_period,
+    seed=args.seed,
+    theta=theta,
+    max_nonfinite=args.max_nonfinite,
+    select=np.sum,
+    cpu_options=harness.COMPILE_QUICKLY,
+  )
   return workdir, learned, theta, training, {'validation_sum': loss}
 
 
@@ -154,7 +244,8 @@ def tune(optimizee, keys, name):
   if len(grid) == 1:
     return grid[0]
   run = lambda keys, make_opt: small_functions.curves(
-      optimizee, make_opt, keys, flags.FLAGS.num_steps)
+    optimizee, make_opt, keys, flags.FLAGS.num_steps
+  )
   return small_functions.tune(run, keys, make_opt, grid)[0]
 
 
@@ -163,61 +254,97 @@ def compare(workdir, optimizee, learned, theta, training, extra):
   args = flags.FLAGS
   steps = args.horizons * args.num_steps
   keys = jax.random.split(jax.random.key(2_000_003), args.num_test)
-  run = jax.jit(lambda theta: small_functions.curves(
-      optimizee, lambda loss: learned.transform(theta), keys, steps))
+  run = jax.jit(
+    lambda theta: small_functions.curves(
+      optimizee, lambda loss: learned.transform(theta), keys, steps
+    )
+  )
   losses, settings = {LEARNED: np.asarray(run(theta))}, {LEARNED: None}
   for name in args.baselines:
     make_opt = small_functions.OPTIMIZERS[name][0]
     settings[name] = tune(optimizee, training, name)
-    losses[name] = np.asarray(jax.jit(
-        lambda keys, make_opt=make_opt, best=settings[name]:
-        small_functions.curves(optimizee, make_opt(*best), keys, steps))(keys))
+    losses[name] = np.asarray(
+      jax.jit(
+        lambda keys, make_opt=make_opt, best=settings[name]: (
+          small_functions.curves(optimizee, make_opt(*best), keys, steps)
+        )
+      )(keys)
+    )
   fixed = [name for name in args.baselines if name in FIRST_ORDER]
-  groups = {', '.join(names): names for names in (
-      fixed, *([name] for name in args.baselines)) if names}
-  margins = {title: small_functions.margin(losses, LEARNED, names)
-             for title, names in groups.items()}
-  rows = {name: {
+  groups = {
+    ', '.join(names): names
+    for names in (fixed, *([name] for name in args.baselines))
+    if names
+  }
+  margins = {
+    title: small_functions.margin(losses, LEARNED, names)
+    for title, names in groups.items()
+  }
+  rows = {
+    name: {
       'setting': settings[name],
-      'sum': float(x[:, :args.num_steps + 1].sum(1).mean()),
-      **{f'step_{t}': float(x[:, t].mean())
-         for t in (args.num_steps, steps)}} for name, x in losses.items()}
-  victory = {name: {
-      'mean_2_to_horizon': float(m[2:args.num_steps + 1].mean()),
-      'positive_2_to_horizon': float(
-          (m[2:args.num_steps + 1] > 0).mean()),
-      'positive_after': float((m[args.num_steps + 1:] > 0).mean())
-      if args.horizons > 1 else None} for name, m in margins.items()}
+      'sum': float(x[:, : args.num_steps + 1].sum(1).mean()),
+      **{f'step_{t}': float(x[:, t].mean()) for t in (args.num_steps, steps)},
+    }
+    for name, x in losses.items()
+  }
+  victory = {
+    name: {
+      'mean_2_to_horizon': float(m[2 : args.num_steps + 1].mean()),
+      'positive_2_to_horizon': float((m[2 : args.num_steps + 1] > 0).mean()),
+      'positive_after': float((m[args.num_steps + 1 :] > 0).mean())
+      if args.horizons > 1
+      else None,
+    }
+    for name, m in margins.items()
+  }
   print(table(args, rows, victory))
   write_curves(workdir / 'curves.csv', losses, margins)
-  plots.margins(workdir / 'margin.png', margins, losses, LEARNED,
-                args.num_steps)
+  plots.margins(
+    workdir / 'margin.png', margins, losses, LEARNED, args.num_steps
+  )
   for row in rows.values():  # JSON knows no nan and inf
-    row.update((k, None) for k, v in row.items()
-               if isinstance(v, float) and not np.isfinite(v))
-  harness.write_json(workdir / 'summary.json', {
-      'optimizers': rows, 'margin_of_victory': victory, **extra})
+    row.update(
+      (k, None)
+      for k, v in row.items()
+      if isinstance(v, float) and not np.isfinite(v)
+    )
+  harness.write_json(
+    workdir / 'summary.json',
+    {'optimizers': rows, 'margin_of_victory': victory, **extra},
+  )
   print(f'\nwritten: {workdir}/margin.png summary.json curves.csv')
 
 
 def table(args, rows, victory) -> str:
   """Best sum first; then the margins."""
   last = args.horizons * args.num_steps
-  lines = [f'\n{args.family}: {args.num_test} unseen functions',
-           f'{"optimizer":<22}{"setting":>22}{"sum":>10}'
-           f'{f"step {args.num_steps}":>10}{f"step {last}":>10}']
+  lines = [
+    f'\n{args.family}: {args.num_test} unseen functions',
+    f'{"optimizer":<22}{"setting":>22}{"sum":>10}'
+    f'{f"step {args.num_steps}":>10}{f"step {last}":>10}',
+  ]
   for name, row in sorted(rows.items(), key=lambda kv: kv[1]['sum']):
-    setting = '' if row['setting'] is None else ', '.join(
-        f'{v:.3g}' if isinstance(v, float) else str(v)
-        for v in row['setting'])
-    lines.append(f'{name:<22}{setting:>22}{row["sum"]:>10.4g}'
-                 f'{row[f"step_{args.num_steps}"]:>10.4g}'
-                 f'{row[f"step_{last}"]:>10.4g}')
-  lines.append(f'\n{"margin of victory over":<32}{"mean, 2 ... T":>14}'
-               f'{"share > 0":>11}')
-  lines += [f'{name:<32}{row["mean_2_to_horizon"]:>14.4g}'
-            f'{row["positive_2_to_horizon"]:>11.2f}'
-            for name, row in victory.items()]
+    setting = (
+      ''
+      if row['setting'] is None
+      else ', '.join(
+        f'{v:.3g}' if isinstance(v, float) else str(v) for v in row['setting']
+      )
+    )
+    lines.append(
+      f'{name:<22}{setting:>22}{row["sum"]:>10.4g}'
+      f'{row[f"step_{args.num_steps}"]:>10.4g}'
+      f'{row[f"step_{last}"]:>10.4g}'
+    )
+  lines.append(
+    f'\n{"margin of victory over":<32}{"mean, 2 ... T":>14}{"share > 0":>11}'
+  )
+  lines += [
+    f'{name:<32}{row["mean_2_to_horizon"]:>14.4g}'
+    f'{row["positive_2_to_horizon"]:>11.2f}'
+    for name, row in victory.items()
+  ]
   return '\n'.join(lines)
 
 
@@ -227,18 +354,23 @@ def write_curves(path, losses, margins):
     writer = csv.writer(f)
     writer.writerow(['what', 'name', 'step', 'value'])
     for what, curves in (
-        ('mean loss', {k: x.mean(0) for k, x in losses.items()}),
-        ('margin', margins)):
+      ('mean loss', {k: x.mean(0) for k, x in losses.items()}),
+      ('margin', margins),
+    ):
       for name, curve in curves.items():
-        writer.writerows([what, name, t, f'{value:.6g}']
-                         for t, value in enumerate(curve))
+        writer.writerows(
+          [what, name, t, f'{value:.6g}'] for t, value in enumerate(curve)
+        )
   os.replace(temporary, path)
 
 
 def main():
   args = flags.FLAGS
-  if args.policy == 'joint' and cost_of(args) == 'gradient_share' and (
-      args.family == 'net'):
+  if (
+    args.policy == 'joint'
+    and cost_of(args) == 'gradient_share'
+    and (args.family == 'net')
+  ):
     raise cli.UsageError('--policy=joint on nets needs --cost=taylor')
   if args.method == 'badmm' and args.cost in costs.OF_SAMPLES:
     raise cli.UsageError(f'--cost={args.cost} needs --method=mdgps')
@@ -246,7 +378,8 @@ def main():
   optimizee = small_functions.FAMILIES[args.family][0]
   params = jax.eval_shape(optimizee.init, jax.random.key(0))[0]
   workdir, learned, theta, training, extra = train(
-      optimizee, tuple(params), sum(x.size for x in params.values()), settings)
+    optimizee, tuple(params), sum(x.size for x in params.values()), settings
+  )
   compare(workdir, optimizee, learned, theta, training, extra)
 
 

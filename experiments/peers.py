@@ -32,8 +32,9 @@ def plain_jax(features: Features, scale: float) -> LearnedOptimizer:
 
   def transform(theta):
     def init(x):
-      return jax.tree.map(lambda s: jnp.zeros((x.size, *s.shape)),
-                          cell.initial_state())
+      return jax.tree.map(
+        lambda s: jnp.zeros((x.size, *s.shape)), cell.initial_state()
+      )
 
     def update(g, state, x=None):
       _, seen = jax.vmap(lambda x, g: features.update((), x, g, None))(x, g)
@@ -46,8 +47,9 @@ def plain_jax(features: Features, scale: float) -> LearnedOptimizer:
 
     return optax.GradientTransformation(init, update)
 
-  return flattened(LearnedOptimizer(
-      lambda key: cell.init(key, features.size), transform))
+  return flattened(
+    LearnedOptimizer(lambda key: cell.init(key, features.size), transform)
+  )
 
 
 def torch_epoch(workload: str, compiled: bool, images=None, labels=None):
@@ -62,7 +64,6 @@ def torch_epoch(workload: str, compiled: bool, images=None, labels=None):
   import torch  # heavy, and not a dependency
 
   class Optimizer(torch.nn.Module):
-
     def __init__(self, num_features, scale):
       super().__init__()
       self.first = torch.nn.LSTMCell(num_features, 20)
@@ -74,8 +75,12 @@ def torch_epoch(workload: str, compiled: bool, images=None, labels=None):
       if self.num_features == 2:
         eps = torch.finfo(g.dtype).eps
         seen = torch.stack(
-            [(torch.log(g.abs() + eps) / 10).clamp(min=-1),
-             (g * 22026.465794806718).clamp(-1, 1)], -1)
+          [
+            (torch.log(g.abs() + eps) / 10).clamp(min=-1),
+            (g * 22026.465794806718).clamp(-1, 1),
+          ],
+          -1,
+        )
       else:
         seen = g[:, None]
       first = self.first(seen, state[0])
@@ -83,8 +88,11 @@ def torch_epoch(workload: str, compiled: bool, images=None, labels=None):
       return self.scale * self.linear(second[0])[:, 0], (first, second)
 
   if workload == 'quadratics':
-    net, n, task = Optimizer(1, 0.1), 1280, lambda: (
-        torch.rand(128, 10, 10), torch.rand(128, 10))
+    net, n, task = (
+      Optimizer(1, 0.1),
+      1280,
+      lambda: (torch.rand(128, 10, 10), torch.rand(128, 10)),
+    )
 
     def loss(x, task):
       w, y = task
@@ -98,10 +106,10 @@ def torch_epoch(workload: str, compiled: bool, images=None, labels=None):
       del task
       rows = torch.randint(0, len(images), (128,))
       w1, b1, w2, b2 = x.split([784 * 20, 20, 20 * 10, 10])
-      hidden = torch.sigmoid(
-          images[rows].float() / 255 @ w1.view(784, 20) + b1)
+      hidden = torch.sigmoid(images[rows].float() / 255 @ w1.view(784, 20) + b1)
       return torch.nn.functional.cross_entropy(
-          hidden @ w2.view(20, 10) + b2, labels[rows])
+        hidden @ w2.view(20, 10) + b2, labels[rows]
+      )
 
   forward = torch.compile(net, dynamic=False) if compiled else net
   meta_optimizer = torch.optim.Adam(net.parameters(), 1e-3)
@@ -116,7 +124,7 @@ def torch_epoch(workload: str, compiled: bool, images=None, labels=None):
       total = 0
       for _ in range(UNROLL_LENGTH):
         value = loss(x, f)
-        gradient, = torch.autograd.grad(value, x, retain_graph=True)
+        (gradient,) = torch.autograd.grad(value, x, retain_graph=True)
         total = total + value
         step, state = forward(gradient.detach(), state)
         x = x + step
@@ -129,4 +137,5 @@ def torch_epoch(workload: str, compiled: bool, images=None, labels=None):
 
 def set_torch_threads(threads: int) -> None:
   import torch
+
   torch.set_num_threads(threads)

@@ -21,9 +21,13 @@ def learning_curves(path, panels, learned=('LSTM',), periods=None):
   columns = min(len(panels), 3)
   rows = -(-len(panels) // columns)
   figure, axes = plt.subplots(
-      rows, columns, figsize=(5.2 * columns, 4.0 * rows), squeeze=False,
-      layout='constrained')
-  for axis in axes.flat[len(panels):]:
+    rows,
+    columns,
+    figsize=(5.2 * columns, 4.0 * rows),
+    squeeze=False,
+    layout='constrained',
+  )
+  for axis in axes.flat[len(panels) :]:
     axis.axis('off')
   for axis, (title, curves) in zip(axes.flat, panels.items()):
     tops, bottoms = [], []
@@ -35,11 +39,15 @@ def learning_curves(path, panels, learned=('LSTM',), periods=None):
       if name in learned:
         style = {'ls': '-', 'lw': 2.2, 'zorder': 3, 'color': f'C{i}'}
       else:
-        style = {'ls': _DASHES[(i - 1) % len(_DASHES)], 'lw': 1.5,
-                 'color': f'C{i % 10}'}
+        style = {
+          'ls': _DASHES[(i - 1) % len(_DASHES)],
+          'lw': 1.5,
+          'color': f'C{i % 10}',
+        }
       axis.plot(steps, mean, label=name, **style)
-      axis.fill_between(steps, low, high, color=style['color'], alpha=0.12,
-                        lw=0)
+      axis.fill_between(
+        steps, low, high, color=style['color'], alpha=0.12, lw=0
+      )
       tops.append(mean[0])
       bottoms.append(np.nanmin([np.nanmin(mean), np.nanmin(low)]))
     axis.set_yscale('log')
@@ -66,8 +74,13 @@ def margins(path, margins, losses, learned, horizon):
   """
   figure, axes = plt.subplots(1, 3, figsize=(15.6, 4.2), layout='constrained')
   for i, (name, margin) in enumerate(margins.items()):
-    axes[0].plot(margin, label=name, ls='--' if i else '-',
-                 lw=1.3 if i else 2.2, color=f'C{i}')
+    axes[0].plot(
+      margin,
+      label=name,
+      ls='--' if i else '-',
+      lw=1.3 if i else 2.2,
+      color=f'C{i}',
+    )
   first = np.abs(next(iter(margins.values()))[2:])
   axes[0].set_ylim(-2 * first.max(), 5 * first.max())
   axes[0].set_ylabel('mean margin of victory over')
@@ -75,8 +88,13 @@ def margins(path, margins, losses, learned, horizon):
   for function, axis in enumerate(axes[1:]):
     curves = {name: x[min(function, len(x) - 1)] for name, x in losses.items()}
     for i, (name, curve) in enumerate(curves.items()):
-      axis.plot(curve, label=name, ls='-' if name == learned else '--',
-                lw=2.2 if name == learned else 1.3, color=f'C{i}')
+      axis.plot(
+        curve,
+        label=name,
+        ls='-' if name == learned else '--',
+        lw=2.2 if name == learned else 1.3,
+        color=f'C{i}',
+      )
     lowest = min(np.nanmin(curve) for curve in curves.values())
     axis.set_yscale('log')
     axis.set_ylim(0.9 * lowest, 2 * curves[learned][0])

@@ -27,61 +27,120 @@ from l2o_jax import checkpoint
 from l2o_jax.gps import costs
 
 PRESETS = {
-    'quick': {'num_epochs': 25, 'num_steps': 50, 'inputs': 16, 'hidden': 16,
-              'lstm_units': 32},
-    'full': {'num_epochs': 8, 'num_steps': 400, 'inputs': 48, 'hidden': 48,
-             'lstm_units': 32, 'objective_size': 6000,
-             'initial': 'ADAM_decaying', 'initial_rate': 0.75,
-             'cloning_epochs': 3, 'cloning_rate': 3e-3, 'cloning_scale': 1.0,
-             'kl_step': 0.2, 'max_noise': 0.1, 'regression_steps': 100,
-             'regression_rate': 2e-5, 'num_coordinates': 128},
+  'quick': {
+    'num_epochs': 25,
+    'num_steps': 50,
+    'inputs': 16,
+    'hidden': 16,
+    'lstm_units': 32,
+  },
+  'full': {
+    'num_epochs': 8,
+    'num_steps': 400,
+    'inputs': 48,
+    'hidden': 48,
+    'lstm_units': 32,
+    'objective_size': 6000,
+    'initial': 'ADAM_decaying',
+    'initial_rate': 0.75,
+    'cloning_epochs': 3,
+    'cloning_rate': 3e-3,
+    'cloning_scale': 1.0,
+    'kl_step': 0.2,
+    'max_noise': 0.1,
+    'regression_steps': 100,
+    'regression_rate': 2e-5,
+    'num_coordinates': 128,
+  },
 }
 # Projection (0: that of meta-training), multiples of --inputs, --hidden and
 # --num_steps, minibatch.
-PANELS = {'same': (0, 1, 1, 1, 64), 'base': (1, 1, 1, 1, 64),
-          'wide': (1, 100 / 48, 200 / 48, 1, 64), 'noisy': (1, 1, 1, 1, 10),
-          'wide_noisy': (1, 100 / 48, 200 / 48, 1, 10),
-          'wide_long': (1, 100 / 48, 200 / 48, 2, 64)}
+PANELS = {
+  'same': (0, 1, 1, 1, 64),
+  'base': (1, 1, 1, 1, 64),
+  'wide': (1, 100 / 48, 200 / 48, 1, 64),
+  'noisy': (1, 1, 1, 1, 10),
+  'wide_noisy': (1, 100 / 48, 200 / 48, 1, 10),
+  'wide_long': (1, 100 / 48, 200 / 48, 2, 64),
+}
 
 flags.DEFINE_string(
-    'dataset', 'mnist_5k', 'Images of meta-training: a name of python -m '
-    'l2o_jax.datasets (mnist_5k is in the package), or an .npz.')
+  'dataset',
+  'mnist_5k',
+  'Images of meta-training: a name of python -m '
+  'l2o_jax.datasets (mnist_5k is in the package), or an .npz.',
+)
 flags.DEFINE_multi_string(
-    'test_data', [], 'Images of the comparison, likewise, a flag for each; '
-    'those of --dataset by default, with another projection.')
+  'test_data',
+  [],
+  'Images of the comparison, likewise, a flag for each; '
+  'those of --dataset by default, with another projection.',
+)
 flags.DEFINE_string(
-    'data_dir', None, 'Where prepared data sets are; $TFDS_DATA_DIR or '
-    '~/tensorflow_datasets by default.')
+  'data_dir',
+  None,
+  'Where prepared data sets are; $TFDS_DATA_DIR or '
+  '~/tensorflow_datasets by default.',
+)
 flags.DEFINE_multi_enum(
-    'panels', list(PANELS), list(PANELS), 'Problems of the comparison, a flag '
-    'for each; same: the objective of meta-training, other x_0; base: another '
-    'projection, as in all that follow; wide: larger nets; noisy: minibatches '
-    'of 10; long: twice the steps.')
+  'panels',
+  list(PANELS),
+  list(PANELS),
+  'Problems of the comparison, a flag '
+  'for each; same: the objective of meta-training, other x_0; base: another '
+  'projection, as in all that follow; wide: larger nets; noisy: minibatches '
+  'of 10; long: twice the steps.',
+)
 flags.DEFINE_multi_enum(
-    'baselines', list(projected.PAPER_BASELINES), list(projected.OPTIMIZERS),
-    'Hand-designed optimizers of the comparison, a flag for each; by default '
-    'the paper\'s seven.')
+  'baselines',
+  list(projected.PAPER_BASELINES),
+  list(projected.OPTIMIZERS),
+  'Hand-designed optimizers of the comparison, a flag for each; by default '
+  "the paper's seven.",
+)
 flags.DEFINE_bool(
-    'tune_each', False, 'Tune hand-designed optimizers on every problem of the '
-    'comparison by itself, which the paper does not, instead of on the '
-    'objective of meta-training.')
+  'tune_each',
+  False,
+  'Tune hand-designed optimizers on every problem of the '
+  'comparison by itself, which the paper does not, instead of on the '
+  'objective of meta-training.',
+)
 flags.DEFINE_multi_string(
-    'rivals', [], 'Run directories whose thetas are compared too, a flag for '
-    'each.')
+  'rivals',
+  [],
+  'Run directories whose thetas are compared too, a flag for each.',
+)
 flags.DEFINE_integer(
-    'inputs', 48, 'Projections of an image, >= 1.', lower_bound=1,
-    upper_bound=10 ** 4)
+  'inputs',
+  48,
+  'Projections of an image, >= 1.',
+  lower_bound=1,
+  upper_bound=10**4,
+)
 flags.DEFINE_integer(
-    'hidden', 48, 'Hidden units, >= 1.', lower_bound=1, upper_bound=10 ** 4)
+  'hidden', 48, 'Hidden units, >= 1.', lower_bound=1, upper_bound=10**4
+)
 flags.DEFINE_float(
-    'initial_std', 0.1, 'Standard deviation of initial weights and biases, '
-    '> 0.', lower_bound=1e-12, upper_bound=1e3)
+  'initial_std',
+  0.1,
+  'Standard deviation of initial weights and biases, > 0.',
+  lower_bound=1e-12,
+  upper_bound=1e3,
+)
 flags.DEFINE_integer(
-    'minibatch', 64, 'Images per minibatch in meta-training, >= 1.',
-    lower_bound=1, upper_bound=10 ** 6)
+  'minibatch',
+  64,
+  'Images per minibatch in meta-training, >= 1.',
+  lower_bound=1,
+  upper_bound=10**6,
+)
 flags.DEFINE_integer(
-    'objective_size', 10 ** 6, 'Images that make the exact objective in '
-    'meta-training and tuning, at most.', lower_bound=1, upper_bound=10 ** 9)
+  'objective_size',
+  10**6,
+  'Images that make the exact objective in meta-training and tuning, at most.',
+  lower_bound=1,
+  upper_bound=10**9,
+)
 cli.define_flags(PRESETS, 'runs/predicted_step_descent', search=False)
 flags.FLAGS.set_default('unroll_length', 10)
 flags.FLAGS.set_default('evaluation_period', 1)
@@ -101,11 +160,13 @@ def rivals():
       learned = policy_training.optimizer(config)[2]
       name = f'{config["trainer"]}, {config["features"]}'
     except (OSError, ValueError, KeyError, TypeError) as error:
-      raise cli.UsageError(f'--rivals={path} is no run of this experiment: '
-                           f'{error}') from None
+      raise cli.UsageError(
+        f'--rivals={path} is no run of this experiment: {error}'
+      ) from None
     found[name + f' ({path.name})' * (name in found)] = (
-        learned, checkpoint.load(path / 'best.npz',
-                                 learned.init(jax.random.key(0))))
+      learned,
+      checkpoint.load(path / 'best.npz', learned.init(jax.random.key(0))),
+    )
   return found
 
 
@@ -122,65 +183,104 @@ def compare(workdir, optimizee, thetas, test_data, extra):
   """
   args = flags.FLAGS
   tuning, tests = map(policy_training.keys_of, ('tuning', 'test'))
-  settings = {} if args.tune_each else {
+  settings = (
+    {}
+    if args.tune_each
+    else {
       name: projected.tune(optimizee, tuning, name, args.num_steps)
-      for name in args.baselines}
+      for name in args.baselines
+    }
+  )
   panels, summary = {}, {}
   for data_name, data in test_data.items():
     for panel in args.panels:
       projection, wider, more, runs, minibatch = PANELS[panel]
       steps = args.num_steps * runs
       test = projected.problem(
-          data, round(wider * args.inputs), round(more * args.hidden),
-          minibatch, seed=projection, initial_std=args.initial_std)
+        data,
+        round(wider * args.inputs),
+        round(more * args.hidden),
+        minibatch,
+        seed=projection,
+        initial_std=args.initial_std,
+      )
       if args.tune_each:
-        settings = {name: projected.tune(test, tuning, name, steps)
-                    for name in args.baselines}
+        settings = {
+          name: projected.tune(test, tuning, name, steps)
+          for name in args.baselines
+        }
       optimizers = {
-          **{name: (theta, learned.transform)
-             for name, (learned, theta) in thetas.items()},
-          **{name: ((), lambda _, name=name, setting=setting:
-                     projected.OPTIMIZERS[name][0](*setting))
-             for name, setting in settings.items()}}
+        **{
+          name: (theta, learned.transform)
+          for name, (learned, theta) in thetas.items()
+        },
+        **{
+          name: (
+            (),
+            lambda _, name=name, setting=setting: projected.OPTIMIZERS[name][0](
+              *setting
+            ),
+          )
+          for name, setting in settings.items()
+        },
+      }
       curves = {}
       for name, (theta, make_opt) in optimizers.items():
-        run = jax.jit(lambda theta, data, make_opt=make_opt, steps=steps:
-                      projected.curves(data[0], make_opt(theta), data[1],
-                                       steps))
+        run = jax.jit(
+          lambda theta, data, make_opt=make_opt, steps=steps: projected.curves(
+            data[0], make_opt(theta), data[1], steps
+          )
+        )
         curves[name] = np.asarray(run(theta, (test, tests)))
       title = f'{pathlib.Path(data_name).stem}, {panel}'
       panels[title] = (curves, projected.every(steps))
       summary[title] = statistics(curves, settings)
       print(table(title, summary[title]), flush=True)
-  means = {name: {by: float(np.mean([rows[name][f'rank_by_{by}']
-                                     for rows in summary.values()]))
-                  for by in ('mean', 'final')}
-           for name in next(iter(summary.values()))}
+  means = {
+    name: {
+      by: float(
+        np.mean([rows[name][f'rank_by_{by}'] for rows in summary.values()])
+      )
+      for by in ('mean', 'final')
+    }
+    for name in next(iter(summary.values()))
+  }
   print('\nmean rank (by mean over the run, by final objective)')
   for name, rank in sorted(means.items(), key=lambda kv: kv[1]['mean']):
-    print(f'{name:<{max(24, *map(len, means))}}{rank["mean"]:>8.2f}'
-          f'{rank["final"]:>8.2f}')
+    print(
+      f'{name:<{max(24, *map(len, means))}}{rank["mean"]:>8.2f}'
+      f'{rank["final"]:>8.2f}'
+    )
   write(workdir, panels, list(thetas))
   for rows in summary.values():  # JSON knows no nan and inf
     for row in rows.values():
-      row.update((k, None) for k, v in row.items()
-                 if isinstance(v, float) and not np.isfinite(v))
-  harness.write_json(workdir / 'summary.json', {
-      'panels': summary, 'mean_rank': means, 'num_test': args.num_test,
-      **extra})
+      row.update(
+        (k, None)
+        for k, v in row.items()
+        if isinstance(v, float) and not np.isfinite(v)
+      )
+  harness.write_json(
+    workdir / 'summary.json',
+    {'panels': summary, 'mean_rank': means, 'num_test': args.num_test, **extra},
+  )
   print(f'\nwritten: {workdir}/learning_curves.png summary.json curves.csv')
 
 
 def statistics(curves, settings):
   """{optimizer: of its curves [B, K]}; what diverged comes last."""
-  rows = {name: {'setting': settings.get(name),
-                 'mean': float(np.mean(x, dtype=np.float64)),
-                 'final': float(np.mean(x[:, -1], dtype=np.float64)),
-                 'final_stderr': float(x[:, -1].std() / len(x) ** 0.5)}
-          for name, x in curves.items()}
+  rows = {
+    name: {
+      'setting': settings.get(name),
+      'mean': float(np.mean(x, dtype=np.float64)),
+      'final': float(np.mean(x[:, -1], dtype=np.float64)),
+      'final_stderr': float(x[:, -1].std() / len(x) ** 0.5),
+    }
+    for name, x in curves.items()
+  }
   for by in ('mean', 'final'):
-    order = sorted(rows, key=lambda name: np.nan_to_num(
-        rows[name][by], nan=np.inf))
+    order = sorted(
+      rows, key=lambda name: np.nan_to_num(rows[name][by], nan=np.inf)
+    )
     for name in rows:
       rows[name][f'rank_by_{by}'] = order.index(name) + 1
   return rows
@@ -189,13 +289,20 @@ def statistics(curves, settings):
 def table(title, rows) -> str:
   """One panel, lowest mean first."""
   width = max(24, *map(len, rows))
-  lines = [f'\n{title}', f'{"optimizer":<{width}}{"setting":>24}{"mean":>10}'
-           f'{"final":>10}{"± s.e.":>10}']
+  lines = [
+    f'\n{title}',
+    f'{"optimizer":<{width}}{"setting":>24}{"mean":>10}'
+    f'{"final":>10}{"± s.e.":>10}',
+  ]
   for name, row in sorted(rows.items(), key=lambda kv: kv[1]['rank_by_mean']):
-    setting = ', '.join(f'{v:.3g}' if isinstance(v, float) else str(v)
-                        for v in row['setting'] or ())
-    lines.append(f'{name:<{width}}{setting:>24}{row["mean"]:>10.4g}'
-                 f'{row["final"]:>10.4g}{row["final_stderr"]:>10.2g}')
+    setting = ', '.join(
+      f'{v:.3g}' if isinstance(v, float) else str(v)
+      for v in row['setting'] or ()
+    )
+    lines.append(
+      f'{name:<{width}}{setting:>24}{row["mean"]:>10.4g}'
+      f'{row["final"]:>10.4g}{row["final_stderr"]:>10.2g}'
+    )
   return '\n'.join(lines)
 
 
@@ -207,12 +314,16 @@ def write(workdir, panels, learned):
     for title, (curves, period) in panels.items():
       for name, runs in curves.items():
         writer.writerows(
-            [title, name, i, period * t, f'{value:.6g}']
-            for i, run in enumerate(runs) for t, value in enumerate(run))
+          [title, name, i, period * t, f'{value:.6g}']
+          for i, run in enumerate(runs)
+          for t, value in enumerate(run)
+        )
   plots.learning_curves(
-      workdir / 'learning_curves.png',
-      {title: curves for title, (curves, _) in panels.items()}, learned,
-      {title: period for title, (_, period) in panels.items()})
+    workdir / 'learning_curves.png',
+    {title: curves for title, (curves, _) in panels.items()},
+    learned,
+    {title: period for title, (_, period) in panels.items()},
+  )
 
 
 def main():
@@ -223,16 +334,29 @@ def main():
     raise cli.UsageError(f'--initial={args.initial} needs --trainer=mdgps')
   others = rivals()
   data = projected.load(args.dataset, args.data_dir)
-  test_data = {name: projected.load(name, args.data_dir)
-               for name in args.test_data} or {args.dataset: data}
+  test_data = {
+    name: projected.load(name, args.data_dir) for name in args.test_data
+  } or {args.dataset: data}
   optimizee = projected.problem(
-      data, args.inputs, args.hidden, args.minibatch,
-      initial_std=args.initial_std, objective_size=args.objective_size)
+    data,
+    args.inputs,
+    args.hidden,
+    args.minibatch,
+    initial_std=args.initial_std,
+    objective_size=args.objective_size,
+  )
   workdir, learned, theta, extra = policy_training.train(optimizee)
   name = f'{args.trainer}, {args.features}'
-  compare(workdir, optimizee, {
+  compare(
+    workdir,
+    optimizee,
+    {
       f'{name} (this run)' if name in others else name: (learned, theta),
-      **others}, test_data, extra)
+      **others,
+    },
+    test_data,
+    extra,
+  )
 
 
 if __name__ == '__main__':

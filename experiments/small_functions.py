@@ -9,16 +9,18 @@ import optax
 
 from l2o_jax.conjugate_gradient import conjugate_gradient, with_value_fn
 from l2o_jax.optimizees.regression import (
-    logistic_regression,
-    robust_regression,
-    small_net,
+  logistic_regression,
+  robust_regression,
+  small_net,
 )
 from l2o_jax.unroll import unroll
 
 # Family, and training functions in the paper.
-FAMILIES = {'logistic': (logistic_regression(), 90),
-            'robust': (robust_regression(), 120),
-            'net': (small_net(), 80)}
+FAMILIES = {
+  'logistic': (logistic_regression(), 90),
+  'robust': (robust_regression(), 120),
+  'net': (small_net(), 80),
+}
 
 _RATES = tuple(np.geomspace(0.0125, 6.4, 10))
 _MOMENTA = (0.5, 0.7, 0.8, 0.85, 0.9, 0.95)
@@ -36,27 +38,35 @@ def _search():
 
 def _lbfgs_search(memory):
   return lambda loss: with_value_fn(
-      optax.lbfgs(memory_size=memory, linesearch=_search()), loss)
+    optax.lbfgs(memory_size=memory, linesearch=_search()), loss
+  )
 
 
 def _cg_search(rate, rule):
   return lambda loss: with_value_fn(
-      conjugate_gradient(rate, rule, _search()), loss)
+    conjugate_gradient(rate, rule, _search()), loss
+  )
 
 
 # {name: (setting -> (f -> optimizer), settings)}.  A fixed step, as in the
 # paper's code, unless the name says that the optimizer may evaluate f as often
 # as its line search likes.
 OPTIMIZERS = {
-    'gradient descent': (lambda rate: lambda loss: optax.sgd(rate),
-                         [(rate,) for rate in _RATES]),
-    'momentum': (lambda rate, m: lambda loss: optax.sgd(rate, momentum=m),
-                 list(itertools.product(_RATES, _MOMENTA))),
-    'CG': (lambda rate, rule: lambda loss: conjugate_gradient(rate, rule),
-           list(itertools.product(_RATES, _RULES))),
-    'L-BFGS': (_lbfgs, list(itertools.product(_RATES, (5, 10)))),
-    'CG, line search': (_cg_search, list(itertools.product((1.0,), _RULES))),
-    'L-BFGS, line search': (_lbfgs_search, [(10,)]),
+  'gradient descent': (
+    lambda rate: lambda loss: optax.sgd(rate),
+    [(rate,) for rate in _RATES],
+  ),
+  'momentum': (
+    lambda rate, m: lambda loss: optax.sgd(rate, momentum=m),
+    list(itertools.product(_RATES, _MOMENTA)),
+  ),
+  'CG': (
+    lambda rate, rule: lambda loss: conjugate_gradient(rate, rule),
+    list(itertools.product(_RATES, _RULES)),
+  ),
+  'L-BFGS': (_lbfgs, list(itertools.product(_RATES, (5, 10)))),
+  'CG, line search': (_cg_search, list(itertools.product((1.0,), _RULES))),
+  'L-BFGS, line search': (_lbfgs_search, [(10,)]),
 }
 
 
@@ -69,14 +79,20 @@ def curves(optimizee, make_opt, keys, num_steps):
     keys: of the functions, [B].
     num_steps: T.
   """
+
   def run(key):
     params, task = optimizee.init(key)
     loss = lambda params: optimizee.loss(params, task, key)
     opt = make_opt(loss)
-    _, trajectory = unroll(lambda params, _: loss(params), opt, params,
-                           opt.init(params), jax.random.split(key,
-                                                              num_steps + 1))
+    _, trajectory = unroll(
+      lambda params, _: loss(params),
+      opt,
+      params,
+      opt.init(params),
+      jax.random.split(key, num_steps + 1),
+    )
     return trajectory.losses
+
   return jax.vmap(run)(keys)
 
 
@@ -101,11 +117,14 @@ def tune(run, data, make_opt, grid):
     rest = tuple(v for v in setting if not isinstance(v, float))
     groups.setdefault(rest, []).append(numbers)
   for rest, settings in groups.items():
+
     @jax.jit
     def measure(columns, data, rest=rest):
-      total = lambda numbers: jnp.mean(jnp.sum(
-          run(data, make_opt(*numbers, *rest)), 1))
+      total = lambda numbers: jnp.mean(
+        jnp.sum(run(data, make_opt(*numbers, *rest)), 1)
+      )
       return jax.lax.map(total, columns) if columns else total(())[None]
+
     columns = tuple(jnp.asarray(c, jnp.float32) for c in zip(*settings))
     for numbers, total in zip(settings, np.asarray(measure(columns, data))):
       found[numbers + rest] = total if np.isfinite(total) else np.inf
@@ -129,7 +148,8 @@ def margin(losses, name, others):
     name: whose margin.
     others: competitors.
   """
-  best = np.min([np.where(x <= x[:, :1], x, x[:, :1])
-                 for x in map(losses.get, others)], 0)
+  best = np.min(
+    [np.where(x <= x[:, :1], x, x[:, :1]) for x in map(losses.get, others)], 0
+  )
   own = np.where(np.isnan(losses[name]), np.inf, losses[name])
   return np.mean(best - own, 0)

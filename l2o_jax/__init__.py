@@ -31,32 +31,27 @@ Notation:
 """
 
 from l2o_jax.base import (
-    Cell,
-    Features,
-    LearnedOptimizer,
-    MetaTrainer,
-    Optimizee,
+  Cell,
+  Features,
+  LearnedOptimizer,
+  MetaTrainer,
+  Optimizee,
 )
 from l2o_jax.checkpoint import CheckpointError, load, metadata, save
 from l2o_jax.conjugate_gradient import conjugate_gradient
 from l2o_jax.coordinatewise import chunked, coordinatewise, grouped
 from l2o_jax.evaluation import learning_curves, tune_learning_rate
-from l2o_jax.features import (
-    gradient,
-    history,
-    log_and_sign,
-    relative_changes,
-)
+from l2o_jax.features import gradient, history, log_and_sign, relative_changes
 from l2o_jax.gps.groups import Groups
 from l2o_jax.gps.guided_policy_search import guided_policy_search
 from l2o_jax.gps.state_features import state_features
 from l2o_jax.joint import joint
 from l2o_jax.learned_optimizers import (
-    autonomous_optimizer,
-    flattened,
-    lstm_log_and_sign,
-    lstm_raw,
-    predicted_step_descent,
+  autonomous_optimizer,
+  flattened,
+  lstm_log_and_sign,
+  lstm_raw,
+  predicted_step_descent,
 )
 from l2o_jax.lstm import lstm_cell
 from l2o_jax.mlp_cell import mlp_cell
@@ -65,38 +60,38 @@ from l2o_jax.truncated_bptt import meta_loss, truncated_bptt
 from l2o_jax.unroll import unroll
 
 __all__ = (
-    'Cell',
-    'CheckpointError',
-    'Features',
-    'Groups',
-    'LearnedOptimizer',
-    'MetaTrainer',
-    'Optimizee',
-    'autonomous_optimizer',
-    'chunked',
-    'conjugate_gradient',
-    'coordinatewise',
-    'flattened',
-    'gradient',
-    'grouped',
-    'guided_policy_search',
-    'history',
-    'joint',
-    'learning_curves',
-    'load',
-    'log_and_sign',
-    'lstm_cell',
-    'lstm_log_and_sign',
-    'lstm_raw',
-    'meta_loss',
-    'metadata',
-    'mlp_cell',
-    'predicted_step_descent',
-    'relative_changes',
-    'save',
-    'standardised',
-    'state_features',
-    'truncated_bptt',
-    'tune_learning_rate',
-    'unroll',
+  'Cell',
+  'CheckpointError',
+  'Features',
+  'Groups',
+  'LearnedOptimizer',
+  'MetaTrainer',
+  'Optimizee',
+  'autonomous_optimizer',
+  'chunked',
+  'conjugate_gradient',
+  'coordinatewise',
+  'flattened',
+  'gradient',
+  'grouped',
+  'guided_policy_search',
+  'history',
+  'joint',
+  'learning_curves',
+  'load',
+  'log_and_sign',
+  'lstm_cell',
+  'lstm_log_and_sign',
+  'lstm_raw',
+  'meta_loss',
+  'metadata',
+  'mlp_cell',
+  'predicted_step_descent',
+  'relative_changes',
+  'save',
+  'standardised',
+  'state_features',
+  'truncated_bptt',
+  'tune_learning_rate',
+  'unroll',
 )

@@ -39,6 +39,7 @@ class Optimizee(NamedTuple):
     objective: params, task -> scalar, f over all data.  None: there are no
       minibatches, `loss` is it.
   """
+
   init: Callable[[chex.PRNGKey], tuple[Params, Task]]
   loss: Callable[[Params, Task, chex.PRNGKey], chex.Scalar]
   objective: Callable[[Params, Task], chex.Scalar] | None = None
@@ -52,10 +53,13 @@ class Features(NamedTuple):
     init: x [...] -> memory.
     update: memory, x [...], g [...], value [] or None -> memory, [..., F].
   """
+
   size: int
   init: Callable[[chex.Array], Memory]
-  update: Callable[[Memory, chex.Array, chex.Array, chex.Scalar | None],
-                   tuple[Memory, chex.Array]]
+  update: Callable[
+    [Memory, chex.Array, chex.Array, chex.Scalar | None],
+    tuple[Memory, chex.Array],
+  ]
 
 
 class Cell(NamedTuple):
@@ -66,10 +70,10 @@ class Cell(NamedTuple):
     initial_state: () -> state of ONE coordinate.
     step: theta, x [F], state -> delta [], state.
   """
+
   init: Callable[[chex.PRNGKey, int], Theta]
   initial_state: Callable[[], CellState]
-  step: Callable[[Theta, chex.Array, CellState],
-                 tuple[chex.Scalar, CellState]]
+  step: Callable[[Theta, chex.Array, CellState], tuple[chex.Scalar, CellState]]
 
 
 class LearnedOptimizer(NamedTuple):
@@ -80,6 +84,7 @@ class LearnedOptimizer(NamedTuple):
     transform: theta -> an optax transformation.  Call it INSIDE the traced
       function: theta is then an argument and two thetas share one trace.
   """
+
   init: Callable[[chex.PRNGKey], Theta]
   transform: Callable[[Theta], optax.GradientTransformationExtraArgs]
 
@@ -92,5 +97,6 @@ class MetaTrainer(NamedTuple):
     step: state, optimizee, key -> state, info; one epoch, that is one whole
       run of B optimizees.  Pure: jit it.
   """
+
   init: Callable[[chex.PRNGKey], MetaState]
   step: Callable[[MetaState, Optimizee, chex.PRNGKey], tuple[MetaState, Info]]

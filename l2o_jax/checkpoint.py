@@ -31,8 +31,10 @@ class CheckpointError(ValueError):
 
 def _names_and_leaves(tree):
   leaves, structure = jax.tree.flatten_with_path(tree)
-  names = [jax.tree_util.keystr(path, simple=True, separator='.') or 'value'
-           for path, _ in leaves]
+  names = [
+    jax.tree_util.keystr(path, simple=True, separator='.') or 'value'
+    for path, _ in leaves
+  ]
   odd = [n for n in names if n == MANIFEST or set(n) & set('/\\\0')]
   if odd or len(set(names)) < len(names):
     raise ValueError(f'checkpoint: ambiguous or odd array names in {names}')
@@ -40,8 +42,9 @@ def _names_and_leaves(tree):
 
 
 def _is_key(leaf):
-  return (isinstance(leaf, jax.Array)
-          and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key))
+  return isinstance(leaf, jax.Array) and jnp.issubdtype(
+    leaf.dtype, jax.dtypes.prng_key
+  )
 
 
 def _encode(leaf):
@@ -61,7 +64,8 @@ def _encode(leaf):
 def _decode(array, like):
   if _is_key(like):
     return jax.random.wrap_key_data(
-        jnp.asarray(array), impl=jax.random.key_impl(like))
+      jnp.asarray(array), impl=jax.random.key_impl(like)
+    )
   if getattr(like, 'dtype', None) == jnp.bfloat16:
     array = array.view(jnp.bfloat16)
   return jnp.asarray(array) if isinstance(like, jax.Array) else array
@@ -91,8 +95,14 @@ def save(path, tree, *, metadata=None) -> None:
     arrays[name] = array
     digest.update(array.tobytes())
     entries.append({'name': name, 'shape': list(array.shape), 'dtype': dtype})
-  body = json.dumps({'format': FORMAT, 'metadata': metadata, 'arrays': entries,
-                     'sha256': digest.hexdigest()}).encode()
+  body = json.dumps(
+    {
+      'format': FORMAT,
+      'metadata': metadata,
+      'arrays': entries,
+      'sha256': digest.hexdigest(),
+    }
+  ).encode()
   manifest = hashlib.sha256(body).hexdigest().encode() + b'\n' + body
   if len(manifest) > MAX_MANIFEST // 2:
     raise ValueError('checkpoint: metadata of more than 2 MB')
@@ -130,14 +140,20 @@ def _directory(npz, max_size):
   for info in infos:
     name, suffix = info.filename[:-4], info.filename[-4:]
     kind = stat.S_IFMT(info.external_attr >> 16)
-    _check(suffix == '.npy' and name and not set(name) & set('/\\\0')
-           and info.filename == info.orig_filename,
-           f'odd member name {info.orig_filename[:100]!r}')
+    _check(
+      suffix == '.npy'
+      and name
+      and not set(name) & set('/\\\0')
+      and info.filename == info.orig_filename,
+      f'odd member name {info.orig_filename[:100]!r}',
+    )
     _check(name not in members, f'member {name!r} twice')
     _check(kind in (0, stat.S_IFREG), f'member {name!r} is not a plain file')
-    _check(info.compress_type == zipfile.ZIP_STORED
-           and info.compress_size == info.file_size,
-           f'member {name!r} is compressed')
+    _check(
+      info.compress_type == zipfile.ZIP_STORED
+      and info.compress_size == info.file_size,
+      f'member {name!r} is compressed',
+    )
     _check(not info.flag_bits & 1, f'member {name!r} is encrypted')
     members[name] = info
   return members
@@ -149,15 +165,22 @@ def _read_array(z, info, name, dtype, shape):
     version = np.lib.format.read_magic(f)
     _check(version == (1, 0), f'{name}: npy version {version}')
     found_shape, fortran, found_dtype = np.lib.format.read_array_header_1_0(
-        f, max_header_size=MAX_HEADER)
-    _check(found_dtype == dtype and not found_dtype.hasobject,
-           f'{name} is {found_dtype}, expected {dtype}')
-    _check(shape is None and len(found_shape) == 1 or found_shape == shape,
-           f'{name} has shape {found_shape}, expected {shape}')
+      f, max_header_size=MAX_HEADER
+    )
+    _check(
+      found_dtype == dtype and not found_dtype.hasobject,
+      f'{name} is {found_dtype}, expected {dtype}',
+    )
+    _check(
+      shape is None and len(found_shape) == 1 or found_shape == shape,
+      f'{name} has shape {found_shape}, expected {shape}',
+    )
     _check(not fortran or len(found_shape) < 2, f'{name} is in Fortran order')
     size = dtype.itemsize * int(np.prod(found_shape, dtype=object))
-    _check(info.file_size == f.tell() + size,
-           f'{name} has {info.file_size} bytes, expected {f.tell() + size}')
+    _check(
+      info.file_size == f.tell() + size,
+      f'{name} has {info.file_size} bytes, expected {f.tell() + size}',
+    )
     data = f.read()  # to the end: zipfile then compares the CRC too
     _check(len(data) == size, f'{name} ends after {len(data)} bytes')
   return np.frombuffer(data, dtype).reshape(found_shape).copy(), data
@@ -169,11 +192,15 @@ def _read_manifest(z, members):
   _check(info.file_size <= MAX_MANIFEST, 'the manifest is too large')
   _, data = _read_array(z, info, MANIFEST, np.dtype(np.uint8), None)
   digest, _, body = data.partition(b'\n')
-  _check(hashlib.sha256(body).hexdigest().encode() == digest,
-         'the manifest is damaged (SHA-256 differs)')
+  _check(
+    hashlib.sha256(body).hexdigest().encode() == digest,
+    'the manifest is damaged (SHA-256 differs)',
+  )
   manifest = json.loads(body)
-  _check(manifest['format'] == FORMAT,
-         f"format {manifest['format']!r}, expected {FORMAT}")
+  _check(
+    manifest['format'] == FORMAT,
+    f'format {manifest["format"]!r}, expected {FORMAT}',
+  )
   return manifest
 
 
@@ -191,8 +218,9 @@ def _reading(path, read, max_size):
     raise CheckpointError(f'{path}: {error}') from None
   except Exception as error:  # zipfile, npy and JSON raise a dozen kinds
     raise CheckpointError(
-        f'{path}: not a readable checkpoint ({type(error).__name__}: '
-        f'{str(error)[:200]})') from None
+      f'{path}: not a readable checkpoint ({type(error).__name__}: '
+      f'{str(error)[:200]})'
+    ) from None
 
 
 def metadata(path):
@@ -201,8 +229,9 @@ def metadata(path):
   Raises:
     CheckpointError: the file is missing, or its manifest damaged.
   """
-  return _reading(path, lambda z, members, manifest: manifest['metadata'],
-                  1 << 62)
+  return _reading(
+    path, lambda z, members, manifest: manifest['metadata'], 1 << 62
+  )
 
 
 def load(path, like):
@@ -228,26 +257,34 @@ def load(path, like):
   def read(z, members, manifest):
     stored = {entry['name']: entry for entry in manifest['arrays']}
     odd = sorted(set(names) ^ set(stored)) or sorted(
-        set(names) ^ (set(members) - {MANIFEST}))
+      set(names) ^ (set(members) - {MANIFEST})
+    )
     _check(not odd, f'holds other arrays than expected: {", ".join(odd[:5])}')
     for name, (array, dtype) in zip(names, encoded, strict=True):
       entry = stored[name]
-      _check(entry['dtype'] == dtype,
-             f"{name} is {entry['dtype']}, expected {dtype}")
-      _check(entry['shape'] == list(array.shape),
-             f"{name} has shape {tuple(entry['shape'])}, expected "
-             f'{array.shape}')
-      _check(members[name].file_size <= array.nbytes + MAX_HEADER,
-             f'{name} has {members[name].file_size} bytes, expected '
-             f'{array.nbytes} and a header')
+      _check(
+        entry['dtype'] == dtype, f'{name} is {entry["dtype"]}, expected {dtype}'
+      )
+      _check(
+        entry['shape'] == list(array.shape),
+        f'{name} has shape {tuple(entry["shape"])}, expected {array.shape}',
+      )
+      _check(
+        members[name].file_size <= array.nbytes + MAX_HEADER,
+        f'{name} has {members[name].file_size} bytes, expected '
+        f'{array.nbytes} and a header',
+      )
     decoded, digest = [], hashlib.sha256()
     for name, leaf, (array, _) in zip(names, leaves, encoded, strict=True):
-      found, data = _read_array(z, members[name], name, array.dtype,
-                                array.shape)
+      found, data = _read_array(
+        z, members[name], name, array.dtype, array.shape
+      )
       digest.update(data)
       decoded.append(_decode(found, leaf))
-    _check(digest.hexdigest() == manifest['sha256'],
-           'the arrays are damaged (SHA-256 differs)')
+    _check(
+      digest.hexdigest() == manifest['sha256'],
+      'the arrays are damaged (SHA-256 differs)',
+    )
     return structure.unflatten(decoded)
 
   size = sum(array.nbytes for array, _ in encoded)

@@ -16,6 +16,7 @@ class ConjugateGradientState(NamedTuple):
     gradients: g_{t-1}.
     direction: d_{t-1}.
   """
+
   gradients: chex.ArrayTree
   direction: chex.ArrayTree
 
@@ -25,13 +26,15 @@ def _polak_ribiere(new, old):
   return jnp.maximum(change, 0)
 
 
-RULES = {'fletcher_reeves': lambda new, old: optax.tree.vdot(new, new),
-         'polak_ribiere': _polak_ribiere}
+RULES = {
+  'fletcher_reeves': lambda new, old: optax.tree.vdot(new, new),
+  'polak_ribiere': _polak_ribiere,
+}
 
 
-def scale_by_conjugate_gradient(rule: str = 'polak_ribiere',
-                                restart: bool = False
-                                ) -> optax.GradientTransformation:
+def scale_by_conjugate_gradient(
+  rule: str = 'polak_ribiere', restart: bool = False
+) -> optax.GradientTransformation:
   """Conjugate directions, up to the sign: d_t = g_t + β_t d_{t-1}.
 
       Fletcher-Reeves:  β = g_t·g_t / g_{t-1}·g_{t-1}
@@ -47,8 +50,9 @@ def scale_by_conjugate_gradient(rule: str = 'polak_ribiere',
     ValueError: another rule.
   """
   if rule not in RULES:
-    raise ValueError(f'conjugate_gradient: rule must be one of '
-                     f'{sorted(RULES)}, got {rule!r}')
+    raise ValueError(
+      f'conjugate_gradient: rule must be one of {sorted(RULES)}, got {rule!r}'
+    )
 
   def init(params):
     zero = optax.tree.zeros_like(params)
@@ -57,23 +61,29 @@ def scale_by_conjugate_gradient(rule: str = 'polak_ribiere',
   def update(updates, state, params=None):
     del params
     square = optax.tree.vdot(state.gradients, state.gradients)
-    beta = jnp.where(square > 0, RULES[rule](updates, state.gradients)
-                     / jnp.where(square > 0, square, 1), 0)
+    beta = jnp.where(
+      square > 0,
+      RULES[rule](updates, state.gradients) / jnp.where(square > 0, square, 1),
+      0,
+    )
     if restart:
-      slope = (optax.tree.vdot(updates, updates)
-               + beta * optax.tree.vdot(updates, state.direction))
+      slope = optax.tree.vdot(updates, updates) + beta * optax.tree.vdot(
+        updates, state.direction
+      )
       beta = jnp.where(slope > 0, beta, 0)
     direction = jax.tree.map(
-        lambda g, d: (g + beta * d).astype(g.dtype), updates, state.direction)
+      lambda g, d: (g + beta * d).astype(g.dtype), updates, state.direction
+    )
     return direction, ConjugateGradientState(updates, direction)
 
   return optax.GradientTransformation(init, update)
 
 
-def conjugate_gradient(learning_rate: float = 1.0,
-                       rule: str = 'polak_ribiere',
-                       linesearch: optax.GradientTransformationExtraArgs
-                       | None = None) -> optax.GradientTransformationExtraArgs:
+def conjugate_gradient(
+  learning_rate: float = 1.0,
+  rule: str = 'polak_ribiere',
+  linesearch: optax.GradientTransformationExtraArgs | None = None,
+) -> optax.GradientTransformationExtraArgs:
   """Nonlinear conjugate gradient: x_{t+1} = x_t - rate d_t.
 
   With a line search, such as `optax.scale_by_backtracking_linesearch(20)`, the
@@ -86,16 +96,19 @@ def conjugate_gradient(learning_rate: float = 1.0,
     rule: see `scale_by_conjugate_gradient`.
     linesearch: None: the step is fixed.
   """
-  parts = [scale_by_conjugate_gradient(rule, linesearch is not None),
-           optax.scale(-learning_rate)]
+  parts = [
+    scale_by_conjugate_gradient(rule, linesearch is not None),
+    optax.scale(-learning_rate),
+  ]
   if linesearch is not None:
     parts.append(linesearch)
   return optax.chain(*parts)
 
 
-def with_value_fn(opt: optax.GradientTransformation,
-                  value_fn: Callable[[chex.ArrayTree], chex.Scalar]
-                  ) -> optax.GradientTransformationExtraArgs:
+def with_value_fn(
+  opt: optax.GradientTransformation,
+  value_fn: Callable[[chex.ArrayTree], chex.Scalar],
+) -> optax.GradientTransformationExtraArgs:
   """Gives an optimizer with a line search the function that it searches.
 
   `unroll` shows optimizers the value and gradient at x_t alone.  The function

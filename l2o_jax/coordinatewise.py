@@ -18,6 +18,7 @@ class CoordinatewiseState(NamedTuple):
     memory: of the features, [..., *leaf.shape].
     cell: of the cell, [H, *leaf.shape].
   """
+
   memory: tuple[chex.ArrayTree, ...]
   cell: tuple[chex.ArrayTree, ...]
 
@@ -35,8 +36,9 @@ def _finite_or_zero(x):
   return jnp.where(jnp.isfinite(x), x, 0)
 
 
-def coordinatewise(features: Features, cell: Cell,
-                   state_dtype: jnp.dtype | None = None) -> LearnedOptimizer:
+def coordinatewise(
+  features: Features, cell: Cell, state_dtype: jnp.dtype | None = None
+) -> LearnedOptimizer:
   """Runs one cell on every coordinate: shared weights, separate state.
 
       delta_i, state_i = cell(theta, features(x_i, g_i, f), state_i)
@@ -73,16 +75,22 @@ def coordinatewise(features: Features, cell: Cell,
 
     def init(params):
       leaves = [jnp.asarray(x) for x in jax.tree.leaves(params)]
+
       def state_of(x):
         return jax.tree.map(
-            lambda s: jnp.broadcast_to(
-                s.astype(state_dtype or dtype).reshape(s.shape + (1,) * x.ndim),
-                s.shape + x.shape),
-            cell.initial_state())
+          lambda s: jnp.broadcast_to(
+            s.astype(state_dtype or dtype).reshape(s.shape + (1,) * x.ndim),
+            s.shape + x.shape,
+          ),
+          cell.initial_state(),
+        )
+
       def memory_of(x):
         return _map_coordinates(features.init, x, None)(x.astype(dtype))
-      return CoordinatewiseState(tuple(map(memory_of, leaves)),
-                                 tuple(map(state_of, leaves)))
+
+      return CoordinatewiseState(
+        tuple(map(memory_of, leaves)), tuple(map(state_of, leaves))
+      )
 
     def update(updates, state, params=None, *, value=None, **extra_args):
       del extra_args
@@ -95,28 +103,39 @@ def coordinatewise(features: Features, cell: Cell,
 
       def coordinate(memory, cell_state, x, g):
         memory, seen = features.update(
-            memory, _finite_or_zero(x), _finite_or_zero(g), value)
+          memory, _finite_or_zero(x), _finite_or_zero(g), value
+        )
         delta, new = cell.step(
-            theta, seen.astype(dtype),
-            jax.tree.map(lambda s: s.astype(dtype), cell_state))
-        return delta, memory, jax.tree.map(
-            lambda s, old: s.astype(old.dtype), new, cell_state)
+          theta,
+          seen.astype(dtype),
+          jax.tree.map(lambda s: s.astype(dtype), cell_state),
+        )
+        return (
+          delta,
+          memory,
+          jax.tree.map(lambda s, old: s.astype(old.dtype), new, cell_state),
+        )
 
       deltas, memories, cells = [], [], []
       for memory, cell_state, x, g in zip(
-          state.memory, state.cell, xs, gradients, strict=True):
+        state.memory, state.cell, xs, gradients, strict=True
+      ):
         delta, memory, cell_state = _map_coordinates(
-            coordinate, jnp.asarray(g), axis_name)(memory, cell_state, x, g)
+          coordinate, jnp.asarray(g), axis_name
+        )(memory, cell_state, x, g)
         deltas.append(delta.astype(g.dtype))
         memories.append(memory)
         cells.append(cell_state)
-      return (structure.unflatten(deltas),
-              CoordinatewiseState(tuple(memories), tuple(cells)))
+      return (
+        structure.unflatten(deltas),
+        CoordinatewiseState(tuple(memories), tuple(cells)),
+      )
 
     return optax.GradientTransformationExtraArgs(init, update)
 
   return LearnedOptimizer(
-      init=lambda key: cell.init(key, features.size), transform=transform)
+    init=lambda key: cell.init(key, features.size), transform=transform
+  )
 
 
 def _bits(x):
@@ -171,48 +190,71 @@ def chunked(learned: LearnedOptimizer, size: int = 1280) -> LearnedOptimizer:
       return jnp.pad(jnp.ravel(x), (0, padding)).reshape(-1, width)
 
     def init(params):
-      return tuple(jax.tree.map(_bits, jax.vmap(opt.init)(blocks(x)))
-                   for x in jax.tree.leaves(params))
+      return tuple(
+        jax.tree.map(_bits, jax.vmap(opt.init)(blocks(x)))
+        for x in jax.tree.leaves(params)
+      )
 
     def update_leaf(g, state, x, **extra_args):
       def one(i, carry):
         updates, state, x = jax.tree.map(
-            lambda leaf, like: _number(jax.lax.dynamic_index_in_dim(
-                leaf, i, keepdims=False), like), (*carry, parameters), like)
+          lambda leaf, like: _number(
+            jax.lax.dynamic_index_in_dim(leaf, i, keepdims=False), like
+          ),
+          (*carry, parameters),
+          like,
+        )
         # Always true.  A branch is not fused with the writing of its result,
         # which XLA would otherwise not do in place.
         new = jax.lax.cond(
-            i >= 0, lambda block: opt.update(*block, **extra_args),
-            lambda block: block[:2], (updates, state, x))
+          i >= 0,
+          lambda block: opt.update(*block, **extra_args),
+          lambda block: block[:2],
+          (updates, state, x),
+        )
         return jax.tree.map(
-            lambda leaf, block: jax.lax.dynamic_update_index_in_dim(
-                leaf, _bits(block), i, 0), carry, new)
+          lambda leaf, block: jax.lax.dynamic_update_index_in_dim(
+            leaf, _bits(block), i, 0
+          ),
+          carry,
+          new,
+        )
 
       given = blocks(g), None if x is None else blocks(x)
       like = (given[0], jax.eval_shape(opt.init, given[0][0]), given[1])
       gradients, parameters = jax.tree.map(_bits, given)
       updates, state = jax.lax.fori_loop(
-          0, len(gradients), one, (gradients, state))
+        0, len(gradients), one, (gradients, state)
+      )
       updates = _number(updates, g)
-      return jnp.ravel(updates)[:g.size].reshape(g.shape), state
+      return jnp.ravel(updates)[: g.size].reshape(g.shape), state
 
     def update(updates, state, params=None, **extra_args):
       leaves, structure = jax.tree.flatten(updates)
-      xs = ([None] * len(leaves) if params is None
-            else structure.flatten_up_to(params))
-      new = [update_leaf(*leaf, **extra_args)
-             for leaf in zip(leaves, state, xs, strict=True)]
-      return (structure.unflatten([u for u, _ in new]),
-              tuple(s for _, s in new))
+      xs = (
+        [None] * len(leaves)
+        if params is None
+        else structure.flatten_up_to(params)
+      )
+      new = [
+        update_leaf(*leaf, **extra_args)
+        for leaf in zip(leaves, state, xs, strict=True)
+      ]
+      return (
+        structure.unflatten([u for u, _ in new]),
+        tuple(s for _, s in new),
+      )
 
     return optax.GradientTransformationExtraArgs(init, update)
 
   return LearnedOptimizer(learned.init, transform)
 
 
-def grouped(learned: LearnedOptimizer,
-            label_fn: Callable[[chex.ArrayTree], Any] | Any,
-            groups: Sequence[str]) -> LearnedOptimizer:
+def grouped(
+  learned: LearnedOptimizer,
+  label_fn: Callable[[chex.ArrayTree], Any] | Any,
+  groups: Sequence[str],
+) -> LearnedOptimizer:
   """One theta per group of leaves, on `optax.partition`.
 
   Used where coordinates of different kinds need different rules: convolutional
@@ -236,11 +278,14 @@ def grouped(learned: LearnedOptimizer,
     raise ValueError(f'grouped: groups must be distinct names, got {groups}')
 
   def init(key):
-    return {group: learned.init(k)
-            for group, k in zip(groups, jax.random.split(key, len(groups)))}
+    return {
+      group: learned.init(k)
+      for group, k in zip(groups, jax.random.split(key, len(groups)))
+    }
 
   def transform(theta):
     return optax.partition(
-        {group: learned.transform(theta[group]) for group in groups}, label_fn)
+      {group: learned.transform(theta[group]) for group in groups}, label_fn
+    )
 
   return LearnedOptimizer(init, transform)

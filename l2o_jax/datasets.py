@@ -27,22 +27,35 @@ import zlib
 import numpy as np
 
 PACKAGED = ('mnist_5k',)
-_IDX_FILES = {('train', 'images'): 'train-images-idx3-ubyte.gz',
-              ('train', 'labels'): 'train-labels-idx1-ubyte.gz',
-              ('test', 'images'): 't10k-images-idx3-ubyte.gz',
-              ('test', 'labels'): 't10k-labels-idx1-ubyte.gz'}
+_IDX_FILES = {
+  ('train', 'images'): 'train-images-idx3-ubyte.gz',
+  ('train', 'labels'): 'train-labels-idx1-ubyte.gz',
+  ('test', 'images'): 't10k-images-idx3-ubyte.gz',
+  ('test', 'labels'): 't10k-labels-idx1-ubyte.gz',
+}
 _CIFAR_FILES = {
-    'cifar10': ('cifar-10-binary.tar.gz', 'cifar-10-batches-bin/', {
-        'train': tuple(f'data_batch_{i}.bin' for i in range(1, 6)),
-        'test': ('test_batch.bin',)}, {'label': 'batches.meta.txt'}),
-    'cifar100': ('cifar-100-binary.tar.gz', 'cifar-100-binary/', {
-        'train': ('train.bin',), 'test': ('test.bin',)},
-        {'coarse_label': 'coarse_label_names.txt',
-         'label': 'fine_label_names.txt'})}
-_ARCHIVES = {'mnist': tuple(_IDX_FILES.values()),
-             'fashion_mnist': tuple(_IDX_FILES.values()),
-             'cifar10': _CIFAR_FILES['cifar10'][:1],
-             'cifar100': _CIFAR_FILES['cifar100'][:1]}
+  'cifar10': (
+    'cifar-10-binary.tar.gz',
+    'cifar-10-batches-bin/',
+    {
+      'train': tuple(f'data_batch_{i}.bin' for i in range(1, 6)),
+      'test': ('test_batch.bin',),
+    },
+    {'label': 'batches.meta.txt'},
+  ),
+  'cifar100': (
+    'cifar-100-binary.tar.gz',
+    'cifar-100-binary/',
+    {'train': ('train.bin',), 'test': ('test.bin',)},
+    {'coarse_label': 'coarse_label_names.txt', 'label': 'fine_label_names.txt'},
+  ),
+}
+_ARCHIVES = {
+  'mnist': tuple(_IDX_FILES.values()),
+  'fashion_mnist': tuple(_IDX_FILES.values()),
+  'cifar10': _CIFAR_FILES['cifar10'][:1],
+  'cifar100': _CIFAR_FILES['cifar100'][:1],
+}
 PREPARABLE = tuple(_ARCHIVES)
 NAMES = PACKAGED + PREPARABLE
 
@@ -79,16 +92,16 @@ def load(name: str, split: str, data_dir: str | None = None):
   if name in PACKAGED:
     file = importlib.resources.files('l2o_jax') / 'data' / f'{name}.npz'
     with file.open('rb') as f, np.load(f, allow_pickle=False) as npz:
-      return (npz[f'{split}_images'],
-              npz[f'{split}_labels'].astype(np.int32))
+      return (npz[f'{split}_images'], npz[f'{split}_labels'].astype(np.int32))
   root = pathlib.Path(data_dir or default_data_dir()).expanduser()
   # Looked for by hand: on an unprepared directory tensorflow-datasets goes to
   # the network for minutes, or raises an error about TFRECORD.
   prepared = sorted(root.glob(f'{name}/*/dataset_info.json'))
   if not prepared:
     raise DatasetError(
-        f'{name} is not prepared in {root}; run: python -m l2o_jax.datasets '
-        f'prepare {name} --data_dir {root} [--from DIR_WITH_ARCHIVES]')
+      f'{name} is not prepared in {root}; run: python -m l2o_jax.datasets '
+      f'prepare {name} --data_dir {root} [--from DIR_WITH_ARCHIVES]'
+    )
   cache = prepared[-1].parent / f'{split}_arrays.npz'
   if (arrays := _read_cache(cache)) is None:
     arrays = _read_records(name, split, root)
@@ -100,15 +113,22 @@ def _read_cache(path):
   try:
     with open(path, 'rb') as f, np.load(f, allow_pickle=False) as npz:
       return npz['images'], npz['labels']
-  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile,
-          zlib.error):
+  except (
+    OSError,
+    ValueError,
+    KeyError,
+    EOFError,
+    zipfile.BadZipFile,
+    zlib.error,
+  ):
     return None
 
 
 def _write_cache(path, images, labels):
   try:
     with tempfile.NamedTemporaryFile(
-        dir=path.parent, suffix='.tmp', delete=False) as f:
+      dir=path.parent, suffix='.tmp', delete=False
+    ) as f:
       np.savez(f, images=images, labels=labels)
     os.replace(f.name, path)
   except OSError:
@@ -121,24 +141,34 @@ def _tfds():
     import PIL.Image  # noqa: F401, undeclared by tensorflow-datasets
     import tensorflow_datasets as tfds
   except ImportError as error:
-    raise DatasetError(f'this data set needs {error.name}; run: pip install '
-                       f'"l2o_jax[experiments]"') from None
+    raise DatasetError(
+      f'this data set needs {error.name}; run: pip install '
+      f'"l2o_jax[experiments]"'
+    ) from None
   return tfds
 
 
 def _read_records(name, split, root):
   import PIL.Image
+
   tfds = _tfds()
   try:
-    source = tfds.data_source(name, split=split, data_dir=root, download=False,
-                              decoders={'image': tfds.decode.SkipDecoding()})
+    source = tfds.data_source(
+      name,
+      split=split,
+      data_dir=root,
+      download=False,
+      decoders={'image': tfds.decode.SkipDecoding()},
+    )
     records = source.__getitems__(range(len(source)))
-    images = np.stack([np.asarray(PIL.Image.open(io.BytesIO(r['image'])))
-                       for r in records])
+    images = np.stack(
+      [np.asarray(PIL.Image.open(io.BytesIO(r['image']))) for r in records]
+    )
     labels = np.array([r['label'] for r in records], np.int32)
   except Exception as error:  # of a dozen kinds, by what is damaged
-    raise DatasetError(f'{name} in {root} is damaged ({error}); remove it and '
-                       'prepare it again') from None
+    raise DatasetError(
+      f'{name} in {root} is damaged ({error}); remove it and prepare it again'
+    ) from None
   return images[..., None] if images.ndim == 3 else images, labels
 
 
@@ -151,8 +181,9 @@ def _read_idx(path, name):
   if len(data) < 4 or data[:3] != b'\0\0\x08' or data[3] not in (1, 3):
     raise DatasetError(f'{name} is not an IDX file of unsigned bytes')
   rank = data[3]
-  shape = [int.from_bytes(data[4 * i:4 * i + 4], 'big')
-           for i in range(1, rank + 1)]
+  shape = [
+    int.from_bytes(data[4 * i : 4 * i + 4], 'big') for i in range(1, rank + 1)
+  ]
   if len(data) != 4 + 4 * rank + int(np.prod(shape)):
     raise DatasetError(f'{name} is damaged: {len(data)} bytes for {shape}')
   return np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(shape)
@@ -164,17 +195,22 @@ class _IdxArchives:
   def _split_generators(self, dl_manager):
     urls = {'-'.join(key): self.URL + file for key, file in _IDX_FILES.items()}
     paths = dl_manager.download(urls)
-    return {split: self._generate_examples(
+    return {
+      split: self._generate_examples(
         _read_idx(paths[f'{split}-images'], f'{split} images'),
-        _read_idx(paths[f'{split}-labels'], f'{split} labels'))
-            for split in ('train', 'test')}
+        _read_idx(paths[f'{split}-labels'], f'{split} labels'),
+      )
+      for split in ('train', 'test')
+    }
 
   def _generate_examples(self, images, labels):
     import PIL.Image
+
     if len(images) != len(labels) or labels.max(initial=0) > 9:
       raise DatasetError(
-          f'{len(images)} images do not fit {len(labels)} labels with a '
-          f'maximum of {labels.max(initial=0)}')
+        f'{len(images)} images do not fit {len(labels)} labels with a '
+        f'maximum of {labels.max(initial=0)}'
+      )
     for i, (image, label) in enumerate(zip(images, labels)):
       yield i, {'image': PIL.Image.fromarray(image), 'label': int(label)}
 
@@ -187,51 +223,67 @@ class _CifarArchive:
     path = dl_manager.download(self._cifar_info.url)
     try:
       with tarfile.open(path) as tar:
+
         def read(file):
           return tar.extractfile(folder + file).read()
+
         for label, file in names.items():
           self.info.features[label].names = read(file).decode().split()
-        data = {split: b''.join(map(read, parts))
-                for split, parts in files.items()}
+        data = {
+          split: b''.join(map(read, parts)) for split, parts in files.items()
+        }
     except (tarfile.TarError, KeyError, EOFError, OSError, zlib.error) as error:
       raise DatasetError(f'{path} is damaged: {error}') from None
-    return {split: self._generate_examples(split, rows, tuple(names))
-            for split, rows in data.items()}
+    return {
+      split: self._generate_examples(split, rows, tuple(names))
+      for split, rows in data.items()
+    }
 
   def _generate_examples(self, split, data, labels):
     import PIL.Image
+
     rows = np.frombuffer(data, np.uint8).reshape(-1, len(labels) + 3072)
     for i, row in enumerate(rows):
-      image = row[len(labels):].reshape(3, 32, 32).transpose(1, 2, 0)
-      yield i, {'id': f'{split}_{i:05d}',
-                'image': PIL.Image.fromarray(np.ascontiguousarray(image)),
-                **{label: int(v) for label, v in zip(labels, row)}}
+      image = row[len(labels) :].reshape(3, 32, 32).transpose(1, 2, 0)
+      yield (
+        i,
+        {
+          'id': f'{split}_{i:05d}',
+          'image': PIL.Image.fromarray(np.ascontiguousarray(image)),
+          **{label: int(v) for label, v in zip(labels, row)},
+        },
+      )
 
 
 def _check_network(url, seconds=4.0):
   """Raises DatasetError unless the host answers; the stock wait is minutes."""
   reached = []
+
   def ask():
     try:
       urllib.request.urlopen(
-          urllib.request.Request(url, method='HEAD'), timeout=seconds).close()
+        urllib.request.Request(url, method='HEAD'), timeout=seconds
+      ).close()
       reached.append(True)
     except urllib.error.HTTPError:
       reached.append(True)
     except (OSError, ValueError):
       return
+
   thread = threading.Thread(target=ask, daemon=True)
   thread.start()
   thread.join(seconds)
   if not reached:
     host = urllib.request.urlparse(url).netloc
     raise DatasetError(
-        f'no network to {host}; download the archives elsewhere and give their '
-        'directory with --from DIR')
+      f'no network to {host}; download the archives elsewhere and give their '
+      'directory with --from DIR'
+    )
 
 
-def prepare(name: str, data_dir: str | None = None,
-            source: str | None = None) -> pathlib.Path:
+def prepare(
+  name: str, data_dir: str | None = None, source: str | None = None
+) -> pathlib.Path:
   """Writes a data set to data_dir/name/version as tensorflow-datasets does.
 
   Args:
@@ -247,8 +299,9 @@ def prepare(name: str, data_dir: str | None = None,
     DatasetError: unknown name, missing or damaged archives, or no network.
   """
   if name not in PREPARABLE:
-    raise DatasetError(f'prepare: {name!r} is not one of '
-                       f'{", ".join(PREPARABLE)}')
+    raise DatasetError(
+      f'prepare: {name!r} is not one of {", ".join(PREPARABLE)}'
+    )
   if source is not None:
     source = pathlib.Path(source).expanduser()
     missing = [f for f in _ARCHIVES[name] if not (source / f).is_file()]
@@ -257,11 +310,15 @@ def prepare(name: str, data_dir: str | None = None,
   tfds = _tfds()
   from tensorflow_datasets.core import registered
   from tensorflow_datasets.core.download import download_manager
+
   stock = tfds.builder_cls(name)
   mixin = _CifarArchive if name in _CIFAR_FILES else _IdxArchives
   with registered.skip_registration():  # the name stays the stock builder's
-    builder_cls = type(stock.__name__, (mixin, stock),
-                       {'__module__': stock.__module__, 'name': name})
+    builder_cls = type(
+      stock.__name__,
+      (mixin, stock),
+      {'__module__': stock.__module__, 'name': name},
+    )
   root = pathlib.Path(data_dir or default_data_dir()).expanduser()
   builder = builder_cls(data_dir=root, file_format='array_record')
   final = pathlib.Path(builder.data_dir)
@@ -275,8 +332,11 @@ def prepare(name: str, data_dir: str | None = None,
     # Beside its place, then renamed: what fails leaves nothing behind.
     with tempfile.TemporaryDirectory(dir=root, prefix='.prepare-') as beside:
       builder = builder_cls(data_dir=beside, file_format='array_record')
-      builder.download_and_prepare(download_config=tfds.download.DownloadConfig(
-          manual_dir=source, try_download_gcs=False))
+      builder.download_and_prepare(
+        download_config=tfds.download.DownloadConfig(
+          manual_dir=source, try_download_gcs=False
+        )
+      )
       final.parent.mkdir(exist_ok=True)
       os.replace(builder.data_dir, final)
   except BaseException as error:
@@ -284,8 +344,9 @@ def prepare(name: str, data_dir: str | None = None,
       directory.rmdir()
     if isinstance(error, download_manager.NonMatchingChecksumError):
       raise DatasetError(
-          f'an archive of {name} is not the original: its SHA-256 differs from '
-          'the one that tensorflow-datasets has registered') from None
+        f'an archive of {name} is not the original: its SHA-256 differs from '
+        'the one that tensorflow-datasets has registered'
+      ) from None
     raise
   return final
 
@@ -293,18 +354,26 @@ def prepare(name: str, data_dir: str | None = None,
 def main(argv=None) -> int:
   """The command line; returns the exit status."""
   parser = argparse.ArgumentParser(
-      prog='python -m l2o_jax.datasets',
-      description='Prepare image data sets without TensorFlow.')
+    prog='python -m l2o_jax.datasets',
+    description='Prepare image data sets without TensorFlow.',
+  )
   commands = parser.add_subparsers(dest='command', required=True)
   command = commands.add_parser(
-      'prepare', help='write a data set as tensorflow-datasets does')
+    'prepare', help='write a data set as tensorflow-datasets does'
+  )
   command.add_argument('name', help=', '.join(PREPARABLE))
   command.add_argument(
-      '--from', dest='source', metavar='DIR',
-      help='directory with the original archives; default: download them')
+    '--from',
+    dest='source',
+    metavar='DIR',
+    help='directory with the original archives; default: download them',
+  )
   command.add_argument(
-      '--data_dir', metavar='DIR', default=None,
-      help=f'where to write; default: {default_data_dir()}')
+    '--data_dir',
+    metavar='DIR',
+    default=None,
+    help=f'where to write; default: {default_data_dir()}',
+  )
   arguments = parser.parse_args(argv)
   try:
     print(prepare(arguments.name, arguments.data_dir, arguments.source))

@@ -11,9 +11,10 @@ from l2o_jax.base import Features
 def gradient() -> Features:
   """The raw gradient, x = (g): F = 1 (Andrychowicz et al., section 3.1)."""
   return Features(
-      size=1,
-      init=lambda x: (),
-      update=lambda memory, x, g, value: (memory, g[..., None]))
+    size=1,
+    init=lambda x: (),
+    update=lambda memory, x, g, value: (memory, g[..., None]),
+  )
 
 
 def log_and_sign(p: float = 10.0) -> Features:
@@ -45,9 +46,13 @@ def log_and_sign(p: float = 10.0) -> Features:
     sign = g * jnp.exp(jnp.asarray(p, g.dtype))
     # `where` rather than `maximum` and `clip`: at the boundary the derivative
     # is then the inner one, as in the released code, not half of it.
-    return memory, jnp.stack([
+    return memory, jnp.stack(
+      [
         jnp.where(log < -1, -1, log),
-        jnp.where(jnp.abs(sign) > 1, jnp.sign(sign), sign)], axis=-1)
+        jnp.where(jnp.abs(sign) > 1, jnp.sign(sign), sign),
+      ],
+      axis=-1,
+    )
 
   return Features(size=2, init=lambda x: (), update=update)
 
@@ -61,6 +66,7 @@ class Recent(NamedTuple):
     g: of t - 1.
     f: of t - 1 [].
   """
+
   step: chex.Array
   x: chex.Array
   g: chex.Array
@@ -84,9 +90,14 @@ def relative_changes() -> Features:
   either is not finite.  Values and gradients are those of the minibatches.
   The optimizer needs `value`; without it `update` raises a TypeError.
   """
+
   def init(x):
-    return Recent(jnp.zeros((), jnp.int32), jnp.zeros((2, *x.shape), x.dtype),
-                  jnp.zeros_like(x), jnp.zeros((), x.dtype))
+    return Recent(
+      jnp.zeros((), jnp.int32),
+      jnp.zeros((2, *x.shape), x.dtype),
+      jnp.zeros_like(x),
+      jnp.zeros((), x.dtype),
+    )
 
   def update(memory, x, g, value):
     f = _required(value, 'relative_changes', memory.f.dtype)
@@ -96,13 +107,20 @@ def relative_changes() -> Features:
     change = jnp.where(known, (f - memory.f) / jnp.where(known, memory.f, 1), 0)
     last = jnp.where(started, x - memory.x[0], 0)
     before = jnp.where(memory.step > 1, memory.x[0] - memory.x[1], last)
-    seen = jnp.stack([
+    seen = jnp.stack(
+      [
         jnp.broadcast_to(change, x.shape),
         g / (jnp.abs(last_g) + 1),
-        jnp.abs(before) / (jnp.abs(last) + 0.1)], axis=-1)
+        jnp.abs(before) / (jnp.abs(last) + 0.1),
+      ],
+      axis=-1,
+    )
     memory = Recent(
-        memory.step + 1, jnp.stack([x, memory.x[0]]), g,
-        jnp.where(jnp.isfinite(f), f, memory.f))
+      memory.step + 1,
+      jnp.stack([x, memory.x[0]]),
+      g,
+      jnp.where(jnp.isfinite(f), f, memory.f),
+    )
     return memory, seen
 
   return Features(3, init, update)
@@ -116,6 +134,7 @@ class Window(NamedTuple):
     g: g(t - 1), g(t - 2), ... [depth - 1, ...].
     f: f(t - 1), f(t - 2), ... [depth].
   """
+
   step: chex.Array
   g: chex.Array
   f: chex.Array
@@ -139,20 +158,27 @@ def history(depth: int = 25) -> Features:
     raise ValueError(f'history: depth must be positive, got {depth}')
 
   def init(x):
-    return Window(jnp.zeros((), jnp.int32),
-                  jnp.zeros((depth - 1, *x.shape), x.dtype),
-                  jnp.zeros(depth, x.dtype))
+    return Window(
+      jnp.zeros((), jnp.int32),
+      jnp.zeros((depth - 1, *x.shape), x.dtype),
+      jnp.zeros(depth, x.dtype),
+    )
 
   def update(memory, x, g, value):
     f = _required(value, 'history', memory.f.dtype)
     gradients = jnp.concatenate([g[None].astype(x.dtype), memory.g])
-    change = jnp.where((jnp.arange(depth) < memory.step) & jnp.isfinite(f),
-                       f - memory.f, 0)
+    change = jnp.where(
+      (jnp.arange(depth) < memory.step) & jnp.isfinite(f), f - memory.f, 0
+    )
     change = jnp.broadcast_to(change, (*x.shape, depth))
     f = jnp.where(jnp.isfinite(f), f, memory.f[0])
-    memory = Window(memory.step + 1, gradients[:depth - 1],
-                    jnp.concatenate([f[None], memory.f[:-1]]))
+    memory = Window(
+      memory.step + 1,
+      gradients[: depth - 1],
+      jnp.concatenate([f[None], memory.f[:-1]]),
+    )
     return memory, jnp.concatenate(
-        [jnp.moveaxis(gradients, 0, -1), change], axis=-1)
+      [jnp.moveaxis(gradients, 0, -1), change], axis=-1
+    )
 
   return Features(2 * depth, init, update)

@@ -12,12 +12,14 @@ from l2o_jax.base import Cell, Features, LearnedOptimizer
 
 class JointState(NamedTuple):
   """Of the features, for a vector of n coordinates, and of the cell."""
+
   memory: chex.ArrayTree
   cell: chex.ArrayTree
 
 
-def joint(features: Features, cell: Cell, num_coordinates: int
-          ) -> LearnedOptimizer:
+def joint(
+  features: Features, cell: Cell, num_coordinates: int
+) -> LearnedOptimizer:
   """One cell sees all coordinates and moves all (Li & Malik 2016, section 4).
 
       Δx [n] = cell(theta, (features(x_i, g_i, f), i = 1 ... n), state)
@@ -36,6 +38,7 @@ def joint(features: Features, cell: Cell, num_coordinates: int
     A LearnedOptimizer; `transform(theta).init` raises a ValueError for another
     number of coordinates.
   """
+
   def init(key):
     return cell.init(key, features.size * num_coordinates)
 
@@ -48,8 +51,9 @@ def joint(features: Features, cell: Cell, num_coordinates: int
     def init(params):
       x = vector(params)
       if x.size != num_coordinates:
-        raise ValueError(f'joint: theta is for {num_coordinates} coordinates, '
-                         f'got {x.size}')
+        raise ValueError(
+          f'joint: theta is for {num_coordinates} coordinates, got {x.size}'
+        )
       return JointState(features.init(x), cell.initial_state())
 
     def update(updates, state, params=None, *, value=None, **extra_args):
@@ -59,9 +63,11 @@ def joint(features: Features, cell: Cell, num_coordinates: int
       memory, seen = features.update(state.memory, x, g, value)
       delta, cell_state = cell.step(theta, jnp.ravel(seen.T), state.cell)
       leaves, structure = jax.tree.flatten(updates)
-      ends = [sum(y.size for y in leaves[:i + 1]) for i in range(len(leaves))]
-      parts = [part.reshape(y.shape).astype(y.dtype) for part, y in zip(
-          jnp.split(delta, ends[:-1]), leaves, strict=True)]
+      ends = [sum(y.size for y in leaves[: i + 1]) for i in range(len(leaves))]
+      parts = [
+        part.reshape(y.shape).astype(y.dtype)
+        for part, y in zip(jnp.split(delta, ends[:-1]), leaves, strict=True)
+      ]
       return structure.unflatten(parts), JointState(memory, cell_state)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -5,12 +5,7 @@ import optax
 
 from l2o_jax.base import LearnedOptimizer
 from l2o_jax.coordinatewise import coordinatewise, grouped
-from l2o_jax.features import (
-    gradient,
-    history,
-    log_and_sign,
-    relative_changes,
-)
+from l2o_jax.features import gradient, history, log_and_sign, relative_changes
 from l2o_jax.joint import joint
 from l2o_jax.lstm import lstm_cell
 from l2o_jax.mlp_cell import mlp_cell
@@ -23,6 +18,7 @@ def flattened(learned: LearnedOptimizer) -> LearnedOptimizer:
   The same updates; the faster form for nets of several small leaves, and the
   form that cells need which communicate over all coordinates.
   """
+
   def transform(theta):
     flat = optax.flatten(learned.transform(theta))
 
@@ -50,8 +46,9 @@ def lstm_log_and_sign(p: float = 10.0, scale: float = 0.1) -> LearnedOptimizer:
   return flattened(coordinatewise(log_and_sign(p), lstm_cell(scale=scale)))
 
 
-def predicted_step_descent(label_fn=None, groups=None, hidden: int = 128
-                           ) -> LearnedOptimizer:
+def predicted_step_descent(
+  label_fn=None, groups=None, hidden: int = 128
+) -> LearnedOptimizer:
   """Predicted Step Descent (Li & Malik 2017, sections 3.5 and 4).
 
   One LSTM layer on the relative changes of value, gradient and step.  It needs
@@ -63,13 +60,15 @@ def predicted_step_descent(label_fn=None, groups=None, hidden: int = 128
     groups: names of the groups; None: one theta for all.
     hidden: units of the LSTM; 128 in the paper.
   """
-  learned = coordinatewise(relative_changes(), standardised(
-      lstm_cell((hidden,), scale=1.0)))
+  learned = coordinatewise(
+    relative_changes(), standardised(lstm_cell((hidden,), scale=1.0))
+  )
   return learned if groups is None else grouped(learned, label_fn, groups)
 
 
-def autonomous_optimizer(num_coordinates: int, depth: int = 25,
-                         hidden: int = 50) -> LearnedOptimizer:
+def autonomous_optimizer(
+  num_coordinates: int, depth: int = 25, hidden: int = 50
+) -> LearnedOptimizer:
   """The policy of Li & Malik 2016 (section 4): a net of all coordinates' past.
 
   It needs `value` in `update` and raises a TypeError without.

@@ -14,8 +14,10 @@ def lstm_layer_init(key, num_inputs: int, hidden: int):
   std = (num_inputs + hidden) ** -0.5
   key_w, key_b = jax.random.split(key)
   shape = (num_inputs + hidden, 4 * hidden)
-  return {'w': std * jax.random.truncated_normal(key_w, -2, 2, shape),
-          'b': std * jax.random.truncated_normal(key_b, -2, 2, shape[1:])}
+  return {
+    'w': std * jax.random.truncated_normal(key_w, -2, 2, shape),
+    'b': std * jax.random.truncated_normal(key_b, -2, 2, shape[1:]),
+  }
 
 
 def affine(theta, *inputs):
@@ -33,7 +35,7 @@ def affine(theta, *inputs):
   total, row = theta['b'][:, None] @ one, 0
   tall = []
   for x in inputs:
-    w = theta['w'][row:row + len(x)]
+    w = theta['w'][row : row + len(x)]
     row += len(x)
     if len(x) == 1:
       total += w.T @ x
@@ -50,8 +52,9 @@ def _stack(columns):
   size = sum(map(len, columns))
   total, row = 0, 0
   for x in columns:
-    total += jax.lax.pad(x, jnp.zeros((), x.dtype),
-                         [(row, size - row - len(x), 0)])
+    total += jax.lax.pad(
+      x, jnp.zeros((), x.dtype), [(row, size - row - len(x), 0)]
+    )
     row += len(x)
   return total
 
@@ -81,11 +84,12 @@ def lstm_layer(theta, x, state):
 def linear_init(key, num_inputs: int):
   """{'w': [H, 1] truncated normal of std 1/sqrt(H), 'b': [1] zero}."""
   w = jax.random.truncated_normal(key, -2, 2, (num_inputs, 1))
-  return {'w': num_inputs ** -0.5 * w, 'b': jnp.zeros(1)}
+  return {'w': num_inputs**-0.5 * w, 'b': jnp.zeros(1)}
 
 
-def lstm_cell(hidden: Sequence[int] = (20, 20), scale: float = 0.1,
-              averaged: int = 0) -> Cell:
+def lstm_cell(
+  hidden: Sequence[int] = (20, 20), scale: float = 0.1, averaged: int = 0
+) -> Cell:
   """A stack of LSTM layers and a linear layer that emits the step.
 
       delta = scale (w^T h_L + b)
@@ -114,15 +118,20 @@ def lstm_cell(hidden: Sequence[int] = (20, 20), scale: float = 0.1,
   if any(h < 1 for h in hidden):
     raise ValueError(f'lstm_cell: hidden must be positive, got {hidden}')
   if not 0 <= averaged <= min(hidden, default=0):
-    raise ValueError(f'lstm_cell: averaged must lie between 0 and the smallest '
-                     f'layer of {hidden}, got {averaged}')
+    raise ValueError(
+      f'lstm_cell: averaged must lie between 0 and the smallest '
+      f'layer of {hidden}, got {averaged}'
+    )
 
   def init(key, num_features):
     keys = jax.random.split(key, len(hidden) + 1)
     sizes = (num_features,) + hidden
-    return {'lstm': [lstm_layer_init(k, f, h)
-                     for k, f, h in zip(keys, sizes, hidden)],
-            'linear': linear_init(keys[-1], sizes[-1])}
+    return {
+      'lstm': [
+        lstm_layer_init(k, f, h) for k, f, h in zip(keys, sizes, hidden)
+      ],
+      'linear': linear_init(keys[-1], sizes[-1]),
+    }
 
   def initial_state():
     return tuple((jnp.zeros(h), jnp.zeros(h)) for h in hidden)

@@ -10,11 +10,12 @@ from l2o_jax.lstm import affine, linear_init
 
 def _layer_init(key, fan_in, fan_out):
   w = jax.random.truncated_normal(key, -2, 2, (fan_in, fan_out))
-  return {'w': fan_in ** -0.5 * w, 'b': jax.numpy.zeros(fan_out)}
+  return {'w': fan_in**-0.5 * w, 'b': jax.numpy.zeros(fan_out)}
 
 
-def mlp_cell(hidden: Sequence[int] = (50,), scale: float = 1.0,
-             outputs: int | None = None) -> Cell:
+def mlp_cell(
+  hidden: Sequence[int] = (50,), scale: float = 1.0, outputs: int | None = None
+) -> Cell:
   """Softplus layers and a linear layer; no memory of its own.
 
       delta = scale (w_2^T log(1 + exp(w_1^T x + b_1)) + b_2)
@@ -34,17 +35,22 @@ def mlp_cell(hidden: Sequence[int] = (50,), scale: float = 1.0,
   """
   hidden = tuple(hidden)
   if min(hidden + (outputs or 1,)) < 1:
-    raise ValueError(f'mlp_cell: sizes must be positive, got {hidden} and '
-                     f'{outputs}')
+    raise ValueError(
+      f'mlp_cell: sizes must be positive, got {hidden} and {outputs}'
+    )
 
   def init(key, num_features):
     keys = jax.random.split(key, len(hidden) + 1)
     sizes = (num_features,) + hidden
-    last = (linear_init(keys[-1], sizes[-1]) if outputs is None
-            else _layer_init(keys[-1], sizes[-1], outputs))
-    return {'hidden': [_layer_init(k, f, h)
-                       for k, f, h in zip(keys, sizes, hidden)],
-            'linear': last}
+    last = (
+      linear_init(keys[-1], sizes[-1])
+      if outputs is None
+      else _layer_init(keys[-1], sizes[-1], outputs)
+    )
+    return {
+      'hidden': [_layer_init(k, f, h) for k, f, h in zip(keys, sizes, hidden)],
+      'linear': last,
+    }
 
   def step(theta, x, state):
     for layer in theta['hidden']:

@@ -18,17 +18,26 @@ BLOCK = 5400
 def _floats(tree):
   """The leaves that have a derivative; None for the others."""
   return jax.tree.map(
-      lambda x: x if jnp.issubdtype(x.dtype, jnp.inexact) else None, tree)
+    lambda x: x if jnp.issubdtype(x.dtype, jnp.inexact) else None, tree
+  )
 
 
 def _put(floats, tree):
   """The inverse: `tree` with these leaves in place of its own."""
-  return jax.tree.map(lambda new, old: old if new is None else new,
-                      floats, tree, is_leaf=lambda x: x is None)
+  return jax.tree.map(
+    lambda new, old: old if new is None else new,
+    floats,
+    tree,
+    is_leaf=lambda x: x is None,
+  )
 
 
-def replay(update: Callable, start: chex.ArrayTree, steps: chex.ArrayTree,
-           end: chex.ArrayTree) -> tuple[chex.Array, chex.ArrayTree]:
+def replay(
+  update: Callable,
+  start: chex.ArrayTree,
+  steps: chex.ArrayTree,
+  end: chex.ArrayTree,
+) -> tuple[chex.Array, chex.ArrayTree]:
   """What is known already, with its derivatives.
 
       x_{t+1}, s_{t+1} = x_t + u_t, s'_t      u_t, s'_t = update(g_t, s_t, ...)
@@ -55,8 +64,13 @@ def replay(update: Callable, start: chex.ArrayTree, steps: chex.ArrayTree,
 
   def part(tree, first):
     return jax.tree.map(
-        lambda x: jax.lax.dynamic_slice_in_dim(x, first, width, -1)
-        if x.shape[-1:] == (n,) else x, tree)
+      lambda x: (
+        jax.lax.dynamic_slice_in_dim(x, first, width, -1)
+        if x.shape[-1:] == (n,)
+        else x
+      ),
+      tree,
+    )
 
   def step(x, floats, g, f, state):
     updates, state = update(g, _put(floats, state), x, f)
@@ -72,21 +86,33 @@ def replay(update: Callable, start: chex.ArrayTree, steps: chex.ArrayTree,
     """
     g, f, x, states = steps
     x_bar, end_bar = jax.tree.map(
-        lambda x: jnp.where(new, x, 0), part(bars, first))
+      lambda x: jnp.where(new, x, 0), part(bars, first)
+    )
 
     def backward_step(carry, inputs):
       weights_bar, (later_x_bar, state_bar), g = carry
       t, next_g, f, x, x_bar = inputs
-      state = part(jax.tree.map(
+      state = part(
+        jax.tree.map(
           lambda x: jax.lax.dynamic_index_in_dim(
-              x, t, keepdims=False, allow_negative_indices=False), states),
-          first)
+            x, t, keepdims=False, allow_negative_indices=False
+          ),
+          states,
+        ),
+        first,
+      )
       _, pull_back = jax.vjp(
-          lambda weights, x, floats: step(x, floats, g, f, state, *weights),
-          weights, x, _floats(state))
+        lambda weights, x, floats: step(x, floats, g, f, state, *weights),
+        weights,
+        x,
+        _floats(state),
+      )
       more, before_x_bar, state_bar = pull_back((later_x_bar, state_bar))
-      return (jax.tree.map(jnp.add, weights_bar, more),
-              (before_x_bar + x_bar, state_bar), next_g), None
+      return (
+        jax.tree.map(jnp.add, weights_bar, more),
+        (before_x_bar + x_bar, state_bar),
+        next_g,
+      ), None
 
     # g comes with the carry, one step ahead.  Read in the step, XLA would
     # compute the features where they are used, one number after another.
@@ -94,7 +120,8 @@ def replay(update: Callable, start: chex.ArrayTree, steps: chex.ArrayTree,
     carry = jax.tree.map(jnp.zeros_like, weights), end_bar, g[-1]
     inputs = jnp.arange(len(g)), jnp.roll(g, 1, 0), f, x, x_bar
     (weights_bar, start_bar, _), _ = jax.lax.scan(
-        backward_step, carry, inputs, reverse=True)
+      backward_step, carry, inputs, reverse=True
+    )
     return weights_bar, start_bar
 
   @jax.custom_vjp
@@ -113,11 +140,18 @@ def replay(update: Callable, start: chex.ArrayTree, steps: chex.ArrayTree,
       # The last block begins with some coordinates of the one before.
       new = first + jnp.arange(width) >= i * width
       weights_bar, start_bar = backward_block(
-          first, new, weights, steps, _floats(bars))
-      return (jax.tree.map(jnp.add, totals[0], weights_bar), jax.tree.map(
+        first, new, weights, steps, _floats(bars)
+      )
+      return (
+        jax.tree.map(jnp.add, totals[0], weights_bar),
+        jax.tree.map(
           lambda whole, bar: jax.lax.dynamic_update_slice_in_dim(
-              whole, part(whole, first) + bar, first, -1),
-          totals[1], start_bar))
+            whole, part(whole, first) + bar, first, -1
+          ),
+          totals[1],
+          start_bar,
+        ),
+      )
 
     zeros = jax.tree.map(jnp.zeros_like, (weights, _floats(start)))
     return *jax.lax.fori_loop(0, -(-n // width), block, zeros), None, None

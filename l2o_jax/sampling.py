@@ -7,8 +7,9 @@ import chex
 import jax
 
 
-def draw(sampler: Callable[..., chex.Array], key: chex.PRNGKey,
-         shape: Sequence[int]) -> chex.Array:
+def draw(
+  sampler: Callable[..., chex.Array], key: chex.PRNGKey, shape: Sequence[int]
+) -> chex.Array:
   """`sampler(key, shape)`: the same numbers, drawn as a vector.
 
   For 12,800 uniform numbers XLA compiles 0.3 s on a CPU, for the same numbers
@@ -17,8 +18,11 @@ def draw(sampler: Callable[..., chex.Array], key: chex.PRNGKey,
   return sampler(key, (math.prod(shape),)).reshape(shape)
 
 
-def draw_all(sampler: Callable[..., chex.Array], keys: chex.PRNGKey,
-             shapes: Sequence[Sequence[int]]) -> list[chex.Array]:
+def draw_all(
+  sampler: Callable[..., chex.Array],
+  keys: chex.PRNGKey,
+  shapes: Sequence[Sequence[int]],
+) -> list[chex.Array]:
   """`[sampler(key, shape), ...]`: the same numbers, drawn in one go.
 
   Each key draws as many numbers as the largest array has; the first ones are
@@ -32,5 +36,7 @@ def draw_all(sampler: Callable[..., chex.Array], keys: chex.PRNGKey,
   """
   sizes = [math.prod(shape) for shape in shapes]
   drawn = jax.vmap(lambda key: sampler(key, (max(sizes),)))(keys)
-  return [row[:size].reshape(shape)
-          for row, size, shape in zip(drawn, sizes, shapes, strict=True)]
+  return [
+    row[:size].reshape(shape)
+    for row, size, shape in zip(drawn, sizes, shapes, strict=True)
+  ]

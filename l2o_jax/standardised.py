@@ -23,13 +23,19 @@ def standardised(cell: Cell, limit: float = 10.0) -> Cell:
   Returns:
     Cell with theta {'mean' [F], 'std' [F], 'output' [], 'cell': of `cell`}.
   """
+
   def init(key, num_features):
-    return {'mean': jnp.zeros(num_features), 'std': jnp.ones(num_features),
-            'output': jnp.ones(()), 'cell': cell.init(key, num_features)}
+    return {
+      'mean': jnp.zeros(num_features),
+      'std': jnp.ones(num_features),
+      'output': jnp.ones(()),
+      'cell': cell.init(key, num_features),
+    }
 
   def step(theta, x, state):
     mean, std, output = jax.lax.stop_gradient(
-        (theta['mean'], theta['std'], theta['output']))
+      (theta['mean'], theta['std'], theta['output'])
+    )
     x = jnp.clip((x - mean) / std, -limit, limit)
     delta, state = cell.step(theta['cell'], x, state)
     return output * delta, state

@@ -23,6 +23,7 @@ class Step(NamedTuple):
     updates: x_{t+1} - x_t.
     opt_state: the optimizer's state before the step.
   """
+
   params: chex.ArrayTree
   loss: chex.Scalar
   gradients: chex.ArrayTree
@@ -37,6 +38,7 @@ class Trajectory(NamedTuple):
     losses: [T + 1], losses[t] = f(x_t), t = 0 ... T.
     record: what `record` returned, stacked along a leading axis T; else None.
   """
+
   losses: chex.Array
   record: Any
 
@@ -52,21 +54,24 @@ def _along(value, gradients, params):
 def _along_jvp(primals, tangents):
   value, gradients, _ = primals
   change, _, direction = tangents
-  for g, dx in zip(jax.tree.leaves(gradients), jax.tree.leaves(direction),
-                   strict=True):
+  for g, dx in zip(
+    jax.tree.leaves(gradients), jax.tree.leaves(direction), strict=True
+  ):
     change += jnp.sum(g * dx).astype(value.dtype)
   return value, change
 
 
-def unroll(loss: Callable[[chex.ArrayTree, chex.PRNGKey], chex.Scalar],
-           opt: optax.GradientTransformation,
-           params: chex.ArrayTree,
-           opt_state: chex.ArrayTree,
-           keys: chex.PRNGKey,
-           *,
-           second_derivatives: bool = False,
-           remat: bool | Literal['segments', 'blocks'] = False,
-           record: Callable[[Step], Any] | None = None):
+def unroll(
+  loss: Callable[[chex.ArrayTree, chex.PRNGKey], chex.Scalar],
+  opt: optax.GradientTransformation,
+  params: chex.ArrayTree,
+  opt_state: chex.ArrayTree,
+  keys: chex.PRNGKey,
+  *,
+  second_derivatives: bool = False,
+  remat: bool | Literal['segments', 'blocks'] = False,
+  record: Callable[[Step], Any] | None = None,
+):
   """Runs `opt` on `loss` for T steps.
 
       x_{t+1} = x_t + opt(grad f(x_t)),   t = 0 ... T - 1
@@ -108,11 +113,14 @@ def unroll(loss: Callable[[chex.ArrayTree, chex.PRNGKey], chex.Scalar],
   """
   chex.assert_rank(keys, 1)
   if remat not in (False, True, 'segments', 'blocks'):
-    raise ValueError("unroll: remat must be False, True, 'segments' or "
-                     f"'blocks', got {remat!r}")
+    raise ValueError(
+      "unroll: remat must be False, True, 'segments' or "
+      f"'blocks', got {remat!r}"
+    )
   if remat == 'blocks' and (second_derivatives or record is not None):
-    raise ValueError("unroll: remat='blocks' has neither second derivatives "
-                     'nor records')
+    raise ValueError(
+      "unroll: remat='blocks' has neither second derivatives nor records"
+    )
   opt = optax.with_extra_args_support(opt)
   if remat == 'blocks' and len(keys) > 1:
     return _unroll_blocks(loss, opt, params, opt_state, keys)
@@ -131,8 +139,11 @@ def unroll(loss: Callable[[chex.ArrayTree, chex.PRNGKey], chex.Scalar],
     if not second_derivatives:
       value = _along(value, gradients, params)
     updates, new_opt_state = update(gradients, opt_state, params, see(value))
-    seen = None if record is None else record(
-        Step(params, value, gradients, updates, opt_state))
+    seen = (
+      None
+      if record is None
+      else record(Step(params, value, gradients, updates, opt_state))
+    )
     return (optax.apply_updates(params, updates), new_opt_state), (value, seen)
 
   if remat and second_derivatives:
@@ -149,13 +160,14 @@ def unroll(loss: Callable[[chex.ArrayTree, chex.PRNGKey], chex.Scalar],
     length = math.isqrt(max(len(keys) - 1, 0)) + 1  # ceil(sqrt(T))
     whole = len(keys) - len(keys) % length
     carry, parts = jax.lax.scan(
-        several, carry, keys[:whole].reshape(-1, length))
-    losses, seen = jax.tree.map(
-        lambda x: x.reshape(whole, *x.shape[2:]), parts)
+      several, carry, keys[:whole].reshape(-1, length)
+    )
+    losses, seen = jax.tree.map(lambda x: x.reshape(whole, *x.shape[2:]), parts)
     if whole < len(keys):
       carry, rest = several(carry, keys[whole:])
       losses, seen = jax.tree.map(
-          lambda *x: jnp.concatenate(x), (losses, seen), rest)
+        lambda *x: jnp.concatenate(x), (losses, seen), rest
+      )
   params, opt_state = carry
   losses = jnp.append(losses, loss(params, last))
   return (params, opt_state), Trajectory(losses, seen)
@@ -165,27 +177,31 @@ def _unroll_blocks(loss, opt, params, opt_state, keys):
   """`unroll` with remat='blocks': run it, then differentiate what was run."""
   vector, unravel = ravel_pytree(params)
   for path, leaf in jax.tree.leaves_with_path(opt_state):
-    if (jnp.issubdtype(leaf.dtype, jnp.inexact)
-        and leaf.shape[-1:] != vector.shape):
+    if (
+      jnp.issubdtype(leaf.dtype, jnp.inexact)
+      and leaf.shape[-1:] != vector.shape
+    ):
       raise ValueError(
-          f"unroll: remat='blocks' needs a state whose last axis are all "
-          f'{vector.size} coordinates, as that of `flattened`, got '
-          f'{leaf.shape} for opt_state{jax.tree_util.keystr(path)}')
+        f"unroll: remat='blocks' needs a state whose last axis are all "
+        f'{vector.size} coordinates, as that of `flattened`, got '
+        f'{leaf.shape} for opt_state{jax.tree_util.keystr(path)}'
+      )
   cut = jax.lax.stop_gradient
   constant = optax.GradientTransformationExtraArgs(
-      opt.init, lambda *args, **kwargs: cut(opt.update(*args, **kwargs)))
+    opt.init, lambda *args, **kwargs: cut(opt.update(*args, **kwargs))
+  )
   (x, state), trajectory = unroll(
-      loss, constant, cut(params), cut(opt_state), keys,
-      record=lambda step: step)
+    loss, constant, cut(params), cut(opt_state), keys, record=lambda step: step
+  )
   steps = trajectory.record
   as_vectors = jax.vmap(lambda tree: ravel_pytree(tree)[0])
   gradients = as_vectors(steps.gradients)
   xs, (x, state) = replay(
-      lambda g, state, x, f: opt.update(g, state, x, value=f),
-      (vector, opt_state),
-      (gradients, cut(steps.loss), as_vectors(steps.params), steps.opt_state),
-      (ravel_pytree(x)[0], state))
+    lambda g, state, x, f: opt.update(g, state, x, value=f),
+    (vector, opt_state),
+    (gradients, cut(steps.loss), as_vectors(steps.params), steps.opt_state),
+    (ravel_pytree(x)[0], state),
+  )
   x = unravel(x)
   losses = jax.vmap(_along)(steps.loss, gradients, xs)
-  return (x, state), Trajectory(
-      jnp.append(losses, loss(x, keys[-1])), None)
+  return (x, state), Trajectory(jnp.append(losses, loss(x, keys[-1])), None)

@@ -7,20 +7,26 @@ from absl.testing import absltest, parameterized
 
 from l2o_jax.activations import sigmoid, tanh
 
-POINTS = np.concatenate([np.linspace(-12, 12, 100_001), [
-    0.0, 1e-30, -1e-5, 3e38, -3e38, np.inf, -np.inf]])
+POINTS = np.concatenate(
+  [
+    np.linspace(-12, 12, 100_001),
+    [0.0, 1e-30, -1e-5, 3e38, -3e38, np.inf, -np.inf],
+  ]
+)
 
 
 class ActivationsTest(parameterized.TestCase):
-
   def test_float32(self):
     x = POINTS.astype(np.float32)
     exact = np.tanh(x.astype(np.float64))
     found = np.asarray(jax.jit(tanh)(x))
     np.testing.assert_allclose(found, exact, rtol=4e-7)
     self.assertLessEqual(np.abs(found).max(), 1.0)
-    np.testing.assert_allclose(jax.jit(sigmoid)(x), 0.5 + 0.5 * np.tanh(
-        x.astype(np.float64) / 2), atol=4e-7)
+    np.testing.assert_allclose(
+      jax.jit(sigmoid)(x),
+      0.5 + 0.5 * np.tanh(x.astype(np.float64) / 2),
+      atol=4e-7,
+    )
     self.assertTrue(np.isnan(tanh(jnp.array(jnp.nan))))
 
   def test_derivatives(self):

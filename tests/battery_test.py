@@ -6,7 +6,6 @@ from tests.battery.__main__ import BATTERY, run
 
 
 class BatteryTest(parameterized.TestCase):
-
   @parameterized.named_parameters((name, name) for name in BATTERY)
   def test(self, name):
     self.assertTrue(run(name))

@@ -7,14 +7,13 @@ import optax
 from absl.testing import absltest, parameterized
 
 from l2o_jax.conjugate_gradient import (
-    conjugate_gradient,
-    scale_by_conjugate_gradient,
-    with_value_fn,
+  conjugate_gradient,
+  scale_by_conjugate_gradient,
+  with_value_fn,
 )
 
 
 class ConjugateGradientTest(parameterized.TestCase):
-
   @parameterized.parameters('fletcher_reeves', 'polak_ribiere')
   def test_exact_steps_end_after_n(self, rule):
     rng = np.random.default_rng(0)
@@ -32,21 +31,29 @@ class ConjugateGradientTest(parameterized.TestCase):
 
   def test_two_steps_by_hand(self):
     """g = (3, 4) then (1, 2): β is 5/25, and max(-6, 0)/25."""
-    for rule, want in (('fletcher_reeves', (1.6, 2.8)),
-                       ('polak_ribiere', (1.0, 2.0))):
+    for rule, want in (
+      ('fletcher_reeves', (1.6, 2.8)),
+      ('polak_ribiere', (1.0, 2.0)),
+    ):
       opt = conjugate_gradient(0.5, rule)
       tree = lambda a, b: {'a': jnp.array([a]), 'b': jnp.array(b)}
       state = opt.init(tree(0.0, 0.0))
       first, state = opt.update(tree(3.0, 4.0), state)
       np.testing.assert_allclose(first['b'], -2.0)
       second, _ = opt.update(tree(1.0, 2.0), state)
-      np.testing.assert_allclose([second['a'][0], second['b']],
-                                 -0.5 * np.array(want), rtol=1e-6)
+      np.testing.assert_allclose(
+        [second['a'][0], second['b']], -0.5 * np.array(want), rtol=1e-6
+      )
 
   def test_line_search_descends(self):
-    f = lambda x: jnp.sum((x - 1) ** 4 + x ** 2)
-    opt = with_value_fn(conjugate_gradient(
-        1.0, linesearch=optax.scale_by_backtracking_linesearch(20)), f)
+    f = lambda x: jnp.sum((x - 1) ** 4 + x**2)
+    opt = with_value_fn(
+      conjugate_gradient(
+        1.0, linesearch=optax.scale_by_backtracking_linesearch(20)
+      ),
+      f,
+    )
+
     @jax.jit
     def run(x):
       def step(carry, _):
@@ -54,7 +61,9 @@ class ConjugateGradientTest(parameterized.TestCase):
         value, g = jax.value_and_grad(f)(x)
         updates, state = opt.update(g, state, x, value=value)
         return (optax.apply_updates(x, updates), state), value
+
       return jax.lax.scan(step, (x, opt.init(x)), length=30)[1]
+
     values = np.asarray(run(jnp.array([3.0, -2.0])))
     self.assertLess(np.diff(values).max(), 1e-6)
     np.testing.assert_allclose(values[-1], 2 * 0.289273, rtol=1e-4)

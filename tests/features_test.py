@@ -11,24 +11,34 @@ from l2o_jax.gps.state_features import state_features
 
 def run_data(steps, seed=0):
   rng = np.random.default_rng(seed)
-  return (rng.normal(size=(steps, 2)).cumsum(0), rng.normal(size=(steps, 2)),
-          rng.uniform(0.5, 2, steps))
+  return (
+    rng.normal(size=(steps, 2)).cumsum(0),
+    rng.normal(size=(steps, 2)),
+    rng.uniform(0.5, 2, steps),
+  )
 
 
 def along(features, x, g, f):
   """Features at every t of a recorded run, [T, n, F]."""
+
   def step(memory, inputs):
     return features.update(memory, *inputs)
+
   with jax.enable_x64(True):
     arrays = tuple(map(jnp.asarray, (x, g, f)))
-    return np.asarray(jax.jit(lambda *a: jax.lax.scan(
-        step, features.init(a[0][0]), a)[1])(*arrays))
+    return np.asarray(
+      jax.jit(lambda *a: jax.lax.scan(step, features.init(a[0][0]), a)[1])(
+        *arrays
+      )
+    )
 
 
 def slow_state_features(x, g, f, lag, depth):
   """Written from the paper's definition, one number at a time."""
+
   def bar(values, i):
     return np.mean([values[j] for j in range(max(i - 2, 0), i + 1)])
+
   out = np.zeros((len(f), x.shape[1], 3 * depth + 1))
   for t in range(len(f)):
     m = t % lag
@@ -38,23 +48,26 @@ def slow_state_features(x, g, f, lag, depth):
         last = t - lag * (i + 1)
         if last >= 0:
           row[i] = (bar(f, t - lag * i) - bar(f, last)) / bar(f, last)
-          top = abs(bar(xs, max(last, m + lag))
-                    - bar(xs, max(last - lag, m)))
+          top = abs(bar(xs, max(last, m + lag)) - bar(xs, max(last - lag, m)))
           row[2 * depth + 1 + i] = top / (
-              abs(bar(xs, t - lag * i) - bar(xs, last)) + 0.1)
+            abs(bar(xs, t - lag * i) - bar(xs, last)) + 0.1
+          )
       for i in range(depth + 1):
         if t - lag * i >= 0:
           row[depth + i] = bar(gs, t - lag * i) / (
-              abs(bar(gs, max(t - lag * (i + 1), m))) + 1)
+            abs(bar(gs, max(t - lag * (i + 1), m))) + 1
+          )
   return out
 
 
-ALL = {'state': state_features(3, 4), 'changes': relative_changes(),
-       'history': history(6)}
+ALL = {
+  'state': state_features(3, 4),
+  'changes': relative_changes(),
+  'history': history(6),
+}
 
 
 class FeaturesTest(parameterized.TestCase):
-
   @parameterized.parameters((5, 25, 140), (3, 4, 30), (1, 2, 8), (5, 0, 12))
   def test_state_features(self, lag, depth, steps):
     data = run_data(steps)
@@ -62,7 +75,8 @@ class FeaturesTest(parameterized.TestCase):
     got = along(features, *data)
     self.assertEqual(got.shape[-1], features.size)
     np.testing.assert_allclose(
-        got, slow_state_features(*data, lag, depth), rtol=1e-10, atol=1e-12)
+      got, slow_state_features(*data, lag, depth), rtol=1e-10, atol=1e-12
+    )
 
   def test_state_features_of_the_paper_are_76_numbers(self):
     self.assertEqual(state_features().size, 76)
@@ -75,9 +89,11 @@ class FeaturesTest(parameterized.TestCase):
       if t:
         want[t, :, 0] = (f[t] - f[t - 1]) / f[t - 1]
         want[t, :, 2] = abs(x[max(t - 1, 1)] - x[max(t - 2, 0)]) / (
-            abs(x[t] - x[t - 1]) + 0.1)
-    np.testing.assert_allclose(along(relative_changes(), x, g, f), want,
-                               rtol=1e-10, atol=1e-12)
+          abs(x[t] - x[t - 1]) + 0.1
+        )
+    np.testing.assert_allclose(
+      along(relative_changes(), x, g, f), want, rtol=1e-10, atol=1e-12
+    )
 
   def test_history(self):
     x, g, f = run_data(10)
@@ -88,8 +104,9 @@ class FeaturesTest(parameterized.TestCase):
           want[t, :, i] = g[t - i]
         if t - i - 1 >= 0:
           want[t, :, 4 + i] = f[t] - f[t - i - 1]
-    np.testing.assert_allclose(along(history(4), x, g, f), want, rtol=1e-10,
-                               atol=1e-12)
+    np.testing.assert_allclose(
+      along(history(4), x, g, f), want, rtol=1e-10, atol=1e-12
+    )
 
   @parameterized.named_parameters((n, n) for n in ALL)
   def test_the_future_does_not_leak_in(self, name):
@@ -106,16 +123,20 @@ class FeaturesTest(parameterized.TestCase):
     with self.assertRaisesRegex(TypeError, 'value'):
       features.update(features.init(x), x, x, None)
 
-  @parameterized.named_parameters(('changes', 'changes'),
-                                  ('history', 'history'))
+  @parameterized.named_parameters(
+    ('changes', 'changes'), ('history', 'history')
+  )
   def test_losses_that_are_not_finite_or_zero(self, name):
     x, g, f = run_data(12)
     f[[3, 7, 8]] = np.nan, np.inf, 0
     self.assertTrue(np.isfinite(along(ALL[name], x, g, f)).all())
 
   def test_bad_arguments(self):
-    for make in (lambda: history(0), lambda: state_features(0, 3),
-                 lambda: state_features(5, -1)):
+    for make in (
+      lambda: history(0),
+      lambda: state_features(0, 3),
+      lambda: state_features(5, -1),
+    ):
       with self.assertRaises(ValueError):
         make()
 

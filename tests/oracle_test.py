@@ -31,32 +31,45 @@ def precision(dtype):
 
 def to_theta(weights, dtype):
   """The original's names, 'lstm_1.w_gates' or 'lstm_1/w_gates' -> ours."""
-  get = {name.replace('/', '.'): np.asarray(value, dtype)
-         for name, value in weights.items()}
-  return {'lstm': [{'w': get[f'lstm_{i}.w_gates'],
-                    'b': get[f'lstm_{i}.b_gates']} for i in (1, 2)],
-          'linear': {'w': get['linear.w'], 'b': get['linear.b']}}
+  get = {
+    name.replace('/', '.'): np.asarray(value, dtype)
+    for name, value in weights.items()
+  }
+  return {
+    'lstm': [
+      {'w': get[f'lstm_{i}.w_gates'], 'b': get[f'lstm_{i}.b_gates']}
+      for i in (1, 2)
+    ],
+    'linear': {'w': get['linear.w'], 'b': get['linear.b']},
+  }
 
 
 def section(npz, prefix):
-  return {name.removeprefix(prefix): npz[name] for name in npz.files
-          if name.startswith(prefix)}
+  return {
+    name.removeprefix(prefix): npz[name]
+    for name in npz.files
+    if name.startswith(prefix)
+  }
 
 
 def start_state(values, dtype):
   """[coordinates, H] of the original -> [H, coordinates]."""
-  cell = tuple(tuple(jnp.asarray(values[f'{s}{layer}_start'], dtype)
-                     .T for s in 'hc')
-               for layer in (1, 2))
+  cell = tuple(
+    tuple(jnp.asarray(values[f'{s}{layer}_start'], dtype).T for s in 'hc')
+    for layer in (1, 2)
+  )
   return cell
 
 
 class OracleTest(parameterized.TestCase):
-
   def assert_close(self, got, want, rtol, what=''):
     np.testing.assert_allclose(
-        got, want, rtol=rtol, atol=rtol * max(np.abs(want).max(), 1e-30),
-        err_msg=what)
+      got,
+      want,
+      rtol=rtol,
+      atol=rtol * max(np.abs(want).max(), 1e-30),
+      err_msg=what,
+    )
 
   @parameterized.product(dtype=['f32', 'f64'], p=[5, 10])
   def test_log_and_sign(self, dtype, p):
@@ -73,8 +86,11 @@ class OracleTest(parameterized.TestCase):
     self.assertTrue(np.isfinite(derivatives).all())
     for column, name in ((0, 'dlog'), (1, 'dsign')):
       np.testing.assert_allclose(
-          np.asarray(derivatives)[:, column], values[f'{name}_k{p}'],
-          rtol=1e-5, atol=1e-30)
+        np.asarray(derivatives)[:, column],
+        values[f'{name}_k{p}'],
+        rtol=1e-5,
+        atol=1e-30,
+      )
 
   @parameterized.product(dtype=['f32', 'f64'])
   def test_trajectory(self, dtype):
@@ -83,35 +99,50 @@ class OracleTest(parameterized.TestCase):
       values = section(npz, f'trajectory/{dtype}/')
       shared = {k: npz[f'trajectory/{k}'] for k in ('W', 'y', 'x0')}
     with precision(dtype) as kind:
-      task = {'w': jnp.asarray(shared['W'], kind),
-              'y': jnp.asarray(shared['y'], kind)}
+      task = {
+        'w': jnp.asarray(shared['W'], kind),
+        'y': jnp.asarray(shared['y'], kind),
+      }
       x0 = jnp.asarray(shared['x0'], kind)
       optimizee = quadratic(batch=16)
       opt = coordinatewise(log_and_sign(5.0), lstm_cell(scale=0.01)).transform(
-          to_theta(weights, kind))
+        to_theta(weights, kind)
+      )
       (_, state), trajectory = jax.jit(
-          lambda x, task: unroll(
-              lambda x, key: optimizee.loss(x, task, key), opt, x, opt.init(x),
-              jax.random.split(jax.random.key(0), 101),
-              record=lambda step: step.params))(x0, task)
+        lambda x, task: unroll(
+          lambda x, key: optimizee.loss(x, task, key),
+          opt,
+          x,
+          opt.init(x),
+          jax.random.split(jax.random.key(0), 101),
+          record=lambda step: step.params,
+        )
+      )(x0, task)
     rtol = 1e-9 if dtype == 'f64' else 1e-5
     self.assert_close(trajectory.losses, values['f'], rtol)
     self.assert_close(trajectory.record[::20], values['x'][:5], rtol)
     for layer in (0, 1):
       for i, name in enumerate('hc'):
         self.assert_close(
-            state.cell[0][layer][i].reshape(20, -1).T,
-            values[f'{name}{layer + 1}'], 10 * rtol, f'{name}{layer + 1}')
+          state.cell[0][layer][i].reshape(20, -1).T,
+          values[f'{name}{layer + 1}'],
+          10 * rtol,
+          f'{name}{layer + 1}',
+        )
 
   @parameterized.product(
-      dtype=['f32', 'f64'], how=['plain', 'second', 'blocks'],
-      start=['cold', 'warm'], tag=['ident_init', 'logsign_init'])
+    dtype=['f32', 'f64'],
+    how=['plain', 'second', 'blocks'],
+    start=['cold', 'warm'],
+    tag=['ident_init', 'logsign_init'],
+  )
   def test_meta_gradient(self, dtype, how, start, tag):
     second = how == 'second'
     if tag == 'logsign_init' and start == 'warm':
       with np.load(EXCERPT) as npz:
-        values = section(npz, f'metagrad/{dtype}/warm/second_'
-                              f'{str(second).lower()}/')
+        values = section(
+          npz, f'metagrad/{dtype}/warm/second_{str(second).lower()}/'
+        )
         weights = section(npz, f'metagrad/{dtype}/weights/')
         w, y = npz['metagrad/W_b16'], npz['metagrad/y_b16']
     elif not FULL.is_dir():
@@ -122,40 +153,64 @@ class OracleTest(parameterized.TestCase):
         weights = section(npz, f'{tag}/weights/')
         batch = int(npz[f'{tag}/batch'])
         w, y = npz[f'W_b{batch}'], npz[f'y_b{batch}']
-    features, scale = ((gradient(), 1.0) if tag == 'ident_init'
-                       else (log_and_sign(5.0), 0.01))
+    features, scale = (
+      (gradient(), 1.0) if tag == 'ident_init' else (log_and_sign(5.0), 0.01)
+    )
     learned = flattened(coordinatewise(features, lstm_cell(scale=scale)))
     with precision(dtype) as kind:
       task = {'w': jnp.asarray(w, kind), 'y': jnp.asarray(y, kind)}
       theta = to_theta(weights, kind)
       x = jnp.asarray(values['x_start'], kind)
-      state = learned.transform(theta).init(x)._replace(
-          cell=(start_state(values, kind),))
+      state = (
+        learned.transform(theta)
+        .init(x)
+        ._replace(cell=(start_state(values, kind),))
+      )
       family = quadratic(batch=len(w))
       leading = lambda tree: jax.tree.map(lambda a: a[None], tree)
-      run = jax.jit(jax.value_and_grad(
+      run = jax.jit(
+        jax.value_and_grad(
           lambda theta, task, x, state, keys: meta_loss(
-              theta, learned, Optimizee(family.init, family.loss),
-              leading(task), leading(x), leading(state), keys,
-              second_derivatives=second,
-              remat='blocks' if how == 'blocks' else False), has_aux=True))
+            theta,
+            learned,
+            Optimizee(family.init, family.loss),
+            leading(task),
+            leading(x),
+            leading(state),
+            keys,
+            second_derivatives=second,
+            remat='blocks' if how == 'blocks' else False,
+          ),
+          has_aux=True,
+        )
+      )
       with mock.patch.object(replay, 'BLOCK', 60):
         (loss, (params, _, losses)), grad = run(
-            theta, task, x, state, jax.random.split(jax.random.key(0), (1, 21)))
+          theta, task, x, state, jax.random.split(jax.random.key(0), (1, 21))
+        )
     forward, backward = (1e-9, 1e-9) if dtype == 'f64' else (1e-5, 1e-4)
     self.assert_close(loss, values['loss'], forward)
     self.assert_close(losses[0], values['fx'], forward)
     self.assert_close(params[0], values['x_final'], forward)
-    want = to_theta({name.removeprefix('grad/'): value for name, value
-                     in values.items() if name.startswith('grad/')},
-                    np.float64)
+    want = to_theta(
+      {
+        name.removeprefix('grad/'): value
+        for name, value in values.items()
+        if name.startswith('grad/')
+      },
+      np.float64,
+    )
     for path, g in jax.tree.leaves_with_path(grad):
       expected = want
       for entry in path:
         expected = expected[getattr(entry, 'key', getattr(entry, 'idx', None))]
       np.testing.assert_allclose(
-          g, expected, rtol=0, atol=backward * np.abs(expected).max(),
-          err_msg=jax.tree_util.keystr(path))
+        g,
+        expected,
+        rtol=0,
+        atol=backward * np.abs(expected).max(),
+        err_msg=jax.tree_util.keystr(path),
+      )
 
 
 if __name__ == '__main__':

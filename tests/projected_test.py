@@ -19,11 +19,12 @@ LABELS = (np.arange(30) % 3).astype(np.int32)
 
 
 class ProjectedTest(absltest.TestCase):
-
   def setUp(self):
     super().setUp()
-    self.path = pathlib.Path(
-        self.enterContext(tempfile.TemporaryDirectory())) / 'data.npz'
+    self.path = (
+      pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+      / 'data.npz'
+    )
 
   def test_contact_sheets(self):
     """Five pictures of 2 x 3 pixels on sheets of two rows of two."""
@@ -34,8 +35,13 @@ class ProjectedTest(absltest.TestCase):
       out = io.BytesIO()
       Image.fromarray(sheet.swapaxes(1, 2).reshape(4, 6, 3)).save(out, 'PNG')
       sheets[f'train_sheet_{i:03d}'] = np.frombuffer(out.getvalue(), np.uint8)
-    np.savez(self.path, train_sheets=2, train_shape=images.shape,
-             train_label=np.arange(5, dtype=np.uint8), **sheets)
+    np.savez(
+      self.path,
+      train_sheets=2,
+      train_shape=images.shape,
+      train_label=np.arange(5, dtype=np.uint8),
+      **sheets,
+    )
     got, labels = projected.load(str(self.path))
     np.testing.assert_array_equal(got, images)
     np.testing.assert_array_equal(labels, [0, 1, 2, 3, 4])
@@ -64,7 +70,7 @@ class ProjectedTest(absltest.TestCase):
     first, state = opt.update(np.float32([0.01, -3]), state)
     np.testing.assert_allclose(first, [-0.5, 0.5], rtol=1e-3)
     second, _ = opt.update(np.float32([0.01, 4]), state)
-    np.testing.assert_allclose(second, [-0.5 / 2 ** 0.5, -0.4], rtol=1e-3)
+    np.testing.assert_allclose(second, [-0.5 / 2**0.5, -0.4], rtol=1e-3)
 
   def test_adam_decaying(self):
     """A constant gradient: steps of rate / sqrt(1 + t / 10)."""
@@ -80,12 +86,19 @@ class ProjectedTest(absltest.TestCase):
     optimizee = projected.problem((IMAGES, LABELS), 5, 4, 2_000)
     opt = optax.sgd(0.5)
     got = jax.jit(lambda o, keys: projected.curves(o, opt, keys, 6, 3))(
-        optimizee, jax.random.split(jax.random.key(0), 2))
+      optimizee, jax.random.split(jax.random.key(0), 2)
+    )
     self.assertEqual(got.shape, (2, 3))
     key = jax.random.split(jax.random.split(jax.random.key(0), 2)[0])[0]
     params, task = optimizee.init(key)
-    descend = jax.jit(lambda params: optax.apply_updates(params, jax.tree.map(
-        lambda g: -0.5 * g, jax.grad(optimizee.objective)(params, task))))
+    descend = jax.jit(
+      lambda params: optax.apply_updates(
+        params,
+        jax.tree.map(
+          lambda g: -0.5 * g, jax.grad(optimizee.objective)(params, task)
+        ),
+      )
+    )
     want = []
     for t in range(7):
       if t % 3 == 0:
@@ -94,8 +107,12 @@ class ProjectedTest(absltest.TestCase):
     np.testing.assert_allclose(got[0], want, rtol=2e-3)
 
   def test_ranks(self):
-    curves = {'a': np.array([[1.0, 0.5]]), 'b': np.array([[1.0, np.nan]]),
-              'c': np.array([[1.0, 0.4]]), 'd': np.array([[0.2, 0.6]])}
+    curves = {
+      'a': np.array([[1.0, 0.5]]),
+      'b': np.array([[1.0, np.nan]]),
+      'c': np.array([[1.0, 0.4]]),
+      'd': np.array([[0.2, 0.6]]),
+    }
     rows = predicted_step_descent.statistics(curves, {'a': (0.1,)})
     self.assertEqual([rows[n]['rank_by_mean'] for n in 'abcd'], [3, 4, 2, 1])
     self.assertEqual([rows[n]['rank_by_final'] for n in 'abcd'], [2, 4, 1, 3])

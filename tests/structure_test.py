@@ -7,8 +7,14 @@ from absl.testing import absltest
 
 ROOT = pathlib.Path(__file__).parents[1]
 LOWEST = {'base', 'replay'}
-GROUND = {'activations', 'sampling', 'unroll', 'datasets', 'checkpoint',
-          'gps.lqr'}
+GROUND = {
+  'activations',
+  'sampling',
+  'unroll',
+  'datasets',
+  'checkpoint',
+  'gps.lqr',
+}
 TOP = ('learned_optimizers', '__init__')
 
 
@@ -27,16 +33,20 @@ def library():
   """{module: own modules that it imports}, without the package's name."""
   files = sorted((ROOT / 'l2o_jax').rglob('*.py'))
   name = lambda path: '.'.join(
-      path.relative_to(ROOT / 'l2o_jax').with_suffix('').parts)
+    path.relative_to(ROOT / 'l2o_jax').with_suffix('').parts
+  )
   own = {name(path) for path in files}
-  return {name(path): {module.removeprefix('l2o_jax.')
-                       for module in imports(path)
-                       if module.removeprefix('l2o_jax.') in own}
-          for path in files}
+  return {
+    name(path): {
+      module.removeprefix('l2o_jax.')
+      for module in imports(path)
+      if module.removeprefix('l2o_jax.') in own
+    }
+    for path in files
+  }
 
 
 class StructureTest(absltest.TestCase):
-
   def test_floors(self):
     for module, used in library().items():
       if module in LOWEST:
@@ -50,12 +60,14 @@ class StructureTest(absltest.TestCase):
 
   def test_no_cycle(self):
     graph, done = library(), set()
+
     def visit(module, path):
       self.assertNotIn(module, path, 'import cycle')
       if module not in done:
         for used in graph[module]:
           visit(used, path + (module,))
         done.add(module)
+
     for module in graph:
       visit(module, ())
 
@@ -63,8 +75,11 @@ class StructureTest(absltest.TestCase):
     for path in (ROOT / 'l2o_jax').rglob('*.py'):
       for module in imports(path):
         top = module.split('.')[0]
-        self.assertNotIn(top, ('experiments', 'tests', 'absl', 'matplotlib',
-                               'tensorflow', 'tqdm'), str(path))
+        self.assertNotIn(
+          top,
+          ('experiments', 'tests', 'absl', 'matplotlib', 'tensorflow', 'tqdm'),
+          str(path),
+        )
         if top == 'tensorflow_datasets':
           self.assertEqual(path.name, 'datasets.py')
 

@@ -37,14 +37,20 @@ class ControllerState(NamedTuple):
     last: x_{t-1} of each group [n_m].
     memory: of the state features, for each group.
   """
+
   step: chex.Array
   last: list[chex.Array]
   memory: list[chex.ArrayTree]
 
 
-def controller(guide: Controller, features: Features, groups: Groups, *,
-               joint: bool = False, gradient: Callable | None = None
-               ) -> optax.GradientTransformationExtraArgs:
+def controller(
+  guide: Controller,
+  features: Features,
+  groups: Groups,
+  *,
+  joint: bool = False,
+  gradient: Callable | None = None,
+) -> optax.GradientTransformationExtraArgs:
   """psi's mean action as an optimizer: Δx = K_t s + k_t.
 
   Every coordinate of a group is moved by the same K_t, k_t (Li & Malik 2017,
@@ -62,26 +68,31 @@ def controller(guide: Controller, features: Features, groups: Groups, *,
     Optax transformation; `update` needs `params`, and `value` if the features
     do.
   """
+
   def init(params):
     vectors = split(groups, params)
-    return ControllerState(jnp.zeros((), jnp.int32), vectors,
-                           [features.init(x) for x in vectors])
+    return ControllerState(
+      jnp.zeros((), jnp.int32), vectors, [features.init(x) for x in vectors]
+    )
 
   def update(updates, state, params=None, *, value=None, **extra_args):
     del extra_args
     exact = updates if gradient is None else gradient(params)
     t = jnp.minimum(state.step, guide.offset.shape[1] - 1)
     xs, moves, memories = split(groups, params), [], []
-    for m, (x, seen, g) in enumerate(zip(
-        xs, split(groups, updates), split(groups, exact), strict=True)):
+    for m, (x, seen, g) in enumerate(
+      zip(xs, split(groups, updates), split(groups, exact), strict=True)
+    ):
       memory, phi = features.update(state.memory[m], x, seen, value)
       u = x - state.last[m]
       s = unit_state(coordinate_state(x, g, u, phi), joint)
       a = s @ guide.gain[m, t].T + guide.offset[m, t]
       moves.append(jnp.ravel(a))
       memories.append(memory)
-    return (merge(groups, moves, updates),
-            ControllerState(state.step + 1, xs, memories))
+    return (
+      merge(groups, moves, updates),
+      ControllerState(state.step + 1, xs, memories),
+    )
 
   return optax.GradientTransformationExtraArgs(init, update)
 
@@ -90,9 +101,15 @@ class ExplorationState(NamedTuple):
   step: chex.Array
 
 
-def exploration(variance: chex.Array, groups: Groups, key: chex.PRNGKey, *,
-                limits: tuple, common: float = 0.0, joint: bool = False
-                ) -> optax.GradientTransformation:
+def exploration(
+  variance: chex.Array,
+  groups: Groups,
+  key: chex.PRNGKey,
+  *,
+  limits: tuple,
+  common: float = 0.0,
+  joint: bool = False,
+) -> optax.GradientTransformation:
   """Adds noise to actions: N(0, diag G_t), within limits of the action itself.
 
       std = clip(√G_t, low · rms, high · rms),  rms over the group's actions
@@ -123,16 +140,19 @@ def exploration(variance: chex.Array, groups: Groups, key: chex.PRNGKey, *,
     del params
     t = jnp.minimum(state.step, variance.shape[1] - 1)
     actions = split(groups, updates)
-    ends = [sum(a.size for a in actions[:m + 1]) for m in range(len(actions))]
-    draws = jax.random.normal(jax.random.fold_in(key, state.step),
-                              (ends[-1] + len(actions),))
+    ends = [sum(a.size for a in actions[: m + 1]) for m in range(len(actions))]
+    draws = jax.random.normal(
+      jax.random.fold_in(key, state.step), (ends[-1] + len(actions),)
+    )
     moves = []
     for m, (a, z) in enumerate(zip(actions, jnp.split(draws, ends))):
-      rms = jnp.sqrt(jnp.mean(a ** 2)) + 1e-30
+      rms = jnp.sqrt(jnp.mean(a**2)) + 1e-30
       spread = jnp.sqrt(variance[m, t])
       std = jnp.clip(spread if joint else spread[0], low * rms, high * rms)
-      z = (jnp.sqrt(1 - common) * z
-           + jnp.sqrt(common) * draws[ends[-1] + m] * a / rms)
+      z = (
+        jnp.sqrt(1 - common) * z
+        + jnp.sqrt(common) * draws[ends[-1] + m] * a / rms
+      )
       moves.append(a + std * z)
     return merge(groups, moves, updates), ExplorationState(state.step + 1)
 

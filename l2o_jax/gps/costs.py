@@ -16,12 +16,20 @@ def _block(matrices, vectors, constants, first, dimension):
   times = vectors.shape[0]
   quadratic = jnp.zeros((times, dimension, dimension), matrices.dtype)
   linear = jnp.zeros((times, dimension), matrices.dtype)
-  return Cost(quadratic.at[:, rows, rows].set(matrices),
-              linear.at[:, rows].set(vectors), constants)
+  return Cost(
+    quadratic.at[:, rows, rows].set(matrices),
+    linear.at[:, rows].set(vectors),
+    constants,
+  )
 
 
-def taylor(x: chex.Array, gradients: chex.Array, hessian: chex.Array,
-           values: chex.Array, dimension: int) -> Cost:
+def taylor(
+  x: chex.Array,
+  gradients: chex.Array,
+  hessian: chex.Array,
+  values: chex.Array,
+  dimension: int,
+) -> Cost:
   """f itself, to second order in x around the samples, mean over them.
 
       C_xx = mean H,  d_x = mean(∇f - C x),  h = mean(f - x^T d - x^T C x / 2)
@@ -38,13 +46,21 @@ def taylor(x: chex.Array, gradients: chex.Array, hessian: chex.Array,
     dimension: D; x comes first in the state.
   """
   d = jnp.mean(gradients - jnp.einsum('tij,stj->sti', hessian, x), 0)
-  h = jnp.mean(values - jnp.einsum('ti,sti->st', d, x)
-               - jnp.einsum('sti,tij,stj->st', x, hessian, x) / 2, 0)
+  h = jnp.mean(
+    values
+    - jnp.einsum('ti,sti->st', d, x)
+    - jnp.einsum('sti,tij,stj->st', x, hessian, x) / 2,
+    0,
+  )
   return _block(hessian, d, h, 0, dimension)
 
 
-def sample_taylor(gradients: chex.Array, curvature: chex.Array | None,
-                  values: chex.Array, dimension: int) -> Cost:
+def sample_taylor(
+  gradients: chex.Array,
+  curvature: chex.Array | None,
+  values: chex.Array,
+  dimension: int,
+) -> Cost:
   """f to second order around every sample, in deviations from that sample.
 
       C_xx = H of all samples,  d_x = ∇f and h = f of each
@@ -66,8 +82,11 @@ def sample_taylor(gradients: chex.Array, curvature: chex.Array | None,
   if curvature is None:
     curvature = jnp.zeros((times, A, A), gradients.dtype)
   rest = [(0, 0), (0, dimension - A)]
-  return Cost(jnp.pad(curvature, rest + rest[1:]),
-              jnp.pad(gradients, [(0, 0)] + rest), values)
+  return Cost(
+    jnp.pad(curvature, rest + rest[1:]),
+    jnp.pad(gradients, [(0, 0)] + rest),
+    values,
+  )
 
 
 def gradient_share(curvature: chex.Array, dimension: int) -> Cost:
@@ -81,8 +100,9 @@ def gradient_share(curvature: chex.Array, dimension: int) -> Cost:
     dimension: D; g comes second in the state, after x.
   """
   zero = jnp.zeros(curvature.shape[:2], curvature.dtype)
-  return _block(inverse(curvature), zero, zero[:, 0], curvature.shape[-1],
-                dimension)
+  return _block(
+    inverse(curvature), zero, zero[:, 0], curvature.shape[-1], dimension
+  )
 
 
 def positive(hessian: chex.Array, floor: float = 1e-6) -> chex.Array:

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from l2o_jax.gps.lqr import Controller, Dynamics, inverse, positive_solve
 
 
-def regress(inputs: chex.Array, outputs: chex.Array, blend: float,
-            ridge: float):
+def regress(
+  inputs: chex.Array, outputs: chex.Array, blend: float, ridge: float
+):
   """Linear regression at every t, with a prior from the other times.
 
       y_t = W_t x_t + b_t + N(0, R_t)
@@ -36,8 +37,9 @@ def regress(inputs: chex.Array, outputs: chex.Array, blend: float,
   mean = jnp.mean(z, 0)
   z = z - mean
   covariance = jnp.einsum('sti,stj->tij', z, z) / z.shape[0]
-  covariance = ((1 - blend) * covariance
-                + blend * jnp.mean(covariance, 0, keepdims=True))
+  covariance = (1 - blend) * covariance + blend * jnp.mean(
+    covariance, 0, keepdims=True
+  )
   xx, xy = covariance[:, :split, :split], covariance[:, :split, split:]
   size = jnp.einsum('tii->ti', xx)
   floor = 1e-12 * jnp.mean(size) + 1e-300
@@ -55,9 +57,12 @@ def symmetric_eigen(matrix: chex.Array):
   return jnp.linalg.eigh((matrix + matrix.mT) / 2)
 
 
-def secant_curvature(gradients: chex.Array, actions: chex.Array,
-                     limits: tuple[float, float], window: int = 7
-                     ) -> chex.Array:
+def secant_curvature(
+  gradients: chex.Array,
+  actions: chex.Array,
+  limits: tuple[float, float],
+  window: int = 7,
+) -> chex.Array:
   """H of g_{t+1} - g_t = H a_t, the same for all samples of a time.
 
       H = (Σ Δg a^T) (Σ a a^T)⁻¹,  sums over samples and 7 times
@@ -85,11 +90,12 @@ def secant_curvature(gradients: chex.Array, actions: chex.Array,
   def smooth(terms):
     pad = window // 2
     padded = jnp.pad(terms * weight, ((pad, pad), (0, 0), (0, 0)))
-    return sum(padded[i:i + terms.shape[0]] for i in range(window))
+    return sum(padded[i : i + terms.shape[0]] for i in range(window))
 
   square, product = smooth(square), smooth(product)
   regular = square + 1e-6 * jnp.trace(square, axis1=1, axis2=2)[
-      :, None, None] * jnp.eye(size)
+    :, None, None
+  ] * jnp.eye(size)
   H = positive_solve(regular, product.mT).mT
   values, vectors = symmetric_eigen(H)
   typical = jnp.median(jnp.mean(values, -1))
@@ -100,11 +106,16 @@ def secant_curvature(gradients: chex.Array, actions: chex.Array,
   return jnp.concatenate([H, H[-1:]])
 
 
-def fit_dynamics(states: chex.Array, actions: chex.Array, *,
-                 blend: float = 0.05, ridge: float = 1e-3,
-                 step_ratios: tuple | None = None,
-                 curvature: chex.Array | None = None,
-                 alone: bool = False) -> Dynamics:
+def fit_dynamics(
+  states: chex.Array,
+  actions: chex.Array,
+  *,
+  blend: float = 0.05,
+  ridge: float = 1e-3,
+  step_ratios: tuple | None = None,
+  curvature: chex.Array | None = None,
+  alone: bool = False,
+) -> Dynamics:
   """s_{t+1} = A_t s_t + B_t a_t + c_t + N(0, F_t) from samples.
 
   Args:
@@ -151,19 +162,32 @@ def fit_dynamics(states: chex.Array, actions: chex.Array, *,
     state = state.at[:, place(1)].set(curvature[1:] @ R)
     action = action.at[:, place(1)].set(curvature[1:])
     b = b.at[:, place(1)].set(jnp.einsum('tij,tj->ti', curvature[1:], r))
-  error = (after - jnp.einsum('tij,stj->sti', state, now)
-           - jnp.einsum('tij,stj->sti', action, actions) - b)
+  error = (
+    after
+    - jnp.einsum('tij,stj->sti', state, now)
+    - jnp.einsum('tij,stj->sti', action, actions)
+    - b
+  )
   mean = jnp.mean(states[:, 0], 0)
   spread = states[:, 0] - mean
   return Dynamics(
-      state, action, b,
-      jnp.einsum('sti,stj->tij', error, error) / error.shape[0], mean,
-      jnp.einsum('si,sj->ij', spread, spread) / spread.shape[0])
+    state,
+    action,
+    b,
+    jnp.einsum('sti,stj->tij', error, error) / error.shape[0],
+    mean,
+    jnp.einsum('si,sj->ij', spread, spread) / spread.shape[0],
+  )
 
 
-def fit_controller(states: chex.Array, actions: chex.Array,
-                   variance: chex.Array, *, blend: float = 0.05,
-                   ridge: float = 1e-3) -> Controller:
+def fit_controller(
+  states: chex.Array,
+  actions: chex.Array,
+  variance: chex.Array,
+  *,
+  blend: float = 0.05,
+  ridge: float = 1e-3,
+) -> Controller:
   """A policy's mean actions as a linear function of the state, at every t.
 
   Args:

@@ -13,17 +13,18 @@ import jax.numpy as jnp
 from l2o_jax.gps import costs
 from l2o_jax.gps.dynamics import fit_controller, fit_dynamics, secant_curvature
 from l2o_jax.gps.lqr import (
-    Controller,
-    Cost,
-    Dynamics,
-    constrained_step,
-    inverse,
-    untied_step,
+  Controller,
+  Cost,
+  Dynamics,
+  constrained_step,
+  inverse,
+  untied_step,
 )
 
 
 class ModelOptions(NamedTuple):
   """How samples become a model; see `guided_policy_search` for the reasons."""
+
   cost: str = 'gradient_share'
   blend: float = 0.05
   ridge: float = 1e-3
@@ -41,6 +42,7 @@ class Model(NamedTuple):
     action_unit: [].
     action_rms: of the samples at every t, in these units, [T].
   """
+
   dynamics: Dynamics
   cost: Cost
   states: chex.Array
@@ -53,52 +55,69 @@ def _or_one(x):
   return jnp.where(x > 1e-12, x, 1.0)
 
 
-def fit_model(states, actions, exact, values, hessian, options: ModelOptions
-              ) -> Model:
+def fit_model(
+  states, actions, exact, values, hessian, options: ModelOptions
+) -> Model:
   """Samples of one guide -> Model (see `Samples` for the shapes)."""
   A, D = actions.shape[-1], states.shape[-1]
   columns = states.reshape(*states.shape[:2], D // A, A)
   unit = _or_one(jnp.std(columns, (0, 1, 3)))  # the same for all coordinates
   x_unit, _, u_unit = unit[:3]
   state_unit = jnp.repeat(unit, A)
-  action_unit = _or_one(jnp.sqrt(jnp.mean(actions ** 2)))
+  action_unit = _or_one(jnp.sqrt(jnp.mean(actions**2)))
   s, a = states / state_unit, actions / action_unit
-  g = s[..., A:2 * A]
+  g = s[..., A : 2 * A]
   curvature = secant_curvature(g, a, options.curvature_limits)
   dynamics = fit_dynamics(
-      s, a, blend=options.blend, ridge=options.ridge, curvature=curvature,
-      step_ratios=(action_unit / x_unit, action_unit / u_unit), alone=A > 1)
+    s,
+    a,
+    blend=options.blend,
+    ridge=options.ridge,
+    curvature=curvature,
+    step_ratios=(action_unit / x_unit, action_unit / u_unit),
+    alone=A > 1,
+  )
   if options.cost == 'taylor':
     hessian = costs.positive(hessian + 0 * curvature)  # LAPACK: one at a time
-    cost = costs.taylor(s[..., :A], x_unit * exact, x_unit ** 2 * hessian,
-                        values, D)
+    cost = costs.taylor(
+      s[..., :A], x_unit * exact, x_unit**2 * hessian, values, D
+    )
     level = jnp.mean(values) - jnp.min(values)
   elif options.cost in costs.OF_SAMPLES:
-    second = (curvature * x_unit * unit[1] / action_unit
-              if options.cost == 'sample_taylor' else None)
+    second = (
+      curvature * x_unit * unit[1] / action_unit
+      if options.cost == 'sample_taylor'
+      else None
+    )
     cost = costs.sample_taylor(x_unit * exact, second, values, D)
     level = jnp.mean(values) - jnp.min(values)
   else:
     cost = costs.gradient_share(curvature, D)
-    level = jnp.mean(jnp.einsum('sti,tij,stj->st', g, inverse(curvature),
-                                g)) / 2
+    level = (
+      jnp.mean(jnp.einsum('sti,tij,stj->st', g, inverse(curvature), g)) / 2
+    )
   cost = jax.tree.map(lambda c: c / _or_one(level), cost)
-  return Model(dynamics, cost, s, state_unit, action_unit,
-               jnp.sqrt(jnp.mean(a ** 2, (0, 2))))
+  return Model(
+    dynamics, cost, s, state_unit, action_unit, jnp.sqrt(jnp.mean(a**2, (0, 2)))
+  )
 
 
 def scaled(guide: Controller, model: Model) -> Controller:
   """A controller in the model's units."""
-  return Controller(guide.gain * model.state_unit / model.action_unit,
-                    guide.offset / model.action_unit,
-                    guide.noise / model.action_unit ** 2)
+  return Controller(
+    guide.gain * model.state_unit / model.action_unit,
+    guide.offset / model.action_unit,
+    guide.noise / model.action_unit**2,
+  )
 
 
 def unscaled(guide: Controller, model: Model) -> Controller:
   """The inverse of `scaled`."""
-  return Controller(guide.gain * model.action_unit / model.state_unit,
-                    guide.offset * model.action_unit,
-                    guide.noise * model.action_unit ** 2)
+  return Controller(
+    guide.gain * model.action_unit / model.state_unit,
+    guide.offset * model.action_unit,
+    guide.noise * model.action_unit**2,
+  )
 
 
 def explored(guide: Controller, action_rms, limits) -> chex.Array:
@@ -124,8 +143,8 @@ def momentum_guide(shape, initial, num_columns: int, size: int) -> Controller:
   rate, momentum = initial
   eye = jnp.eye(size)
   gain = jnp.zeros((size, num_columns * size))
-  gain = gain.at[:, size:2 * size].set(-rate * eye)
-  gain = gain.at[:, 2 * size:3 * size].set(momentum * eye)
+  gain = gain.at[:, size : 2 * size].set(-rate * eye)
+  gain = gain.at[:, 2 * size : 3 * size].set(momentum * eye)
   repeat = lambda x: jnp.tile(x, shape + (1,) * x.ndim)
   return Controller(repeat(gain), repeat(jnp.zeros(size)), repeat(eye))
 
@@ -138,6 +157,7 @@ class Dual(NamedTuple):
     penalties: ν [T].
     eta: η [], where to start the search.
   """
+
   multipliers: chex.Array
   penalties: chex.Array
   eta: chex.Array
@@ -151,6 +171,7 @@ class GuideInfo(NamedTuple):
     policy_kl: KL(pi ‖ psi), summed over t.
     predicted: relative fall of the modelled cost.
   """
+
   kl: chex.Array
   policy_kl: chex.Array
   predicted: chex.Array
@@ -161,6 +182,7 @@ def _in_float64(function):
     with jax.enable_x64(True):
       args = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), args)
       return jax.tree.map(lambda x: x.astype(jnp.float32), function(*args))
+
   return wrapped
 
 
@@ -180,8 +202,10 @@ def badmm_step(options: ModelOptions, dual_rate: float):
     actions [S, T, A], guide, dual, kl_step: ε / (T A) [], limits) ->
     (guide, dual, GuideInfo); `limits` are those of the exploration.
   """
-  def step(states, actions, exact, values, hessian, mu, guide, dual, kl_step,
-           limits):
+
+  def step(
+    states, actions, exact, values, hessian, mu, guide, dual, kl_step, limits
+  ):
     model = fit_model(states, actions, exact, values, hessian, options)
     psi = scaled(guide, model)
     variance = explored(psi, model.action_rms, limits)
@@ -190,26 +214,43 @@ def badmm_step(options: ModelOptions, dual_rate: float):
     own = jnp.einsum('tad,std->sta', psi.gain, now) + psi.offset
     nu = dual.penalties
     policy_variance = jnp.sum(nu) / jnp.sum(nu[:, None] / variance, 0)
-    pi = fit_controller(now, mu, jnp.broadcast_to(policy_variance,
-                                                  variance.shape),
-                        blend=options.blend, ridge=options.ridge)
-    lam = (dual.multipliers * model.action_unit
-           + dual_rate * nu[:, None] * jnp.mean(mu - own, 0) / variance)
+    pi = fit_controller(
+      now,
+      mu,
+      jnp.broadcast_to(policy_variance, variance.shape),
+      blend=options.blend,
+      ridge=options.ridge,
+    )
+    lam = (
+      dual.multipliers * model.action_unit
+      + dual_rate * nu[:, None] * jnp.mean(mu - own, 0) / variance
+    )
     T, A = variance.shape
     new, info = constrained_step(
-        model.dynamics, model.cost, lam, nu, pi, psi,
-        kl_step * T * A, dual.eta)
+      model.dynamics, model.cost, lam, nu, pi, psi, kl_step * T * A, dual.eta
+    )
     after = jnp.einsum('tad,std->sta', new.gain, now) + new.offset
     G = jnp.einsum('tii->ti', new.noise)
-    kl = jnp.sum(policy_variance / G - 1 - jnp.log(policy_variance / G)
-                 + jnp.mean((mu - after) ** 2, 0) / G, -1) / 2
+    kl = (
+      jnp.sum(
+        policy_variance / G
+        - 1
+        - jnp.log(policy_variance / G)
+        + jnp.mean((mu - after) ** 2, 0) / G,
+        -1,
+      )
+      / 2
+    )
     mean, std = jnp.mean(kl), jnp.std(kl)
-    nu = nu * jnp.where(kl >= mean + 0.5 * std, 2.0,
-                        jnp.where(kl < mean - std, 0.5, 1.0))
-    return (unscaled(new, model),
-            Dual(lam / model.action_unit, nu, info.eta),
-            GuideInfo(info.kl, jnp.sum(kl),
-                      1 - info.cost / info.previous_cost))
+    nu = nu * jnp.where(
+      kl >= mean + 0.5 * std, 2.0, jnp.where(kl < mean - std, 0.5, 1.0)
+    )
+    return (
+      unscaled(new, model),
+      Dual(lam / model.action_unit, nu, info.eta),
+      GuideInfo(info.kl, jnp.sum(kl), 1 - info.cost / info.previous_cost),
+    )
+
   return _in_float64(step)
 
 
@@ -225,26 +266,43 @@ def mirror_step(options: ModelOptions):
     policy is to learn along the samples [S, T, A]), (psi - pi_lin)(s).  With
     a cost of samples psi is that of the deviations from a sample.
   """
-  def step(states, actions, exact, values, hessian, mu, guide, dual, kl_step,
-           limits):
+
+  def step(
+    states, actions, exact, values, hessian, mu, guide, dual, kl_step, limits
+  ):
     model = fit_model(states, actions, exact, values, hessian, options)
     variance = explored(scaled(guide, model), model.action_rms, limits)
     now, mu = model.states[:, :-1], mu / model.action_unit
-    pi = fit_controller(now, mu, variance, blend=options.blend,
-                        ridge=options.ridge)
+    pi = fit_controller(
+      now, mu, variance, blend=options.blend, ridge=options.ridge
+    )
     T, A = variance.shape
     bound = kl_step * T * A
     if options.cost in costs.OF_SAMPLES:
-      change, noise, info = untied_step(model.dynamics, model.cost, pi, bound,
-                                        dual.eta)
+      change, noise, info = untied_step(
+        model.dynamics, model.cost, pi, bound, dual.eta
+      )
       new = pi._replace(noise=noise)
     else:
       new, info = constrained_step(
-          model.dynamics, model.cost, jnp.zeros((T, A)), jnp.zeros(T), pi, pi,
-          bound, dual.eta)
-      change = (jnp.einsum('tad,std->sta', new.gain - pi.gain, now)
-                + new.offset - pi.offset)
-    return ((unscaled(new, model), change * model.action_unit),
-            dual._replace(eta=info.eta),
-            GuideInfo(info.kl, info.kl, 1 - info.cost / info.previous_cost))
+        model.dynamics,
+        model.cost,
+        jnp.zeros((T, A)),
+        jnp.zeros(T),
+        pi,
+        pi,
+        bound,
+        dual.eta,
+      )
+      change = (
+        jnp.einsum('tad,std->sta', new.gain - pi.gain, now)
+        + new.offset
+        - pi.offset
+      )
+    return (
+      (unscaled(new, model), change * model.action_unit),
+      dual._replace(eta=info.eta),
+      GuideInfo(info.kl, info.kl, 1 - info.cost / info.previous_cost),
+    )
+
   return _in_float64(step)

@@ -21,6 +21,7 @@ class Controller(NamedTuple):
     offset: k [T, A].
     noise: G [T, A, A].
   """
+
   gain: chex.Array
   offset: chex.Array
   noise: chex.Array
@@ -37,6 +38,7 @@ class Dynamics(NamedTuple):
     initial_mean: of s_0, [D].
     initial_covariance: of s_0, [D, D].
   """
+
   state: chex.Array
   action: chex.Array
   offset: chex.Array
@@ -53,6 +55,7 @@ class Cost(NamedTuple):
     linear: d [T + 1, D].
     constant: h [T + 1].
   """
+
   quadratic: chex.Array
   linear: chex.Array
   constant: chex.Array
@@ -81,7 +84,8 @@ def _eliminate(matrix, right):
     return joined, log + jnp.log(pivot[..., 0, 0])
 
   joined, log = jax.lax.fori_loop(
-      0, size, step, (joined, jnp.zeros(batch, joined.dtype)))
+    0, size, step, (joined, jnp.zeros(batch, joined.dtype))
+  )
   return joined[..., size:], log
 
 
@@ -103,9 +107,15 @@ def _log_determinant(matrix):
   return _eliminate(matrix, jnp.zeros((matrix.shape[-1], 0)))[1]
 
 
-def backward(dynamics: Dynamics, cost: Cost, multipliers: chex.Array,
-             penalties: chex.Array, policy: Controller, eta: chex.Scalar,
-             previous: Controller) -> tuple[Controller, chex.Array]:
+def backward(
+  dynamics: Dynamics,
+  cost: Cost,
+  multipliers: chex.Array,
+  penalties: chex.Array,
+  policy: Controller,
+  eta: chex.Scalar,
+  previous: Controller,
+) -> tuple[Controller, chex.Array]:
   r"""The guide that minimizes cost and divergences (Riccati recursion).
 
       min_psi  E_psi[ sum_t c_t(s_t) - λ_t^T a_t ]
@@ -154,15 +164,28 @@ def backward(dynamics: Dynamics, cost: Cost, multipliers: chex.Array,
     covariance = inverse(Q_aa)
     K, k = -covariance @ Q_as, -covariance @ q_a
     V = Q_ss + Q_as.T @ K
-    return (((V + V.T) / 2, q_s + Q_as.T @ k),
-            (K, k, (eta + nu) * covariance))
+    return (((V + V.T) / 2, q_s + Q_as.T @ k), (K, k, (eta + nu) * covariance))
 
   _, (K, k, G) = jax.lax.scan(
-      step, (cost.quadratic[-1], cost.linear[-1]),
-      (dynamics.state, dynamics.action, dynamics.offset, cost.quadratic[:-1],
-       cost.linear[:-1], multipliers, penalties, policy.gain, policy.offset,
-       policy_precision, previous.gain, previous.offset, previous_precision),
-      reverse=True)
+    step,
+    (cost.quadratic[-1], cost.linear[-1]),
+    (
+      dynamics.state,
+      dynamics.action,
+      dynamics.offset,
+      cost.quadratic[:-1],
+      cost.linear[:-1],
+      multipliers,
+      penalties,
+      policy.gain,
+      policy.offset,
+      policy_precision,
+      previous.gain,
+      previous.offset,
+      previous_precision,
+    ),
+    reverse=True,
+  )
   guide = Controller(K, k, (G + G.mT) / 2)
   finite = [jnp.all(jnp.isfinite(x)) for x in guide]
   return guide, finite[0] & finite[1] & finite[2]
@@ -177,6 +200,7 @@ def forward(dynamics: Dynamics, guide: Controller):
   Returns:
     (mean [T + 1, D], covariance [T + 1, D, D]).
   """
+
   def step(carry, inputs):
     mean, covariance = carry
     A, B, c, F, K, k, G = inputs
@@ -186,22 +210,31 @@ def forward(dynamics: Dynamics, guide: Controller):
     return (mean_next, covariance_next), carry
 
   last, (means, covariances) = jax.lax.scan(
-      step, (dynamics.initial_mean, dynamics.initial_covariance),
-      (*dynamics[:4], *guide))
-  return (jnp.concatenate([means, last[0][None]]),
-          jnp.concatenate([covariances, last[1][None]]))
+    step,
+    (dynamics.initial_mean, dynamics.initial_covariance),
+    (*dynamics[:4], *guide),
+  )
+  return (
+    jnp.concatenate([means, last[0][None]]),
+    jnp.concatenate([covariances, last[1][None]]),
+  )
 
 
-def expected_cost(cost: Cost, mean: chex.Array,
-                  covariance: chex.Array) -> chex.Array:
+def expected_cost(
+  cost: Cost, mean: chex.Array, covariance: chex.Array
+) -> chex.Array:
   """E[c_t(s_t)] = 1/2 (m^T C m + tr(C P)) + d^T m + h, [T + 1]."""
   second = covariance + mean[:, :, None] * mean[:, None, :]
-  return (jnp.einsum('tij,tij->t', cost.quadratic, second) / 2
-          + jnp.einsum('ti,ti->t', cost.linear, mean) + cost.constant)
+  return (
+    jnp.einsum('tij,tij->t', cost.quadratic, second) / 2
+    + jnp.einsum('ti,ti->t', cost.linear, mean)
+    + cost.constant
+  )
 
 
-def divergence(new: Controller, old: Controller, mean: chex.Array,
-               covariance: chex.Array) -> chex.Array:
+def divergence(
+  new: Controller, old: Controller, mean: chex.Array, covariance: chex.Array
+) -> chex.Array:
   """E[KL(new_t ‖ old_t)] over states N(m_t, P_t) of t = 0 ... T - 1, [T].
 
       1/2 (tr(G°⁻¹ G) - A + log|G°|/|G| + E[Δ^T G°⁻¹ Δ]),
@@ -215,8 +248,11 @@ def divergence(new: Controller, old: Controller, mean: chex.Array,
   shift = jnp.einsum('tad,td->ta', K, mean) + new.offset - old.offset
   second = K @ covariance @ K.mT + shift[:, :, None] * shift[:, None, :]
   logs = _log_determinant(old.noise) - _log_determinant(new.noise)
-  return (jnp.einsum('tij,tij->t', precision, new.noise + second)
-          - new.offset.shape[-1] + logs) / 2
+  return (
+    jnp.einsum('tij,tij->t', precision, new.noise + second)
+    - new.offset.shape[-1]
+    + logs
+  ) / 2
 
 
 class StepInfo(NamedTuple):
@@ -229,6 +265,7 @@ class StepInfo(NamedTuple):
     cost: sum_t E[c_t(s_t)] that the model predicts for psi.
     previous_cost: and for psi°.
   """
+
   eta: chex.Scalar
   kl: chex.Scalar
   trials: chex.Scalar
@@ -236,11 +273,17 @@ class StepInfo(NamedTuple):
   previous_cost: chex.Scalar
 
 
-def constrained_step(dynamics: Dynamics, cost: Cost, multipliers: chex.Array,
-                     penalties: chex.Array, policy: Controller,
-                     previous: Controller, bound: chex.Scalar,
-                     eta: chex.Scalar, max_trials: int = 60
-                     ) -> tuple[Controller, StepInfo]:
+def constrained_step(
+  dynamics: Dynamics,
+  cost: Cost,
+  multipliers: chex.Array,
+  penalties: chex.Array,
+  policy: Controller,
+  previous: Controller,
+  bound: chex.Scalar,
+  eta: chex.Scalar,
+  max_trials: int = 60,
+) -> tuple[Controller, StepInfo]:
   """The best guide with sum_t E[KL(psi ‖ psi°)] <= ε.
 
   Dual search for η: geometric bisection within [1e-8, 1e16], a move changes η
@@ -263,23 +306,25 @@ def constrained_step(dynamics: Dynamics, cost: Cost, multipliers: chex.Array,
   Returns:
     (psi, StepInfo).
   """
+
   def attempt(eta):
-    guide, valid = backward(dynamics, cost, multipliers, penalties, policy,
-                            eta, previous)
+    guide, valid = backward(
+      dynamics, cost, multipliers, penalties, policy, eta, previous
+    )
     mean, covariance = forward(dynamics, guide)
     kl = jnp.sum(divergence(guide, previous, mean, covariance))
     return guide, jnp.where(valid & jnp.isfinite(kl), kl, jnp.inf)
 
-  guide, eta, kl, trials = search_eta(attempt, previous, bound, eta,
-                                      max_trials)
+  guide, eta, kl, trials = search_eta(attempt, previous, bound, eta, max_trials)
   after, before = jax.vmap(
-      lambda psi: jnp.sum(expected_cost(cost, *forward(dynamics, psi))))(
-          jax.tree.map(lambda *x: jnp.stack(x), guide, previous))
+    lambda psi: jnp.sum(expected_cost(cost, *forward(dynamics, psi)))
+  )(jax.tree.map(lambda *x: jnp.stack(x), guide, previous))
   return guide, StepInfo(eta, kl, trials, after, before)
 
 
-def search_eta(attempt, otherwise, bound: chex.Scalar, eta: chex.Scalar,
-               max_trials: int = 60):
+def search_eta(
+  attempt, otherwise, bound: chex.Scalar, eta: chex.Scalar, max_trials: int = 60
+):
   """The smallest η whose step keeps KL <= ε (see `constrained_step`).
 
   Args:
@@ -299,8 +344,10 @@ def search_eta(attempt, otherwise, bound: chex.Scalar, eta: chex.Scalar,
     step, kl = attempt(eta)
     fits = kl <= bound
     best, best_eta, best_kl = jax.tree.map(
-        lambda new, old: jnp.where(fits, new, old), (step, eta, kl),
-        (best, best_eta, best_kl))
+      lambda new, old: jnp.where(fits, new, old),
+      (step, eta, kl),
+      (best, best_eta, best_kl),
+    )
     below = jnp.where(fits, below, eta)
     above = jnp.where(fits, eta, above)
     done = fits & ((kl >= 0.9 * bound) | (eta <= low))
@@ -308,19 +355,35 @@ def search_eta(attempt, otherwise, bound: chex.Scalar, eta: chex.Scalar,
     eta = jnp.where(eta < 1.1 * low, low, eta)
     return trials + 1, eta, below, above, best, best_eta, best_kl, done
 
-  eta = jnp.clip(jnp.asarray(eta, jax.tree.leaves(otherwise)[0].dtype), low,
-                 high)
+  eta = jnp.clip(
+    jnp.asarray(eta, jax.tree.leaves(otherwise)[0].dtype), low, high
+  )
   one = jnp.ones_like(eta)
   trials, _, _, _, step, eta, kl, _ = jax.lax.while_loop(
-      lambda carry: ~carry[-1] & (carry[0] < max_trials), search,
-      (jnp.int32(0), eta, low * one, high * one, otherwise, eta, 0 * one,
-       jnp.bool_(False)))
+    lambda carry: ~carry[-1] & (carry[0] < max_trials),
+    search,
+    (
+      jnp.int32(0),
+      eta,
+      low * one,
+      high * one,
+      otherwise,
+      eta,
+      0 * one,
+      jnp.bool_(False),
+    ),
+  )
   return step, eta, kl, trials
 
 
-def untied_step(dynamics: Dynamics, cost: Cost, previous: Controller,
-                bound: chex.Scalar, eta: chex.Scalar, max_trials: int = 60
-                ) -> tuple[chex.Array, chex.Array, StepInfo]:
+def untied_step(
+  dynamics: Dynamics,
+  cost: Cost,
+  previous: Controller,
+  bound: chex.Scalar,
+  eta: chex.Scalar,
+  max_trials: int = 60,
+) -> tuple[chex.Array, chex.Array, StepInfo]:
   r"""Every sample's own change of its actions, all else tied.
 
   In the deviations δs, δa from a sample i,
@@ -351,17 +414,26 @@ def untied_step(dynamics: Dynamics, cost: Cost, previous: Controller,
   """
   zero = jnp.zeros_like
   dynamics = dynamics._replace(
-      offset=zero(dynamics.offset), noise=zero(dynamics.noise),
-      initial_mean=zero(dynamics.initial_mean),
-      initial_covariance=zero(dynamics.initial_covariance))
+    offset=zero(dynamics.offset),
+    noise=zero(dynamics.noise),
+    initial_mean=zero(dynamics.initial_mean),
+    initial_covariance=zero(dynamics.initial_covariance),
+  )
   tied = Cost(cost.quadratic, zero(cost.linear[0]), zero(cost.constant[0]))
   previous = previous._replace(offset=zero(previous.offset))
   T, A = previous.offset.shape
   precision = inverse(previous.noise)
 
   def attempt(eta):
-    guide, valid = backward(dynamics, tied, zero(previous.offset),
-                            jnp.zeros(T), previous, eta, previous)
+    guide, valid = backward(
+      dynamics,
+      tied,
+      zero(previous.offset),
+      jnp.zeros(T),
+      previous,
+      eta,
+      previous,
+    )
 
     def step(v, inputs):
       A, B, K, G, d = inputs
@@ -369,18 +441,28 @@ def untied_step(dynamics: Dynamics, cost: Cost, previous: Controller,
       return d + v @ (A + B @ K), k
 
     _, k = jax.lax.scan(
-        step, cost.linear[:, -1],
-        (dynamics.state, dynamics.action, guide.gain, guide.noise,
-         cost.linear[:, :-1].swapaxes(0, 1)), reverse=True)
+      step,
+      cost.linear[:, -1],
+      (
+        dynamics.state,
+        dynamics.action,
+        guide.gain,
+        guide.noise,
+        cost.linear[:, :-1].swapaxes(0, 1),
+      ),
+      reverse=True,
+    )
     spread = divergence(guide, previous, *forward(dynamics, guide))
-    kl = jnp.sum(spread) + jnp.einsum(
-        'tsa,tab,tsb->', k, precision, k) / k.shape[1] / 2
+    kl = (
+      jnp.sum(spread)
+      + jnp.einsum('tsa,tab,tsb->', k, precision, k) / k.shape[1] / 2
+    )
     return (k, guide.noise), jnp.where(valid & jnp.isfinite(kl), kl, jnp.inf)
 
   nothing = jnp.zeros((T, cost.linear.shape[0], A), previous.offset.dtype)
-  (k, G), eta, kl, trials = search_eta(attempt, (nothing, previous.noise),
-                                       bound, eta, max_trials)
+  (k, G), eta, kl, trials = search_eta(
+    attempt, (nothing, previous.noise), bound, eta, max_trials
+  )
   fall = eta / 2 * jnp.einsum('tsa,tab,tsb->', k, inverse(G), k) / k.shape[1]
   before = jnp.mean(jnp.sum(cost.constant, -1))
-  return (k.swapaxes(0, 1), G,
-          StepInfo(eta, kl, trials, before - fall, before))
+  return (k.swapaxes(0, 1), G, StepInfo(eta, kl, trials, before - fall, before))

@@ -11,9 +11,14 @@ from l2o_jax.joint import joint
 from l2o_jax.standardised import standardised
 
 
-def policy_optimizer(features: Features, cell: Cell,
-                     groups: Groups | None = None, *, shared: bool = False,
-                     joint_size: int | None = None) -> LearnedOptimizer:
+def policy_optimizer(
+  features: Features,
+  cell: Cell,
+  groups: Groups | None = None,
+  *,
+  shared: bool = False,
+  joint_size: int | None = None,
+) -> LearnedOptimizer:
   """The policy that `guided_policy_search` trains, as a learned optimizer.
 
   Args:
@@ -43,24 +48,35 @@ def replay(cell: Cell, theta, observations):
   Returns:
     [S, T, A].
   """
+
   def step(state, o):  # [F, S]
-    actions, state = jax.vmap(
-        cell.step, (None, -1, -1), -1)(theta, o, state)
+    actions, state = jax.vmap(cell.step, (None, -1, -1), -1)(theta, o, state)
     return state, actions
 
   samples = observations.shape[0]
   state = jax.tree.map(
-      lambda s: jnp.broadcast_to(s[..., None], (*s.shape, samples)),
-      cell.initial_state())
+    lambda s: jnp.broadcast_to(s[..., None], (*s.shape, samples)),
+    cell.initial_state(),
+  )
   _, actions = jax.lax.scan(step, state, observations.transpose(1, 2, 0))
   if actions.ndim == 2:
     actions = actions[:, None]
   return actions.transpose(2, 0, 1)
 
 
-def regression(cell: Cell, theta, observations, targets, weights, key,
-               num_steps, *, batch_size: int, learning_rate: float,
-               clip_norm: float = 1.0):
+def regression(
+  cell: Cell,
+  theta,
+  observations,
+  targets,
+  weights,
+  key,
+  num_steps,
+  *,
+  batch_size: int,
+  learning_rate: float,
+  clip_norm: float = 1.0,
+):
   """Fits the cell's mean actions to targets, through time.
 
       min_theta  mean_{s,t} w_t ‖μ_theta(o_s0 ... o_st) - target_st‖²
@@ -88,21 +104,28 @@ def regression(cell: Cell, theta, observations, targets, weights, key,
 
   def loss(theta, rows):
     error = replay(cell, theta, observations[rows]) - targets[rows]
-    return jnp.mean(weights[rows] * jnp.sum(error ** 2, -1))
+    return jnp.mean(weights[rows] * jnp.sum(error**2, -1))
 
   def step(i, carry):
     theta, state, first, last = carry
-    rows = jax.random.randint(jax.random.fold_in(key, i), (batch_size,), 0,
-                              count)
+    rows = jax.random.randint(
+      jax.random.fold_in(key, i), (batch_size,), 0, count
+    )
     value, gradient = jax.value_and_grad(loss)(theta, rows)
     updates, state = opt.update(gradient, state, theta)
     rate = learning_rate * (0.55 + 0.45 * jnp.cos(jnp.pi * i / num_steps))
     theta = optax.apply_updates(
-        theta, jax.tree.map(lambda u: rate * u, updates))
-    return (theta, state, first + jnp.where(i < 20, value, 0) / 20,
-            last + jnp.where(i >= num_steps - 20, value, 0) / 20)
+      theta, jax.tree.map(lambda u: rate * u, updates)
+    )
+    return (
+      theta,
+      state,
+      first + jnp.where(i < 20, value, 0) / 20,
+      last + jnp.where(i >= num_steps - 20, value, 0) / 20,
+    )
 
   zero = jnp.zeros((), jnp.float32)
   theta, _, first, last = jax.lax.fori_loop(
-      0, num_steps, step, (theta, opt.init(theta), zero, zero))
+    0, num_steps, step, (theta, opt.init(theta), zero, zero)
+  )
   return theta, first, last

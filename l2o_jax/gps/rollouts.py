@@ -27,6 +27,7 @@ class Rollout(NamedTuple):
     objective: exact, [T + 1].
     actions: x_{t+1} - x_t, [T, M, J].
   """
+
   x: chex.Array
   seen: chex.Array
   exact: chex.Array
@@ -36,9 +37,11 @@ class Rollout(NamedTuple):
   actions: chex.Array
 
 
-def mixture(first: optax.GradientTransformation,
-            second: optax.GradientTransformation, use_second: chex.Array
-            ) -> optax.GradientTransformationExtraArgs:
+def mixture(
+  first: optax.GradientTransformation,
+  second: optax.GradientTransformation,
+  use_second: chex.Array,
+) -> optax.GradientTransformationExtraArgs:
   """Both optimizers watch the run; one of them moves."""
   first, second = map(optax.with_extra_args_support, (first, second))
 
@@ -48,8 +51,10 @@ def mixture(first: optax.GradientTransformation,
   def update(updates, state, params=None, **extra_args):
     one, state_one = first.update(updates, state[0], params, **extra_args)
     two, state_two = second.update(updates, state[1], params, **extra_args)
-    return (jax.tree.map(lambda a, b: jnp.where(use_second, b, a), one, two),
-            (state_one, state_two))
+    return (
+      jax.tree.map(lambda a, b: jnp.where(use_second, b, a), one, two),
+      (state_one, state_two),
+    )
 
   return optax.GradientTransformationExtraArgs(init, update)
 
@@ -61,9 +66,18 @@ def objective_of(optimizee: Optimizee, task):
   return lambda params: optimizee.loss(params, task, jax.random.key(0))
 
 
-def rollout(optimizee: Optimizee, make_opt, function_key: chex.PRNGKey,
-            key: chex.PRNGKey, num_steps: int, groups: Groups, *,
-            num_coordinates: int, joint: bool, with_hessian: bool) -> Rollout:
+def rollout(
+  optimizee: Optimizee,
+  make_opt,
+  function_key: chex.PRNGKey,
+  key: chex.PRNGKey,
+  num_steps: int,
+  groups: Groups,
+  *,
+  num_coordinates: int,
+  joint: bool,
+  with_hessian: bool,
+) -> Rollout:
   """One run of T steps.
 
   Args:
@@ -91,10 +105,8 @@ def rollout(optimizee: Optimizee, make_opt, function_key: chex.PRNGKey,
       return jnp.zeros((len(groups.names), num_coordinates, *size))
     if joint:
       vector = split(groups, params)[0]
-      return jax.hessian(
-          lambda x: f(merge(groups, [x], params)))(vector)[None]
-    probe = optax.tree.random_like(
-        key_probe, params, jax.random.rademacher)
+      return jax.hessian(lambda x: f(merge(groups, [x], params)))(vector)[None]
+    probe = optax.tree.random_like(key_probe, params, jax.random.rademacher)
     _, product = jax.jvp(jax.grad(f), (params,), (probe,))
     return pick(jax.tree.map(jnp.multiply, probe, product))
 
@@ -103,8 +115,14 @@ def rollout(optimizee: Optimizee, make_opt, function_key: chex.PRNGKey,
       exact, exact_gradients = value, gradients
     else:
       exact, exact_gradients = jax.value_and_grad(f)(params)
-    return (pick(params), pick(gradients), pick(exact_gradients),
-            hessian(params), value, exact)
+    return (
+      pick(params),
+      pick(gradients),
+      pick(exact_gradients),
+      hessian(params),
+      value,
+      exact,
+    )
 
   opt = make_opt(jax.grad(f) if optimizee.objective is not None else None)
   # One step more, whose action is dropped: x_T is seen as all others are, by
@@ -112,9 +130,16 @@ def rollout(optimizee: Optimizee, make_opt, function_key: chex.PRNGKey,
   keys = jax.random.split(key_loss, num_steps + 2)
   loss = lambda params, key: optimizee.loss(params, task, key)
   _, trajectory = unroll(
-      loss, opt, params, opt.init(params), keys,
-      record=lambda step: (observe(step.params, step.loss, step.gradients),
-                           pick(step.updates)))
+    loss,
+    opt,
+    params,
+    opt.init(params),
+    keys,
+    record=lambda step: (
+      observe(step.params, step.loss, step.gradients),
+      pick(step.updates),
+    ),
+  )
   seen, actions = trajectory.record
   return Rollout(*seen, actions[:-1])
 
@@ -135,6 +160,7 @@ class Samples(NamedTuple):
     values: exact objective, [P, M, S, T + 1].
     curvature: mean over the samples, [P, M, T + 1, A, A].
   """
+
   states: chex.Array
   observations: chex.Array
   actions: chex.Array
@@ -157,34 +183,47 @@ def retraced(opt: optax.GradientTransformation, samples: Samples) -> chex.Array:
     Actions [P, M, S, T, A].
   """
   size = samples.seen.shape[-1]
-  x, g = (jnp.moveaxis(z[..., :-1, :size], -2, 0)
-          for z in (samples.states, samples.seen))
+  x, g = (
+    jnp.moveaxis(z[..., :-1, :size], -2, 0)
+    for z in (samples.states, samples.seen)
+  )
+
   def step(state, inputs):
     x, g = inputs
     action, state = opt.update(g, state, x)
     return state, action
+
   _, actions = jax.lax.scan(step, opt.init(x[0]), (x, g))
   return jnp.moveaxis(actions, 0, -2)
 
 
 def _history(features: Features, rollout: Rollout):
   """Runs features along a recorded run: [T + 1, M, J, F]."""
+
   def step(memory, inputs):
     return features.update(memory, *inputs)
-  _, seen = jax.lax.scan(step, features.init(rollout.x[0]),
-                         (rollout.x, rollout.seen, rollout.values))
+
+  _, seen = jax.lax.scan(
+    step, features.init(rollout.x[0]), (rollout.x, rollout.seen, rollout.values)
+  )
   return seen
 
 
-def to_samples(rollouts: Rollout, state_features: Features,
-               features: Features, joint: bool) -> Samples:
+def to_samples(
+  rollouts: Rollout, state_features: Features, features: Features, joint: bool
+) -> Samples:
   """Rollouts [P, N] -> Samples."""
+
   def of_one(rollout):
-    u = jnp.concatenate([jnp.zeros_like(rollout.x[:1]),
-                         rollout.x[1:] - rollout.x[:-1]])
-    return (coordinate_state(rollout.x, rollout.exact, u,
-                             _history(state_features, rollout)),
-            _history(features, rollout)[:-1])
+    u = jnp.concatenate(
+      [jnp.zeros_like(rollout.x[:1]), rollout.x[1:] - rollout.x[:-1]]
+    )
+    return (
+      coordinate_state(
+        rollout.x, rollout.exact, u, _history(state_features, rollout)
+      ),
+      _history(features, rollout)[:-1],
+    )
 
   states, observations = jax.vmap(jax.vmap(of_one))(rollouts)
 
@@ -195,15 +234,20 @@ def to_samples(rollouts: Rollout, state_features: Features,
     return z.transpose(0, 3, 1, 4, 2, 5).reshape(P, M, N * J, T, K)
 
   P, N, length, M, J, _ = states.shape
-  values = jnp.broadcast_to(rollouts.objective[:, None, :, None],
-                            (P, M, N, 1 if joint else J, length))
+  values = jnp.broadcast_to(
+    rollouts.objective[:, None, :, None], (P, M, N, 1 if joint else J, length)
+  )
   curvature = jnp.mean(rollouts.curvature, 1)  # over rollouts
   if joint:
     curvature = curvature.transpose(0, 2, 1, 3, 4)
   else:
     curvature = jnp.mean(curvature, -1).transpose(0, 2, 1)[..., None, None]
-  return Samples(units(states), units(observations),
-                 units(rollouts.actions[..., None]),
-                 units(rollouts.seen[..., None]),
-                 units(rollouts.exact[..., None]),
-                 values.reshape(P, M, -1, length), curvature)
+  return Samples(
+    units(states),
+    units(observations),
+    units(rollouts.actions[..., None]),
+    units(rollouts.seen[..., None]),
+    units(rollouts.exact[..., None]),
+    values.reshape(P, M, -1, length),
+    curvature,
+  )

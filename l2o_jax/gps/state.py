@@ -16,6 +16,7 @@ class Iterate(NamedTuple):
     guide: psi of P functions and M groups, Controller [P, M, T, ...].
     dual: λ, ν, η, likewise.
   """
+
   theta: chex.ArrayTree
   guide: Controller
   dual: Dual
@@ -35,6 +36,7 @@ class GpsState(NamedTuple):
       [P, N].
     iteration: number of iterations done.
   """
+
   theta: chex.ArrayTree
   guide: Controller
   dual: Dual
@@ -63,6 +65,7 @@ class GpsInfo(NamedTuple):
     rejected: share of the functions whose guides were not accepted, [].
     kl_scale: mean, [].
   """
+
   losses: chex.Array
   meta_loss: chex.Array
   gradient_norm: chex.Array

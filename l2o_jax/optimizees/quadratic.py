@@ -11,9 +11,13 @@ _ENTRIES = {'normal': jax.random.normal, 'uniform': jax.random.uniform}
 _REDUCTIONS = {'mean': jnp.mean, 'sum': jnp.sum}
 
 
-def quadratic(dimension: int = 10, entries: str = 'uniform',
-              initial_std: float = 0.01, batch: int | None = None,
-              reduction: str = 'mean') -> Optimizee:
+def quadratic(
+  dimension: int = 10,
+  entries: str = 'uniform',
+  initial_std: float = 0.01,
+  batch: int | None = None,
+  reduction: str = 'mean',
+) -> Optimizee:
   """f(x) = ||W x - y||^2 (Andrychowicz et al., section 3.1).
 
   The text draws the entries of W and y from N(0, 1); the released code from
@@ -39,25 +43,31 @@ def quadratic(dimension: int = 10, entries: str = 'uniform',
     ValueError: unknown entries or reduction, or a size that is not positive.
   """
   if entries not in _ENTRIES:
-    raise ValueError(f"quadratic: entries must be 'normal' or 'uniform', got "
-                     f'{entries!r}')
+    raise ValueError(
+      f"quadratic: entries must be 'normal' or 'uniform', got {entries!r}"
+    )
   if dimension < 1 or (batch is not None and batch < 1):
-    raise ValueError(f'quadratic: dimension and batch must be positive, got '
-                     f'{dimension} and {batch}')
+    raise ValueError(
+      f'quadratic: dimension and batch must be positive, got '
+      f'{dimension} and {batch}'
+    )
   if reduction not in _REDUCTIONS:
-    raise ValueError(f"quadratic: reduction must be 'mean' or 'sum', got "
-                     f'{reduction!r}')
+    raise ValueError(
+      f"quadratic: reduction must be 'mean' or 'sum', got {reduction!r}"
+    )
   shape = (dimension,) if batch is None else (batch, dimension)
 
   def init(key):
     key_w, key_y, key_x = jax.random.split(key, 3)
-    task = {'w': draw(_ENTRIES[entries], key_w, shape + (dimension,)),
-            'y': draw(_ENTRIES[entries], key_y, shape)}
+    task = {
+      'w': draw(_ENTRIES[entries], key_w, shape + (dimension,)),
+      'y': draw(_ENTRIES[entries], key_y, shape),
+    }
     return initial_std * draw(jax.random.normal, key_x, shape), task
 
   def loss(x, task, key):
     del key
     residual = jnp.einsum('...ij,...j->...i', task['w'], x) - task['y']
-    return _REDUCTIONS[reduction](jnp.sum(residual ** 2, axis=-1))
+    return _REDUCTIONS[reduction](jnp.sum(residual**2, axis=-1))
 
   return Optimizee(Partial(init), Partial(loss))

@@ -23,15 +23,18 @@ def _check(name, **sizes):
 def _gaussians(key, count, points, dimension, random_covariance):
   """[count · points, d]: mean ~ N(0, I), covariance S S^T, S ~ N(0, 1)."""
   mean, root, x = draw_all(
-      jax.random.normal, jax.random.split(key, 3),
-      [(count, size, dimension) for size in (1, dimension, points)])
+    jax.random.normal,
+    jax.random.split(key, 3),
+    [(count, size, dimension) for size in (1, dimension, points)],
+  )
   if random_covariance:
     x = jnp.einsum('cij,cpj->cpi', root, x)
   return (mean + x).reshape(count * points, dimension)
 
 
-def logistic_regression(dimension: int = 3, points: int = 50,
-                        decay: float = 5e-4) -> Optimizee:
+def logistic_regression(
+  dimension: int = 3, points: int = 50, decay: float = 5e-4
+) -> Optimizee:
   """f(w, b) = mean log(1 + exp(-y (w·x + b))) + λ/2 ‖w‖² (section 5.1).
 
   The points of each class y = ±1 are of one Gaussian with random mean and
@@ -61,14 +64,16 @@ def logistic_regression(dimension: int = 3, points: int = 50,
   def loss(params, task, key):
     del key
     logits = task['x'] @ params['w'] + params['b'][0]
-    return (jnp.mean(jax.nn.softplus(-task['y'] * logits))
-            + decay / 2 * jnp.sum(params['w'] ** 2))
+    return jnp.mean(jax.nn.softplus(-task['y'] * logits)) + decay / 2 * jnp.sum(
+      params['w'] ** 2
+    )
 
   return Optimizee(Partial(init), Partial(loss))
 
 
-def robust_regression(dimension: int = 3, points: int = 25,
-                      clusters: int = 4, scale: float = 1.0) -> Optimizee:
+def robust_regression(
+  dimension: int = 3, points: int = 25, clusters: int = 4, scale: float = 1.0
+) -> Optimizee:
   """f(w, b) = mean r² / (c² + r²), r = w·x + b - y (section 5.2).
 
   Geman & McClure's loss: not convex, and flat far from the data.  The points
@@ -87,8 +92,9 @@ def robust_regression(dimension: int = 3, points: int = 25,
   Raises:
     ValueError: a size or c is not positive.
   """
-  _check('robust_regression', dimension=dimension, points=points,
-         clusters=clusters)
+  _check(
+    'robust_regression', dimension=dimension, points=points, clusters=clusters
+  )
   if not scale > 0:
     raise ValueError(f'robust_regression: scale must be positive, got {scale}')
 
@@ -96,22 +102,29 @@ def robust_regression(dimension: int = 3, points: int = 25,
     keys = jax.random.split(key, 5)
     x = _gaussians(keys[0], clusters, points, dimension, False)
     line, noise, w, b = draw_all(
-        jax.random.normal, keys[1:],
-        [(dimension + 1,), x.shape[:1], (dimension,), (1,)])
+      jax.random.normal,
+      keys[1:],
+      [(dimension + 1,), x.shape[:1], (dimension,), (1,)],
+    )
     y = x @ line[:-1] + line[-1] + noise
     return {'w': w, 'b': b}, {'x': x, 'y': y}
 
   def loss(params, task, key):
     del key
     square = (task['x'] @ params['w'] + params['b'][0] - task['y']) ** 2
-    return jnp.mean(square / (scale ** 2 + square))
+    return jnp.mean(square / (scale**2 + square))
 
   return Optimizee(Partial(init), Partial(loss))
 
 
-def small_net(dimension: int = 2, hidden: int = 2, classes: int = 2,
-              points: int = 25, clusters: int = 4,
-              decay: float = 5e-4) -> Optimizee:
+def small_net(
+  dimension: int = 2,
+  hidden: int = 2,
+  classes: int = 2,
+  points: int = 25,
+  clusters: int = 4,
+  decay: float = 5e-4,
+) -> Optimizee:
   """f = mean cross-entropy of U relu(W x + b) + c + λ/2 (‖W‖² + ‖U‖²).
 
   (Section 5.3.)  The points are of four Gaussians with random means and
@@ -132,28 +145,42 @@ def small_net(dimension: int = 2, hidden: int = 2, classes: int = 2,
   Raises:
     ValueError: a size is too small.
   """
-  _check('small_net', dimension=dimension, hidden=hidden, points=points,
-         classes=classes - 1, clusters=clusters - 1)
-  shapes = {'w1': (dimension, hidden), 'b1': (hidden,),
-            'w2': (hidden, classes), 'b2': (classes,)}
+  _check(
+    'small_net',
+    dimension=dimension,
+    hidden=hidden,
+    points=points,
+    classes=classes - 1,
+    clusters=clusters - 1,
+  )
+  shapes = {
+    'w1': (dimension, hidden),
+    'b1': (hidden,),
+    'w2': (hidden, classes),
+    'b2': (classes,),
+  }
 
   def init(key):
     key_data, key_labels, key_x = jax.random.split(key, 3)
     x = _gaussians(key_data, clusters, points, dimension, True)
-    code = jax.random.randint(key_labels, (), 1, 2 ** clusters - 1)
+    code = jax.random.randint(key_labels, (), 1, 2**clusters - 1)
     labels = (code >> jnp.arange(clusters)) & 1
-    params = draw_all(jax.random.normal, jax.random.split(key_x, len(shapes)),
-                      list(shapes.values()))
-    return (dict(zip(shapes, params, strict=True)),
-            {'x': x, 'y': jnp.repeat(labels, points)})
+    params = draw_all(
+      jax.random.normal,
+      jax.random.split(key_x, len(shapes)),
+      list(shapes.values()),
+    )
+    return (
+      dict(zip(shapes, params, strict=True)),
+      {'x': x, 'y': jnp.repeat(labels, points)},
+    )
 
   def loss(params, task, key):
     del key
     h = jax.nn.relu(task['x'] @ params['w1'] + params['b1'])
     logits = h @ params['w2'] + params['b2']
-    return (jnp.mean(optax.softmax_cross_entropy_with_integer_labels(
-        logits, task['y']))
-            + decay / 2 * (jnp.sum(params['w1'] ** 2)
-                           + jnp.sum(params['w2'] ** 2)))
+    return jnp.mean(
+      optax.softmax_cross_entropy_with_integer_labels(logits, task['y'])
+    ) + decay / 2 * (jnp.sum(params['w1'] ** 2) + jnp.sum(params['w2'] ** 2))
 
   return Optimizee(Partial(init), Partial(loss))

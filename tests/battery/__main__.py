@@ -17,23 +17,22 @@ from tests.battery import devices, files, inputs, numbers, programs, runs
 
 # name: (attack, arguments in the tests, arguments in full)
 BATTERY = {
-    'kill_and_resume': (runs.kill_and_resume, (1, 2), (25, 4)),
-    'kill_in_save_loop': (files.kill_in_save_loop, (20,), (500,)),
-    'stop_and_resume': (runs.stop_and_resume, (2,), (50,)),
-    'damaged_files': (files.damaged_files, (500,), (10_000,)),
-    'malicious_files': (files.malicious_files, (0,), (200,)),
-    'nonfinite_gradients': (numbers.nonfinite_gradients, (24,), (1000,)),
-    'nonfinite_meta_training': (
-        numbers.nonfinite_meta_training, (24,), (1000,)),
-    'nonfinite_experiment': (runs.nonfinite_experiment, (1,), (10,)),
-    'extreme_gradients': (numbers.extreme_gradients, (40,), (2000,)),
-    'derivatives_at_extremes': (numbers.derivatives_at_extremes, (), ()),
-    'bad_flags': (inputs.bad_flags, (30,), (200,)),
-    'bad_data': (inputs.bad_data, (10,), (200,)),
-    'full_disk': (runs.full_disk, (), ()),
-    'vanished_workdir': (runs.vanished_workdir, (), ()),
-    'devices': (devices.devices, ((4,),), ((2, 4, 8),)),
-    'processes': (devices.processes, (1,), (1,)),
+  'kill_and_resume': (runs.kill_and_resume, (1, 2), (25, 4)),
+  'kill_in_save_loop': (files.kill_in_save_loop, (20,), (500,)),
+  'stop_and_resume': (runs.stop_and_resume, (2,), (50,)),
+  'damaged_files': (files.damaged_files, (500,), (10_000,)),
+  'malicious_files': (files.malicious_files, (0,), (200,)),
+  'nonfinite_gradients': (numbers.nonfinite_gradients, (24,), (1000,)),
+  'nonfinite_meta_training': (numbers.nonfinite_meta_training, (24,), (1000,)),
+  'nonfinite_experiment': (runs.nonfinite_experiment, (1,), (10,)),
+  'extreme_gradients': (numbers.extreme_gradients, (40,), (2000,)),
+  'derivatives_at_extremes': (numbers.derivatives_at_extremes, (), ()),
+  'bad_flags': (inputs.bad_flags, (30,), (200,)),
+  'bad_data': (inputs.bad_data, (10,), (200,)),
+  'full_disk': (runs.full_disk, (), ()),
+  'vanished_workdir': (runs.vanished_workdir, (), ()),
+  'devices': (devices.devices, ((4,),), ((2, 4, 8),)),
+  'processes': (devices.processes, (1,), (1,)),
 }
 
 

@@ -20,9 +20,12 @@ from tests.battery.programs import CONTEXT
 
 def _save_for_ever(path, acknowledged):
   with open(acknowledged, 'wb', buffering=0) as f:
-    for step in range(10 ** 9):
-      checkpoint.save(path, {'w': np.full(5000, step), 's': np.int64(step)},
-                      metadata={'step': step})
+    for step in range(10**9):
+      checkpoint.save(
+        path,
+        {'w': np.full(5000, step), 's': np.int64(step)},
+        metadata={'step': step},
+      )
       f.write(struct.pack('q', step))
 
 
@@ -31,8 +34,7 @@ def kill_in_save_loop(directory, times):
   rng = random.Random(2)
   for i in range(times):
     path, acknowledged = directory / 'a.npz', directory / f'ack{i}'
-    process = CONTEXT.Process(target=_save_for_ever,
-                               args=(path, acknowledged))
+    process = CONTEXT.Process(target=_save_for_ever, args=(path, acknowledged))
     process.start()
     while not (acknowledged.exists() and acknowledged.stat().st_size):
       time.sleep(0.001)
@@ -51,18 +53,23 @@ def _mutations(whole, rng):
   at = rng.randrange(len(whole))
   length = rng.choice((1, 2, 8, 100, 1000))
   noise = rng.randbytes(length)
-  return rng.choice((
+  return rng.choice(
+    (
       lambda: whole[:at],
-      lambda: whole[:at] + bytes([whole[at] ^ 1 << rng.randrange(8)])
-      + whole[at + 1:],
-      lambda: whole[:at] + bytes(length) + whole[at + length:],
+      lambda: (
+        whole[:at]
+        + bytes([whole[at] ^ 1 << rng.randrange(8)])
+        + whole[at + 1 :]
+      ),
+      lambda: whole[:at] + bytes(length) + whole[at + length :],
       lambda: whole[:at] + noise + whole[at:],
-      lambda: whole[:at] + whole[at + length:],
-      lambda: whole[:at] + noise + whole[at + length:],
-      lambda: whole[:at] + whole[at:at + length] + whole[at:],
+      lambda: whole[:at] + whole[at + length :],
+      lambda: whole[:at] + noise + whole[at + length :],
+      lambda: whole[:at] + whole[at : at + length] + whole[at:],
       lambda: noise + whole[length:],
-      lambda: whole[:-22] + noise[:22] + whole[len(whole) - 22 + length:],
-  ))()
+      lambda: whole[:-22] + noise[:22] + whole[len(whole) - 22 + length :],
+    )
+  )()
 
 
 def _load_or_refuse(path, like):
@@ -85,9 +92,12 @@ def _load_or_refuse(path, like):
 def damaged_files(directory, times):
   """Random damage: refused with one kind of error, or all values right."""
   rng = random.Random(3)
-  like = {'theta': jnp.arange(1000.0).reshape(20, 50),
-          'key': jax.random.key(5), 'half': jnp.ones(7, jnp.bfloat16),
-          'step': np.int64(3)}
+  like = {
+    'theta': jnp.arange(1000.0).reshape(20, 50),
+    'key': jax.random.key(5),
+    'half': jnp.ones(7, jnp.bfloat16),
+    'step': np.int64(3),
+  }
   path = directory / 'a.npz'
   checkpoint.save(path, like, metadata={'epochs': 3})
   whole, refused = path.read_bytes(), 0
@@ -100,15 +110,19 @@ def damaged_files(directory, times):
         refused += 1
         continue
       np.testing.assert_array_equal(got['theta'], like['theta'])
-      np.testing.assert_array_equal(jax.random.key_data(got['key']),
-                                    jax.random.key_data(like['key']))
-      np.testing.assert_array_equal(got['half'].view(np.uint16),
-                                    like['half'].view(np.uint16))
+      np.testing.assert_array_equal(
+        jax.random.key_data(got['key']), jax.random.key_data(like['key'])
+      )
+      np.testing.assert_array_equal(
+        got['half'].view(np.uint16), like['half'].view(np.uint16)
+      )
       assert got['step'] == 3 and checkpoint.metadata(path) == {'epochs': 3}
   finally:
     tracemalloc.stop()
-  return (f'{times} damaged files: {refused} refused, the others whole in '
-          'every value; 0 tracebacks, none over 2 s')
+  return (
+    f'{times} damaged files: {refused} refused, the others whole in '
+    'every value; 0 tracebacks, none over 2 s'
+  )
 
 
 class _Bomb:
@@ -127,7 +141,7 @@ def _npy(array, header=None):
     np.lib.format.write_array(buffer, array, allow_pickle=True)
     return buffer.getvalue()
   text = header.encode()
-  return b'\x93NUMPY\x01\x00' + struct.pack('<H', len(text) & 0xffff) + text
+  return b'\x93NUMPY\x01\x00' + struct.pack('<H', len(text) & 0xFFFF) + text
 
 
 def malicious_files(directory, mutations):
@@ -154,34 +168,43 @@ def malicious_files(directory, mutations):
   objects[0] = _Bomb(canary)
   descr = "{'descr': '<f8', 'fortran_order': False, 'shape': (%s,), }"
   attacks = {
-      'pickle': bomb,
-      'pickle as a member': pack([manifest, ('w.npy', bomb)]),
-      'object array': pack([manifest, ('w.npy', _npy(objects))]),
-      'zip bomb': pack([manifest, ('w.npy', good + bytes(50 << 20))],
-                       zipfile.ZIP_DEFLATED),
-      'large member': pack([manifest, ('w.npy', good + bytes(1 << 16))]),
-      'huge header': pack([manifest, ('w.npy', _npy(None, ' ' * 65000))]),
-      'huge shape': pack([manifest, ('w.npy', _npy(
-          None, descr % 10 ** 15) + bytes(32))]),
-      'code in a header': pack([manifest, ('w.npy', _npy(
-          None, f'open({str(canary)!r}, "w")'))]),
-      'nested header': pack([manifest, ('w.npy', _npy(
-          None, '(' * 3000 + ')' * 3000))]),
-      'parent directory': pack([manifest, ('../w.npy', good)]),
-      'absolute name': pack([manifest, ('/w.npy', good)]),
-      'symlink': pack([manifest, (link, b'/etc/passwd')]),
-      'nested manifest': pack([('manifest.npy', _npy(np.frombuffer(
-          b'0\n' + b'[' * 100000, np.uint8))), ('w.npy', good)]),
-      'no manifest': pack([('w.npy', good)]),
-      'extra member': pack([manifest, ('w.npy', good), ('v.npy', good)]),
-      'not an array': pack([manifest, ('w.npy', good), ('run.py', b'1')]),
-      'empty': b'',
-      'npy': _npy(np.arange(4.0)),
+    'pickle': bomb,
+    'pickle as a member': pack([manifest, ('w.npy', bomb)]),
+    'object array': pack([manifest, ('w.npy', _npy(objects))]),
+    'zip bomb': pack(
+      [manifest, ('w.npy', good + bytes(50 << 20))], zipfile.ZIP_DEFLATED
+    ),
+    'large member': pack([manifest, ('w.npy', good + bytes(1 << 16))]),
+    'huge header': pack([manifest, ('w.npy', _npy(None, ' ' * 65000))]),
+    'huge shape': pack(
+      [manifest, ('w.npy', _npy(None, descr % 10**15) + bytes(32))]
+    ),
+    'code in a header': pack(
+      [manifest, ('w.npy', _npy(None, f'open({str(canary)!r}, "w")'))]
+    ),
+    'nested header': pack(
+      [manifest, ('w.npy', _npy(None, '(' * 3000 + ')' * 3000))]
+    ),
+    'parent directory': pack([manifest, ('../w.npy', good)]),
+    'absolute name': pack([manifest, ('/w.npy', good)]),
+    'symlink': pack([manifest, (link, b'/etc/passwd')]),
+    'nested manifest': pack(
+      [
+        ('manifest.npy', _npy(np.frombuffer(b'0\n' + b'[' * 100000, np.uint8))),
+        ('w.npy', good),
+      ]
+    ),
+    'no manifest': pack([('w.npy', good)]),
+    'extra member': pack([manifest, ('w.npy', good), ('v.npy', good)]),
+    'not an array': pack([manifest, ('w.npy', good), ('run.py', b'1')]),
+    'empty': b'',
+    'npy': _npy(np.arange(4.0)),
   }
   with warnings.catch_warnings():
     warnings.simplefilter('ignore')  # zipfile's own, of a duplicate name
-    attacks['duplicates'] = pack([manifest, ('w.npy', good),
-                                  ('w.npy', _npy(np.ones(4)))])
+    attacks['duplicates'] = pack(
+      [manifest, ('w.npy', good), ('w.npy', _npy(np.ones(4)))]
+    )
   rng = random.Random(4)
   tracemalloc.start()
   try:
@@ -193,5 +216,7 @@ def malicious_files(directory, mutations):
         assert not canary.exists(), f'{name} was executed'
   finally:
     tracemalloc.stop()
-  return (f'{len(attacks)} malicious files and {mutations} mutations of each: '
-          'all refused, 0 executions')
+  return (
+    f'{len(attacks)} malicious files and {mutations} mutations of each: '
+    'all refused, 0 executions'
+  )

@@ -49,14 +49,14 @@ def nonfinite_gradients(directory, times):
       poisoned[rng.integers(2), bad] = poison[bad]
       one, two = run(g, params), run(poisoned, poisoned_params)
       assert _is_finite(two)
-      for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two),
-                      strict=True):
+      for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
         np.testing.assert_array_equal(a[..., ~bad], b[..., ~bad])
   return f'{2 * times} poisoned runs: all finite, all others bitwise equal'
 
 
 def _poisoned(family, where):
   """`family`, some of whose tasks are poisoned as their task says."""
+
   def init(key):
     key, bad_key = jax.random.split(key)
     params, task = family.init(key)
@@ -83,8 +83,9 @@ def nonfinite_meta_training(directory, times):
   counts = {}
   for where in ('loss', 'params', 'meta_gradient'):
     learned = coordinatewise(gradient(), lstm_cell((3,), scale=0.1))
-    trainer = truncated_bptt(learned, optax.adam(1e-2), unroll_length=3,
-                             num_unrolls=2)
+    trainer = truncated_bptt(
+      learned, optax.adam(1e-2), unroll_length=3, num_unrolls=2
+    )
     step = jax.jit(trainer.step)
     state = trainer.init(jax.random.key(0))
     optimizee = _poisoned(quadratic(dimension=3), where)
@@ -94,8 +95,12 @@ def nonfinite_meta_training(directory, times):
       assert _is_finite(new), where
       finite = np.isfinite(info.meta_loss) & np.isfinite(info.gradient_norm)
       np.testing.assert_array_equal(info.skipped, ~finite)
-      same = all(bool((a == b).all()) for a, b in zip(
-          jax.tree.leaves(state), jax.tree.leaves(new), strict=True))
+      same = all(
+        bool((a == b).all())
+        for a, b in zip(
+          jax.tree.leaves(state), jax.tree.leaves(new), strict=True
+        )
+      )
       assert same == bool(np.asarray(info.skipped).all()), where
       skipped += int(np.asarray(info.skipped).any())
       state = new
@@ -110,13 +115,16 @@ def derivatives_at_extremes(directory):
   for learned in (lstm_raw(), lstm_log_and_sign()):
     theta = learned.init(jax.random.key(0))
     for g in (0.0, 1e-45, -1e-45, 1e-38, 1e-5, 1.0, 1e30, 1e38, -3e38):
+
       def step(theta, g, learned=learned):
         opt = learned.transform(theta)
         x = jnp.zeros(3)
         return jnp.sum(opt.update(jnp.full(3, g), opt.init(x), x)[0])
+
       first = jax.grad(step, (0, 1))(theta, jnp.float32(g))
       second = jax.grad(lambda t, g: jax.grad(step, 1)(t, g), (0, 1))(
-          theta, jnp.float32(g))
+        theta, jnp.float32(g)
+      )
       assert _is_finite((first, second)), (g, first, second)
   return 'first and second derivatives finite from 0 to 3e38'
 
@@ -130,19 +138,25 @@ def extreme_gradients(directory, times):
   updates = {}
   for name, learned in (('raw', lstm_raw()), ('log', lstm_log_and_sign())):
     opt = learned.transform(learned.init(jax.random.key(0)))
+
     def two_steps(gs, opt=opt):
       state = opt.init(gs)
       first, state = opt.update(gs, state, gs)
       second, state = opt.update(jax.tree.map(lambda g: -g, gs), state, gs)
       return first, second, state
+
     updates[name] = jax.jit(two_steps)
 
-  @hypothesis.settings(max_examples=times, deadline=None, database=None,
-                       derandomize=True)
-  @hypothesis.given(gradients, gradients,
-                    strategies.sampled_from(dtypes),
-                    strategies.sampled_from(dtypes),
-                    strategies.sampled_from(sorted(updates)))
+  @hypothesis.settings(
+    max_examples=times, deadline=None, database=None, derandomize=True
+  )
+  @hypothesis.given(
+    gradients,
+    gradients,
+    strategies.sampled_from(dtypes),
+    strategies.sampled_from(dtypes),
+    strategies.sampled_from(sorted(updates)),
+  )
   def check(one, two, dtype_one, dtype_two, name):
     gs = {}
     for key, values, dtype in (('a', one, dtype_one), ('b', two, dtype_two)):

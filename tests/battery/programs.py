@@ -13,17 +13,34 @@ import time
 import jax
 
 # Long enough to be hit, short enough to be run often.
-SMALL_RUN = ('--num_epochs=60', '--num_steps=10', '--unroll_length=5',
-             '--evaluation_period=7', '--num_validation=4', '--num_tuning=4',
-             '--num_test=4', '--num_problems=32', '--nosecond_derivatives',
-             '--num_optimizees=1', '--clip_each=0')
+SMALL_RUN = (
+  '--num_epochs=60',
+  '--num_steps=10',
+  '--unroll_length=5',
+  '--evaluation_period=7',
+  '--num_validation=4',
+  '--num_tuning=4',
+  '--num_test=4',
+  '--num_problems=32',
+  '--nosecond_derivatives',
+  '--num_optimizees=1',
+  '--clip_each=0',
+)
 
 # Programs start from a process that has imported the libraries, but not yet
 # started JAX: half a second instead of three.
 CONTEXT = multiprocessing.get_context('forkserver')
 CONTEXT.set_forkserver_preload(
-    ['jax', 'optax', 'chex', 'tqdm', 'matplotlib.pyplot',
-     'experiments.comparison', 'l2o_jax'])
+  [
+    'jax',
+    'optax',
+    'chex',
+    'tqdm',
+    'matplotlib.pyplot',
+    'experiments.comparison',
+    'l2o_jax',
+  ]
+)
 
 
 # Compiled once: all programs of a battery compile the same functions.
@@ -54,9 +71,15 @@ class Program:
     self.errors = tempfile.mktemp(suffix='.err')
     self.started = time.monotonic()
     self.process = CONTEXT.Process(
-        target=program,
-        args=(module, flags, self.errors, ENVIRONMENT | (environment or {}),
-              CACHE))
+      target=program,
+      args=(
+        module,
+        flags,
+        self.errors,
+        ENVIRONMENT | (environment or {}),
+        CACHE,
+      ),
+    )
     self.process.start()
 
   def wait(self, seconds=300):
@@ -77,16 +100,30 @@ class Program:
 
 
 def quadratics(workdir, *flags, **options):
-  return Program('experiments.quadratics', *SMALL_RUN,
-                 f'--workdir={workdir}', *flags, **options)
+  return Program(
+    'experiments.quadratics',
+    *SMALL_RUN,
+    f'--workdir={workdir}',
+    *flags,
+    **options,
+  )
 
 
 def mnist(workdir, *flags, **options):
-  common = [f for f in SMALL_RUN
-            if 'num_problems' not in f and 'num_epochs' not in f]
-  return Program('experiments.mnist', *common, '--num_epochs=20',
-                 '--batch_size=4', '--panels=base', f'--workdir={workdir}',
-                 *flags, environment={'XLA_FLAGS': ''}, **options)
+  common = [
+    f for f in SMALL_RUN if 'num_problems' not in f and 'num_epochs' not in f
+  ]
+  return Program(
+    'experiments.mnist',
+    *common,
+    '--num_epochs=20',
+    '--batch_size=4',
+    '--panels=base',
+    f'--workdir={workdir}',
+    *flags,
+    environment={'XLA_FLAGS': ''},
+    **options,
+  )
 
 
 def num_lines(workdir):
@@ -104,9 +141,14 @@ def wait_for_epoch(program, workdir, epoch):
 def final_state(workdir):
   """All that must be bitwise the same in two runs of the same flags."""
   newest = sorted((workdir / 'checkpoints').glob('*.npz'))[-1]
-  files = [newest, workdir / 'best.npz', workdir / 'metrics.jsonl',
-           workdir / 'curves.csv', workdir / 'summary.json',
-           *sorted(workdir.glob('search/*/metrics.jsonl'))]
+  files = [
+    newest,
+    workdir / 'best.npz',
+    workdir / 'metrics.jsonl',
+    workdir / 'curves.csv',
+    workdir / 'summary.json',
+    *sorted(workdir.glob('search/*/metrics.jsonl')),
+  ]
   return {str(f.relative_to(workdir)): f.read_bytes() for f in files}
 
 

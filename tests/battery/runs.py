@@ -14,18 +14,18 @@ import jax
 from l2o_jax import checkpoint
 from l2o_jax.learned_optimizers import lstm_raw
 from tests.battery.programs import (
-    CACHE,
-    CONTEXT,
-    ENVIRONMENT,
-    SMALL_RUN,
-    check_same,
-    final_state,
-    mnist,
-    num_lines,
-    program,
-    quadratics,
-    reference,
-    wait_for_epoch,
+  CACHE,
+  CONTEXT,
+  ENVIRONMENT,
+  SMALL_RUN,
+  check_same,
+  final_state,
+  mnist,
+  num_lines,
+  program,
+  quadratics,
+  reference,
+  wait_for_epoch,
 )
 
 
@@ -107,13 +107,15 @@ def nonfinite_experiment(directory, times):
   for i in range(times):
     workdir = directory / f'run{i}'
     status, text = quadratics(
-        workdir, f'--theta={directory}/theta.npz', f'--seed={i}',
-        '--max_nonfinite=7').wait()
+      workdir,
+      f'--theta={directory}/theta.npz',
+      f'--seed={i}',
+      '--max_nonfinite=7',
+    ).wait()
     assert status == 3, text
     assert 'Traceback' not in text
     assert text.splitlines()[-1].startswith('error: no finite meta-gradient')
-    line = json.loads(
-        (workdir / 'metrics.jsonl').read_text().splitlines()[-1])
+    line = json.loads((workdir / 'metrics.jsonl').read_text().splitlines()[-1])
     assert line['skipped'] >= 7 and line['meta_loss'] is None
   return f'{times} hopeless runs: status 3, theta kept'
 
@@ -129,12 +131,16 @@ def full_disk(directory):
   status, text = quadratics(workdir, '--num_epochs=8').wait()
   assert status == 0, text
   (workdir / 'config.json').write_text(
-      (workdir / 'config.json').read_text().replace(
-          '"num_epochs": 8', '"num_epochs": 60'))
+    (workdir / 'config.json')
+    .read_text()
+    .replace('"num_epochs": 8', '"num_epochs": 60')
+  )
   newest = sorted((workdir / 'checkpoints').glob('*.npz'))[-1]
   before, errors = newest.read_bytes(), tempfile.mktemp()
-  process = CONTEXT.Process(target=_limited_run, args=(
-      (*SMALL_RUN, f'--workdir={workdir}'), errors, ENVIRONMENT, CACHE))
+  process = CONTEXT.Process(
+    target=_limited_run,
+    args=((*SMALL_RUN, f'--workdir={workdir}'), errors, ENVIRONMENT, CACHE),
+  )
   process.start()
   process.join(120)
   text = pathlib.Path(errors).read_text()
