@@ -28,15 +28,15 @@ import numpy as np
 import optax
 from absl import app, flags
 
-from experiments import peers
-from experiments.harness import write_json
+from experiments.common import peers
+from experiments.common.run import write_json
 from l2o_jax import checkpoint, datasets
 from l2o_jax.base import LearnedOptimizer, Optimizee
+from l2o_jax.cells.lstm import lstm_cell
 from l2o_jax.coordinatewise import chunked, coordinatewise, grouped
 from l2o_jax.evaluation import learning_curves
 from l2o_jax.features import gradient, log_and_sign
 from l2o_jax.learned_optimizers import flattened, lstm_raw
-from l2o_jax.lstm import lstm_cell
 from l2o_jax.optimizees.classifier import classifier, mlp
 from l2o_jax.optimizees.quadratic import quadratic
 from l2o_jax.truncated_bptt import truncated_bptt

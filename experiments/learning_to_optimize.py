@@ -19,15 +19,16 @@ import numpy as np
 import optax
 from absl import flags
 
-from experiments import cli, harness, plots, small_functions
+from experiments.common import cli, plots, small_functions
+from experiments.common import run as harness
 from l2o_jax import checkpoint
+from l2o_jax.cells.mlp import mlp_cell
 from l2o_jax.features import history
 from l2o_jax.gps import costs
-from l2o_jax.gps.groups import Groups
 from l2o_jax.gps.guided_policy_search import function_keys, guided_policy_search
 from l2o_jax.gps.policy import policy_optimizer
 from l2o_jax.gps.state_features import state_features
-from l2o_jax.mlp_cell import mlp_cell
+from l2o_jax.groups import Groups
 
 LEARNED = 'learned'
 FIRST_ORDER = ('gradient descent', 'momentum', 'CG')

@@ -15,8 +15,9 @@ import math
 
 from absl import flags
 
-from experiments import cli, comparison, harness
-from experiments.baselines import grid
+from experiments.common import cli, comparison
+from experiments.common import run as harness
+from experiments.common.baselines import grid
 from l2o_jax import datasets
 from l2o_jax.learned_optimizers import lstm_log_and_sign
 from l2o_jax.optimizees.classifier import classifier, mlp

@@ -22,7 +22,8 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import cli, harness, plots, policy_training, projected
+from experiments.common import cli, plots, policy_training, projected
+from experiments.common import run as harness
 from l2o_jax import checkpoint
 from l2o_jax.gps import costs
 

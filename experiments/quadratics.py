@@ -12,8 +12,9 @@ learning_curves.png, summary.json and curves.csv to --workdir.
 
 from absl import flags
 
-from experiments import cli, comparison, harness
-from experiments.baselines import BASELINES, grid
+from experiments.common import cli, comparison
+from experiments.common import run as harness
+from experiments.common.baselines import BASELINES, grid
 from l2o_jax.learned_optimizers import lstm_raw
 from l2o_jax.optimizees.quadratic import quadratic
 

@@ -37,14 +37,16 @@ from l2o_jax.base import (
   MetaTrainer,
   Optimizee,
 )
+from l2o_jax.cells.lstm import lstm_cell
+from l2o_jax.cells.mlp import mlp_cell
+from l2o_jax.cells.standardised import standardised
 from l2o_jax.checkpoint import CheckpointError, load, metadata, save
-from l2o_jax.conjugate_gradient import conjugate_gradient
 from l2o_jax.coordinatewise import chunked, coordinatewise, grouped
 from l2o_jax.evaluation import learning_curves, tune_learning_rate
 from l2o_jax.features import gradient, history, log_and_sign, relative_changes
-from l2o_jax.gps.groups import Groups
 from l2o_jax.gps.guided_policy_search import guided_policy_search
 from l2o_jax.gps.state_features import state_features
+from l2o_jax.groups import Groups
 from l2o_jax.joint import joint
 from l2o_jax.learned_optimizers import (
   autonomous_optimizer,
@@ -53,9 +55,6 @@ from l2o_jax.learned_optimizers import (
   lstm_raw,
   predicted_step_descent,
 )
-from l2o_jax.lstm import lstm_cell
-from l2o_jax.mlp_cell import mlp_cell
-from l2o_jax.standardised import standardised
 from l2o_jax.truncated_bptt import meta_loss, truncated_bptt
 from l2o_jax.unroll import unroll
 
@@ -69,7 +68,6 @@ __all__ = (
   'Optimizee',
   'autonomous_optimizer',
   'chunked',
-  'conjugate_gradient',
   'coordinatewise',
   'flattened',
   'gradient',

@@ -4,12 +4,12 @@ import jax
 import optax
 
 from l2o_jax.base import LearnedOptimizer
+from l2o_jax.cells.lstm import lstm_cell
+from l2o_jax.cells.mlp import mlp_cell
+from l2o_jax.cells.standardised import standardised
 from l2o_jax.coordinatewise import coordinatewise, grouped
 from l2o_jax.features import gradient, history, log_and_sign, relative_changes
 from l2o_jax.joint import joint
-from l2o_jax.lstm import lstm_cell
-from l2o_jax.mlp_cell import mlp_cell
-from l2o_jax.standardised import standardised
 
 
 def flattened(learned: LearnedOptimizer) -> LearnedOptimizer:

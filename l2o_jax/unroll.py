@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from l2o_jax.replay import replay
+from l2o_jax.blocks import replay
 
 
 class Step(NamedTuple):

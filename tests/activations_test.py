@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from l2o_jax.activations import sigmoid, tanh
+from l2o_jax.cpu import sigmoid, tanh
 
 POINTS = np.concatenate(
   [

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 from absl.testing import absltest, parameterized
 
-from l2o_jax.conjugate_gradient import (
+from experiments.common.conjugate_gradient import (
   conjugate_gradient,
   scale_by_conjugate_gradient,
   with_value_fn,

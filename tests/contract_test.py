@@ -9,6 +9,9 @@ import numpy as np
 import optax
 from absl.testing import absltest, parameterized
 
+from l2o_jax.cells.lstm import lstm_cell
+from l2o_jax.cells.mlp import mlp_cell
+from l2o_jax.cells.standardised import standardised
 from l2o_jax.coordinatewise import chunked, coordinatewise, grouped
 from l2o_jax.features import gradient, log_and_sign
 from l2o_jax.joint import joint
@@ -19,9 +22,6 @@ from l2o_jax.learned_optimizers import (
   lstm_raw,
   predicted_step_descent,
 )
-from l2o_jax.lstm import lstm_cell
-from l2o_jax.mlp_cell import mlp_cell
-from l2o_jax.standardised import standardised
 
 
 def by_rank(params):

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from experiments import harness
+from experiments.common import run as harness
 
 ROOT = pathlib.Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT)}

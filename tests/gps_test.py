@@ -9,18 +9,18 @@ from absl.testing import absltest, parameterized
 from jax.tree_util import Partial
 
 from l2o_jax.base import Optimizee
+from l2o_jax.cells.lstm import lstm_cell
+from l2o_jax.cells.mlp import mlp_cell
+from l2o_jax.cells.standardised import standardised
 from l2o_jax.features import gradient, relative_changes
 from l2o_jax.gps import costs, dynamics, policy, rollouts
 from l2o_jax.gps.controller import controller, exploration
-from l2o_jax.gps.groups import Groups, merge, sample, split
 from l2o_jax.gps.guided_policy_search import guided_policy_search
 from l2o_jax.gps.lqr import Controller
 from l2o_jax.gps.policy import policy_optimizer
 from l2o_jax.gps.state_features import state_features
-from l2o_jax.lstm import lstm_cell
-from l2o_jax.mlp_cell import mlp_cell
+from l2o_jax.groups import Groups, merge, sample, split
 from l2o_jax.optimizees.quadratic import quadratic
-from l2o_jax.standardised import standardised
 from l2o_jax.unroll import unroll
 
 BY_NAME = Groups(lambda params: {name: name for name in params}, ('w', 'b'))

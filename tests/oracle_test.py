@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from l2o_jax import replay
+from l2o_jax import blocks as replay
 from l2o_jax.base import Optimizee
+from l2o_jax.cells.lstm import lstm_cell
 from l2o_jax.coordinatewise import coordinatewise
 from l2o_jax.features import gradient, log_and_sign
 from l2o_jax.learned_optimizers import flattened
-from l2o_jax.lstm import lstm_cell
 from l2o_jax.optimizees.quadratic import quadratic
 from l2o_jax.truncated_bptt import meta_loss
 from l2o_jax.unroll import unroll

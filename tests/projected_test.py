@@ -10,7 +10,8 @@ import optax
 from absl.testing import absltest
 from PIL import Image
 
-from experiments import predicted_step_descent, projected
+from experiments import predicted_step_descent
+from experiments.common import projected
 from l2o_jax.datasets import DatasetError
 
 RNG = np.random.default_rng(0)

@@ -7,7 +7,7 @@ import optax
 from absl.testing import absltest
 from jax.tree_util import Partial
 
-from experiments import small_functions
+from experiments.common import small_functions
 from l2o_jax.base import Optimizee
 
 

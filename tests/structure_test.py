@@ -6,12 +6,12 @@ import pathlib
 from absl.testing import absltest
 
 ROOT = pathlib.Path(__file__).parents[1]
-LOWEST = {'base', 'replay'}
+LOWEST = {'base', 'blocks'}
 GROUND = {
-  'activations',
+  'cpu',
   'sampling',
   'unroll',
-  'datasets',
+  'datasets.__init__',
   'checkpoint',
   'gps.lqr',
 }
@@ -81,7 +81,7 @@ class StructureTest(absltest.TestCase):
           str(path),
         )
         if top == 'tensorflow_datasets':
-          self.assertEqual(path.name, 'datasets.py')
+          self.assertEqual(path.name, '__init__.py')
 
 
 if __name__ == '__main__':

@@ -10,12 +10,12 @@ import optax
 from absl.testing import absltest, parameterized
 from jax.tree_util import Partial
 
-from l2o_jax import replay
+from l2o_jax import blocks as replay
 from l2o_jax.base import Optimizee
+from l2o_jax.cells.lstm import lstm_cell
 from l2o_jax.coordinatewise import coordinatewise
 from l2o_jax.features import gradient, log_and_sign, relative_changes
 from l2o_jax.learned_optimizers import flattened, lstm_raw
-from l2o_jax.lstm import lstm_cell
 from l2o_jax.optimizees.quadratic import quadratic
 from l2o_jax.truncated_bptt import MetaState, meta_loss, truncated_bptt
 from l2o_jax.unroll import unroll

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import optax
 
 from l2o_jax.base import Features
-from l2o_jax.gps.groups import Groups, merge, split
 from l2o_jax.gps.lqr import Controller
+from l2o_jax.groups import Groups, merge, split
 
 
 def coordinate_state(x, g, u, phi):

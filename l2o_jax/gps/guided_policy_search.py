@@ -9,9 +9,9 @@ import numpy as np
 import optax
 
 from l2o_jax.base import Cell, Features, MetaTrainer
+from l2o_jax.cells.standardised import standardised
 from l2o_jax.gps import costs
 from l2o_jax.gps.controller import controller, exploration
-from l2o_jax.gps.groups import Groups
 from l2o_jax.gps.guide import (
   Dual,
   ModelOptions,
@@ -22,7 +22,7 @@ from l2o_jax.gps.guide import (
 from l2o_jax.gps.policy import policy_optimizer, regression, replay
 from l2o_jax.gps.rollouts import mixture, retraced, rollout, to_samples
 from l2o_jax.gps.state import GpsInfo, GpsState, Iterate
-from l2o_jax.standardised import standardised
+from l2o_jax.groups import Groups
 
 
 def function_keys(key, count: int):

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import optax
 
 from l2o_jax.base import Cell, Features, LearnedOptimizer
+from l2o_jax.cells.standardised import standardised
 from l2o_jax.coordinatewise import coordinatewise, grouped
-from l2o_jax.gps.groups import Groups
+from l2o_jax.groups import Groups
 from l2o_jax.joint import joint
-from l2o_jax.standardised import standardised
 
 
 def policy_optimizer(

@@ -10,7 +10,7 @@ import optax
 
 from l2o_jax.base import Features, Optimizee
 from l2o_jax.gps.controller import coordinate_state
-from l2o_jax.gps.groups import Groups, merge, sample, split
+from l2o_jax.groups import Groups, merge, sample, split
 from l2o_jax.unroll import unroll
 
 

@@ -22,7 +22,7 @@ def _free_port():
 def _theta_on_devices(path, count, epochs):
   """Meta-trains on so many virtual devices; saves theta."""
   jax.config.update('jax_num_cpu_devices', count)
-  from experiments import harness
+  from experiments.common import run as harness
 
   sharding = harness.sharding(8) if count > 1 else None
   trainer = truncated_bptt(

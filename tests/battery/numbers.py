@@ -9,10 +9,10 @@ from hypothesis import strategies
 from jax.tree_util import Partial
 
 from l2o_jax.base import Optimizee
+from l2o_jax.cells.lstm import lstm_cell
 from l2o_jax.coordinatewise import coordinatewise
 from l2o_jax.features import gradient
 from l2o_jax.learned_optimizers import lstm_log_and_sign, lstm_raw
-from l2o_jax.lstm import lstm_cell
 from l2o_jax.optimizees.quadratic import quadratic
 from l2o_jax.truncated_bptt import truncated_bptt
 

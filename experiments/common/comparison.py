@@ -8,8 +8,8 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import baselines, plots
-from experiments.harness import is_writer, write_json
+from experiments.common import baselines, plots
+from experiments.common.run import is_writer, write_json
 from l2o_jax.evaluation import learning_curves, tune_learning_rate
 
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from l2o_jax.activations import sigmoid, tanh
 from l2o_jax.base import Cell
+from l2o_jax.cpu import sigmoid, tanh
 
 
 def lstm_layer_init(key, num_inputs: int, hidden: int):

@@ -90,7 +90,7 @@ def load(name: str, split: str, data_dir: str | None = None):
   if split not in ('train', 'test'):
     raise DatasetError(f"split must be 'train' or 'test', got {split!r}")
   if name in PACKAGED:
-    file = importlib.resources.files('l2o_jax') / 'data' / f'{name}.npz'
+    file = importlib.resources.files('l2o_jax') / 'datasets' / f'{name}.npz'
     with file.open('rb') as f, np.load(f, allow_pickle=False) as npz:
       return (npz[f'{split}_images'], npz[f'{split}_labels'].astype(np.int32))
   root = pathlib.Path(data_dir or default_data_dir()).expanduser()
@@ -381,7 +381,3 @@ def main(argv=None) -> int:
     print(f'error: {error}', file=sys.stderr)
     return 2
   return 0
-
-
-if __name__ == '__main__':
-  sys.exit(main())

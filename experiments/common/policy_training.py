@@ -6,15 +6,16 @@ import numpy as np
 import optax
 from absl import flags
 
-from experiments import cli, harness, projected
+from experiments.common import cli, projected
+from experiments.common import run as harness
 from l2o_jax import checkpoint
+from l2o_jax.cells.lstm import lstm_cell
 from l2o_jax.features import log_and_sign, relative_changes
 from l2o_jax.gps import costs
-from l2o_jax.gps.groups import Groups
 from l2o_jax.gps.guided_policy_search import guided_policy_search
 from l2o_jax.gps.policy import policy_optimizer
 from l2o_jax.gps.state_features import state_features
-from l2o_jax.lstm import lstm_cell
+from l2o_jax.groups import Groups
 
 FEATURES = {'changes': relative_changes(), 'log_and_sign': log_and_sign()}
 NAMES = ('w0', 'b0', 'w1', 'b1')  # coordinate groups

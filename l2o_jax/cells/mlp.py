@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax
 
 from l2o_jax.base import Cell
-from l2o_jax.lstm import affine, linear_init
+from l2o_jax.cells.lstm import affine, linear_init
 
 
 def _layer_init(key, fan_in, fan_out):

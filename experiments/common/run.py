@@ -19,8 +19,8 @@ import optax
 import tqdm
 from absl import flags, logging
 
-from experiments import signals
-from experiments.cli import NonFinite, UsageError
+from experiments.common import signals
+from experiments.common.cli import NonFinite, UsageError
 from l2o_jax import checkpoint
 from l2o_jax.evaluation import learning_curves
 from l2o_jax.truncated_bptt import truncated_bptt

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import small_functions
+from experiments.common import small_functions
+from experiments.common.conjugate_gradient import conjugate_gradient
 from l2o_jax import datasets
-from l2o_jax.conjugate_gradient import conjugate_gradient
 from l2o_jax.optimizees.classifier import classifier, mlp
 from l2o_jax.unroll import unroll
 

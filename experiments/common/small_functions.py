@@ -7,7 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from l2o_jax.conjugate_gradient import conjugate_gradient, with_value_fn
+from experiments.common.conjugate_gradient import (
+  conjugate_gradient,
+  with_value_fn,
+)
 from l2o_jax.optimizees.regression import (
   logistic_regression,
   robust_regression,

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import optax
 
 from l2o_jax.base import Features, LearnedOptimizer
+from l2o_jax.cells.lstm import lstm_cell
 from l2o_jax.learned_optimizers import flattened
-from l2o_jax.lstm import lstm_cell
 
 NUM_UNROLLS, UNROLL_LENGTH = 5, 20
 has_torch = importlib.util.find_spec('torch') is not None

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax
 from absl import app, flags, logging
 
-from experiments import signals
+from experiments.common import signals
 from l2o_jax.checkpoint import CheckpointError
 from l2o_jax.datasets import DatasetError
 

@@ -1,0 +1,1 @@
+"""What the experiments share; none of these files can be run."""

@@ -1,0 +1,1 @@
+"""The papers' cells: what a learned optimizer computes."""
