@@ -9,9 +9,8 @@ import optax
 
 from l2o_jax.base import Cell, Features, LearnedOptimizer, Theta
 from l2o_jax.cells.standardised import standardised
-from l2o_jax.coordinatewise import coordinatewise, grouped
-from l2o_jax.groups import Groups
-from l2o_jax.joint import joint
+from l2o_jax.coordinatewise import coordinatewise
+from l2o_jax.groups import Groups, grouped
 
 ONE_GROUP = Groups(lambda params: 'all', ('all',))
 
@@ -51,21 +50,24 @@ def make_policy(
     cell: its program.
     groups: coordinate groups, one theta for each; None: one group.
     shared: one theta for all groups, although each has its own guide.
-    coordinates: n, for a cell that sees and moves all n coordinates of a
-      function at once (Li & Malik 2016).
+    coordinates: n, for a cell that communicates: it sees and moves all n
+      coordinates of a function at once (Li & Malik 2016).
 
   Raises:
-    ValueError: groups and coordinates are both given.
+    ValueError: groups and coordinates are both given, or coordinates without a
+      cell that communicates, or the reverse.
   """
   if coordinates is not None and groups is not None:
     raise ValueError('make_policy: a policy of all coordinates has no groups')
-  cell, shared = standardised(cell), shared or groups is None
-  if coordinates is not None:
-    learned = joint(features, cell, coordinates)
-  else:
-    learned = coordinatewise(features, cell)
+  if cell.communicates != (coordinates is not None):
+    raise ValueError(
+      'make_policy: `coordinates` and a cell that communicates need each other'
+    )
+  cell = standardised(cell, coordinates=coordinates or 1)
+  learned = coordinatewise(features, cell)
+  shared = shared or groups is None
   if not shared:
-    learned = grouped(learned, groups.label_fn, groups.names)
+    learned = grouped(learned, groups)
   groups = groups or ONE_GROUP
   return Policy(features, cell, groups, shared, coordinates, learned)
 
@@ -152,41 +154,46 @@ def calibrated(policy: Policy, theta: Theta, observations, actions) -> Theta:
   return _unstack(policy, {**_stack(policy, theta), **units})
 
 
-def actions_along(cell: Cell, theta: Theta, observations) -> chex.Array:
+def actions_along(policy: Policy, theta: Theta, observations) -> chex.Array:
   """The cell's actions along recorded observations.
 
   Args:
-    cell: of a unit.
-    theta: its weights.
+    policy: whose cell.
+    theta: of one group.
     observations: [S, T, F A].
 
   Returns:
     [S, T, A].
   """
+  cell, n = policy.cell, policy.coordinates
+  o = observations.transpose(1, 2, 0)  # [T, F A, S]
+  T, _, S = o.shape
+  if cell.whole and n is None:
+    move, state = cell.step, cell.initial_state(S)
+  else:  # of one unit: x [F] or [F, n]
+    move = jax.vmap(cell.step, (None, -1, -1), -1)
+    state = cell.initial_state(n) if cell.whole else cell.initial_state()
+    spread = lambda s: jnp.broadcast_to(s[..., None], (*s.shape, S))
+    state = jax.tree.map(spread, state)
+  if n is not None:
+    o = o.reshape(T, -1, n, S)
 
-  def step(state, o):  # [F A, S]
-    actions, state = jax.vmap(cell.step, (None, -1, -1), -1)(theta, o, state)
-    return state, actions
+  def step(state, o):
+    actions, state = move(theta, o, state)
+    return state, actions  # [S] or [A, S]
 
-  samples = observations.shape[0]
-  state = jax.tree.map(
-    lambda s: jnp.broadcast_to(s[..., None], (*s.shape, samples)),
-    cell.initial_state(),
-  )
-  _, actions = jax.lax.scan(step, state, observations.transpose(1, 2, 0))
-  if actions.ndim == 2:
-    actions = actions[:, None]
-  return actions.transpose(2, 0, 1)
+  _, actions = jax.lax.scan(step, state, o)
+  return actions.reshape(T, -1, S).transpose(2, 0, 1)
 
 
 def policy_actions(policy, theta, observations) -> chex.Array:
   """`actions_along` for all guides, [P, M, S, T, F A] -> [P, M, S, T, A]."""
-  along = lambda theta, o: actions_along(policy.cell, theta, o)
+  along = lambda theta, o: actions_along(policy, theta, o)
   mu = jax.vmap(along)(_stack(policy, theta), _pool(policy, observations))
   return _unpool(policy, mu, observations.shape[:3])
 
 
-def regression(cell, theta, observations, targets, weights, key, knobs):
+def regression(policy, theta, observations, targets, weights, key, knobs):
   """Fits the cell's mean actions to targets, through time.
 
       min_theta  mean_{s,t} w_t ‖μ_theta(o_s0 ... o_st) - target_st‖²
@@ -195,8 +202,8 @@ def regression(cell, theta, observations, targets, weights, key, knobs):
   back.  Adam, gradients clipped to norm 1; the rate falls to 10 % by a cosine.
 
   Args:
-    cell: of a unit.
-    theta: where to start.
+    policy: whose cell.
+    theta: of one group, where to start.
     observations: [S, T, F A].
     targets: [S, T, A].
     weights: w, [S, T].
@@ -210,7 +217,7 @@ def regression(cell, theta, observations, targets, weights, key, knobs):
   count = observations.shape[0]
 
   def loss(theta, rows):
-    error = actions_along(cell, theta, observations[rows]) - targets[rows]
+    error = actions_along(policy, theta, observations[rows]) - targets[rows]
     return jnp.mean(weights[rows] * jnp.sum(error**2, -1))
 
   def step(i, carry):
@@ -271,6 +278,6 @@ def learn(policy: Policy, theta: Theta, lesson: Lesson, knobs, key):
   o = _pool(policy, lesson.observations)
   targets = _pool(policy, lesson.targets)
   keys = jax.random.split(key, len(o))
-  fit = lambda *args: regression(policy.cell, *args, knobs)
+  fit = lambda *args: regression(policy, *args, knobs)
   stacked, _, error = jax.vmap(fit)(stacked, o, targets, weights, keys)
   return _unstack(policy, stacked), jnp.sqrt(jnp.mean(error))
