@@ -319,7 +319,9 @@ def guided_policy_search(
 
   def policy_actions(stacked, samples):
     o = pool(samples.observations)
-    mu = jax.vmap(lambda theta, o: replay(inner_cell, theta, o, size))(stacked, o)
+    mu = jax.vmap(lambda theta, o: replay(inner_cell, theta, o, size))(
+      stacked, o
+    )
     shape = samples.actions.shape
     if one_theta:
       return mu.reshape(shape)

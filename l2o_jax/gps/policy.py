@@ -101,7 +101,9 @@ def regression(
   count = observations.shape[0]
 
   def loss(theta, rows):
-    error = replay(cell, theta, observations[rows], targets.shape[-1]) - targets[rows]
+    error = (
+      replay(cell, theta, observations[rows], targets.shape[-1]) - targets[rows]
+    )
     return jnp.mean(weights[rows] * jnp.sum(error**2, -1))
 
   def step(i, carry):
