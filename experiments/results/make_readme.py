@@ -35,7 +35,7 @@ MISSING = """
   units for one and two layers: no command.
 - Section 3.3, CIFAR-10, CIFAR-5 and CIFAR-2: the convolutional net is missing.
 - Section 3.4, neural art: the optimizee is missing.
-- Appendix B, the LSTM's steps beside those of SGD and ADAM: no command.
+- Appendix B, steps of the LSTM, SGD and ADAM side by side: no command.
 - Appendix D: NTM-BFGS is missing.  Global averaging cells are built; no
   experiment uses them.
 - Li & Malik 2016, curves of single test functions: no command draws them.
