@@ -60,6 +60,8 @@ def rank(path):
 def minutes(run):
   """`14 + 3`: meta-training and comparison, as far as they are known."""
   training, total = run.get('minutes'), run.get('total_minutes')
+  if training is None and run.get('seconds'):
+    training = run['seconds'] / 60
   if training is None:
     return '–' if total is None else f'{total:.3g} in all'
   rest = '' if total is None else f' + {total - training:.3g}'
