@@ -272,7 +272,7 @@ def compare(
     last = list(curves.values())[-1]
     margins = report.margins(last, next(iter(learned)), margin_over)
     summary['margin_of_victory'] = report.victory(margins, horizon)
-    curves['margin of victory'] = {k: v[2:] for k, v in margins.items()}
+    curves['margin of victory'] = margins
   report.write_curves(path / 'curves.csv', curves, steps)
   run_lib.write_json(path / 'summary.json', report.without_nan(summary))
   report.draw(path)

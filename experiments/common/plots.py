@@ -116,8 +116,8 @@ def _loss_axis(axis, curves):
 
 
 def _margin_axis(axis, curves):
-  """Linear; the first curve fills the range."""
-  first = next(iter(curves.values()))['mean']
+  """Linear; the first curve, from step 2 on, fills the range."""
+  first = next(iter(curves.values()))['mean'][2:]
   reach = np.abs(first[np.isfinite(first)]).max(initial=1e-6)
   axis.set_ylim(-2 * reach, 5 * reach)
   axis.axhline(0, color='black', lw=0.8)
