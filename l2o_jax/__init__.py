@@ -4,8 +4,7 @@ Features x cell = a learned optimizer; learned optimizer x optimizee x
 meta-trainer = theta.  Given theta, a learned optimizer is an optax
 transformation:
 
-  learned = l2o_jax.lstm_log_and_sign()
-  theta = l2o_jax.load(path, learned.init(jax.random.key(0)))
+  learned, theta = l2o_jax.load_learned(path)
   opt = learned.transform(theta)      # inside the function that is jitted
   opt_state = opt.init(params)
   updates, opt_state = opt.update(grads, opt_state, params)
@@ -30,9 +29,11 @@ Notation:
   Phi, Psi                    state_features, relative_changes
 """
 
+from l2o_jax import blocks, datasets, optimizees
 from l2o_jax.base import (
   Cell,
   Features,
+  Info,
   LearnedOptimizer,
   MetaTrainer,
   Optimizee,
@@ -41,55 +42,68 @@ from l2o_jax.cells.lstm import lstm_cell
 from l2o_jax.cells.mlp import mlp_cell
 from l2o_jax.cells.standardised import standardised
 from l2o_jax.checkpoint import CheckpointError, load, metadata, save
-from l2o_jax.coordinatewise import chunked, coordinatewise, grouped
-from l2o_jax.evaluation import learning_curves, tune_learning_rate
-from l2o_jax.features import gradient, history, log_and_sign, relative_changes
+from l2o_jax.coordinatewise import coordinatewise
+from l2o_jax.evaluation import learning_curves
+from l2o_jax.features import (
+  gradient,
+  history,
+  log_and_sign,
+  relative_changes,
+  state_features,
+)
 from l2o_jax.gps.guided_policy_search import guided_policy_search
-from l2o_jax.gps.state_features import state_features
-from l2o_jax.groups import Groups
-from l2o_jax.joint import joint
+from l2o_jax.groups import Groups, grouped
 from l2o_jax.learned_optimizers import (
   autonomous_optimizer,
   flattened,
+  load_learned,
   lstm_log_and_sign,
+  lstm_policy,
   lstm_raw,
   predicted_step_descent,
+  save_learned,
 )
 from l2o_jax.truncated_bptt import meta_loss, truncated_bptt
 from l2o_jax.unroll import unroll
+
+__version__ = '0.2.0'
 
 __all__ = (
   'Cell',
   'CheckpointError',
   'Features',
   'Groups',
+  'Info',
   'LearnedOptimizer',
   'MetaTrainer',
   'Optimizee',
   'autonomous_optimizer',
-  'chunked',
+  'blocks',
   'coordinatewise',
+  'datasets',
   'flattened',
   'gradient',
   'grouped',
   'guided_policy_search',
   'history',
-  'joint',
   'learning_curves',
   'load',
+  'load_learned',
   'log_and_sign',
   'lstm_cell',
   'lstm_log_and_sign',
+  'lstm_policy',
   'lstm_raw',
   'meta_loss',
   'metadata',
   'mlp_cell',
+  'optimizees',
   'predicted_step_descent',
   'relative_changes',
   'save',
+  'save_learned',
   'standardised',
   'state_features',
   'truncated_bptt',
-  'tune_learning_rate',
   'unroll',
 )

@@ -1,8 +1,12 @@
-"""The derivative of a run whose gradients are constants, block by block.
+"""A block of coordinates at a time: to meta-train, and to apply.
+
+Opt-in, above the loop.  Same numbers; on a CPU the arrays of a block stay in
+the cache of a core.  Only for coordinates that do not communicate.
 
 `x_bar` is the cotangent of x, the derivative of the final scalar by x.
 """
 
+import math
 from collections.abc import Callable
 
 import chex
@@ -10,9 +14,118 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from l2o_jax.base import LearnedOptimizer
+from l2o_jax.coordinatewise import WholeState
+from l2o_jax.unroll import Trajectory, along
+from l2o_jax.unroll import unroll as plain_unroll
+
 # Coordinates at a time: few enough that what one step computes stays in the
 # cache of a core, enough for two cores to share.
 BLOCK = 5400
+
+
+def unroll(
+  loss,
+  opt,
+  params,
+  opt_state,
+  keys,
+  *,
+  second_derivatives=False,
+  remat=True,
+  record=None,
+):
+  """`l2o_jax.unroll`, differentiated a block of coordinates after the other.
+
+      truncated_bptt(..., unroll=blocks.unroll)
+
+  The run itself is the same.  Its backward pass goes through all steps for some
+  5,000 coordinates before it turns to the next ones, which is possible because
+  the gradients are constants and no coordinate's update depends on another's.
+
+  Args:
+    loss: see `l2o_jax.unroll`, as are opt, params, opt_state and keys.
+    opt: its state must have all coordinates as the last axis: the parameters
+      are one array [n], or a trainer calls.
+    params: x_0.
+    opt_state: of `opt` at x_0.
+    keys: T + 1 random keys.
+    second_derivatives: not possible here.
+    remat: True is what this does; nothing else is possible.
+    record: not possible here.
+
+  Raises:
+    ValueError: an option that is not possible, another form of state, or
+      coordinates that communicate.
+  """
+  if second_derivatives or record is not None or remat is not True:
+    raise ValueError(
+      'blocks.unroll: second derivatives, records and other '
+      'values of remat are not possible block by block'
+    )
+  is_whole = lambda x: isinstance(x, WholeState)
+  if any(map(is_whole, jax.tree.leaves(opt_state, is_leaf=is_whole))):
+    raise ValueError(
+      'blocks.unroll: the coordinates of the optimizer '
+      'communicate, so no block stands alone'
+    )
+  opt = optax.with_extra_args_support(opt)
+  if len(keys) == 1:
+    return plain_unroll(loss, opt, params, opt_state, keys)
+  num_functions = jax.eval_shape(loss, params, keys[0]).shape  # () or (B,)
+  to_vector = lambda tree: jnp.concatenate(
+    [x.reshape(*num_functions, -1) for x in jax.tree.leaves(tree)], -1
+  )
+  vector = to_vector(params)  # [n] or [B, n]
+  _check_state(opt_state, vector.shape[-1])
+  cut = jax.lax.stop_gradient
+  constant = optax.GradientTransformationExtraArgs(
+    opt.init, lambda *args, **extra: cut(opt.update(*args, **extra))
+  )
+  (x, state), trajectory = plain_unroll(
+    loss, constant, cut(params), cut(opt_state), keys, record=lambda step: step
+  )
+  steps = trajectory.record
+  gradients = jax.vmap(to_vector)(steps.gradients)
+  xs, (vector, state) = _known(
+    lambda g, state, x, f: opt.update(g, state, x, value=f),
+    (vector, opt_state),
+    (
+      gradients,
+      cut(steps.loss),
+      jax.vmap(to_vector)(steps.params),
+      steps.opt_state,
+    ),
+    (to_vector(x), state),
+  )
+  x = _to_tree(vector, x)
+  losses = jax.vmap(along)(steps.loss, gradients, xs)
+  last = loss(x, keys[-1])
+  return (x, state), Trajectory(jnp.concatenate([losses, last[None]]), None)
+
+
+def _to_tree(vector, like):
+  """[..., n] -> a tree like the parameters, which have the leading axes too."""
+  leaves, structure = jax.tree.flatten(like)
+  lead = vector.ndim - 1
+  ends, total = [], 0
+  for leaf in leaves[:-1]:
+    total += math.prod(leaf.shape[lead:])
+    ends.append(total)
+  parts = jnp.split(vector, ends, -1)
+  return structure.unflatten(
+    [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves)]
+  )
+
+
+def _check_state(opt_state, n):
+  for path, leaf in jax.tree.leaves_with_path(opt_state):
+    if jnp.issubdtype(leaf.dtype, jnp.inexact) and leaf.shape[-1:] != (n,):
+      raise ValueError(
+        'blocks.unroll: needs parameters that are one array and a state whose '
+        f'last axis are its {n} coordinates, got {leaf.shape} for '
+        f'opt_state{jax.tree_util.keystr(path)}'
+      )
 
 
 def _floats(tree):
@@ -32,7 +145,7 @@ def _put(floats, tree):
   )
 
 
-def replay(
+def _known(
   update: Callable,
   start: chex.ArrayTree,
   steps: chex.ArrayTree,
@@ -49,18 +162,18 @@ def replay(
   forward pass stored it; what happens within a step is computed again.
 
   Args:
-    update: g [w], s, x [w], f [] -> updates [w], s of any w coordinates that do
-      not communicate; what it closes over is differentiated.
+    update: g [w], s, x [w], f [] -> updates [w], s of any w coordinates; what
+      it closes over is differentiated.
     start: (x_0 [n], s_0), differentiated.  Floating-point leaves of s end in
-      the n coordinates.
+      the n coordinates.  Of B functions, x is [B, n] and f is [B].
     steps: (g [T, n], f [T], x [T, n], s) of all steps; constants.
     end: (x_T [n], s_T); constants.
 
   Returns:
     (x [T, n], (x_T, s_T)), as given.
   """
-  n = start[0].size
-  width = -(-n // -(-n // BLOCK))  # the same in each block
+  n = start[0].shape[-1]
+  width = -(-n // -(-start[0].size // BLOCK))  # the same in each block
 
   def part(tree, first):
     return jax.tree.map(
@@ -158,3 +271,121 @@ def replay(
 
   known.defvjp(forward, backward)
   return known(weights, start, steps, end)
+
+
+def _bits(x):
+  """bfloat16 as integers, which XLA writes in place on a CPU.
+
+  It would convert all of the array to float32 and back for every block.
+  """
+  if x.dtype != jnp.bfloat16:
+    return x
+  return jax.lax.bitcast_convert_type(x, jnp.uint16)
+
+
+def _number(bits, like):
+  """The inverse of `_bits`, to the type of `like`."""
+  if like.dtype != jnp.bfloat16:
+    return bits
+  return jax.lax.bitcast_convert_type(bits, jnp.bfloat16)
+
+
+def chunked(learned: LearnedOptimizer, size: int = 1280) -> LearnedOptimizer:
+  """`learned` on blocks of coordinates, one after another, in place.
+
+  The same updates for less memory: beside state and gradients an application
+  needs what one block needs, and with the state donated to the jitted function
+  no second state.  On a CPU it is also the faster form for large leaves, as a
+  block stays in the cache.  For applying an optimizer, not for meta-training:
+  differentiating it would store the whole state for every block.
+
+  Args:
+    learned: an optimizer whose coordinates do not communicate.
+    size: coordinates of a block.  Avoid powers of two on CPUs: rows of
+      [H, size] would then map to the same cache sets.
+
+  Returns:
+    A LearnedOptimizer whose state has a leading axis of blocks in each leaf of
+    the parameters and keeps bfloat16 as uint16, bit by bit; the last block is
+    padded with zeros.  With a block as large as the leaf it reduces to
+    `learned`.
+
+  Raises:
+    ValueError: size is not positive, or the coordinates communicate.
+  """
+  if size < 1:
+    raise ValueError(f'chunked: size must be positive, got {size}')
+
+  if learned.communicates:
+    raise ValueError(
+      'chunked: the coordinates of this optimizer communicate, or their rule '
+      'depends on the leaf, so no block stands alone'
+    )
+
+  def transform(theta):
+    opt = optax.with_extra_args_support(learned.transform(theta))
+
+    def blocks(x):
+      width = max(min(size, x.size), 1)
+      padding = -x.size % width if x.size else 1
+      return jnp.pad(jnp.ravel(x), (0, padding)).reshape(-1, width)
+
+    def init(params):
+      return tuple(
+        jax.tree.map(_bits, jax.vmap(opt.init)(blocks(x)))
+        for x in jax.tree.leaves(params)
+      )
+
+    def update_leaf(g, state, x, **extra_args):
+      def one(i, carry):
+        updates, state, x = jax.tree.map(
+          lambda leaf, like: _number(
+            jax.lax.dynamic_index_in_dim(leaf, i, keepdims=False), like
+          ),
+          (*carry, parameters),
+          like,
+        )
+        # Always true.  A branch is not fused with the writing of its result,
+        # which XLA would otherwise not do in place.
+        new = jax.lax.cond(
+          i >= 0,
+          lambda block: opt.update(*block, **extra_args),
+          lambda block: block[:2],
+          (updates, state, x),
+        )
+        return jax.tree.map(
+          lambda leaf, block: jax.lax.dynamic_update_index_in_dim(
+            leaf, _bits(block), i, 0
+          ),
+          carry,
+          new,
+        )
+
+      given = blocks(g), None if x is None else blocks(x)
+      like = (given[0], jax.eval_shape(opt.init, given[0][0]), given[1])
+      gradients, parameters = jax.tree.map(_bits, given)
+      updates, state = jax.lax.fori_loop(
+        0, len(gradients), one, (gradients, state)
+      )
+      updates = _number(updates, g)
+      return jnp.ravel(updates)[: g.size].reshape(g.shape), state
+
+    def update(updates, state, params=None, **extra_args):
+      leaves, structure = jax.tree.flatten(updates)
+      xs = (
+        [None] * len(leaves)
+        if params is None
+        else structure.flatten_up_to(params)
+      )
+      new = [
+        update_leaf(*leaf, **extra_args)
+        for leaf in zip(leaves, state, xs, strict=True)
+      ]
+      return (
+        structure.unflatten([u for u, _ in new]),
+        tuple(s for _, s in new),
+      )
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+  return learned._replace(transform=transform, communicates=True)

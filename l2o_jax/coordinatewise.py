@@ -1,39 +1,130 @@
 """From one coordinate to all of them: learned optimizers as optax's own."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+import functools
+from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from l2o_jax.base import Cell, Features, LearnedOptimizer
 
 
 class CoordinatewiseState(NamedTuple):
-  """Per leaf of the parameters, the coordinates as trailing axes.
+  """What every coordinate remembers.
+
+  Where a coordinate remembers an array [...], here stands a tree like the
+  parameters with leaves [..., *leaf.shape], as Adam's moments are trees:
+  `optax.tree.map_params` finds them.
 
   Attributes:
-    memory: of the features, [..., *leaf.shape].
-    cell: of the cell, [H, *leaf.shape].
+    memory: of the features, in a tuple of one.
+    cell: state of the cell, leaves [H, *leaf.shape], in a tuple of one.
   """
 
-  memory: tuple[chex.ArrayTree, ...]
-  cell: tuple[chex.ArrayTree, ...]
+  memory: tuple[chex.ArrayTree]
+  cell: tuple[chex.ArrayTree]
 
 
-def _map_coordinates(function, leaf, axis_name):
-  """`function` of one coordinate -> of all coordinates, as trailing axes."""
-  if leaf.ndim == 1:
-    return jax.vmap(function, -1, -1, axis_name=axis_name)
-  for _ in range(leaf.ndim):
+class WholeState(NamedTuple):
+  """The same where coordinates communicate: all n of them as one axis.
+
+  Attributes:
+    memory: of the features, leaves [..., n], in a tuple of one.
+    cell: of the cell, as its `initial_state(n)` makes it, in a tuple of one.
+  """
+
+  memory: tuple[chex.ArrayTree]
+  cell: tuple[chex.ArrayTree]
+
+
+def each(function, num_axes: int):
+  """`function` of one coordinate -> of arrays with coordinates' axes last."""
+  for _ in range(num_axes):
     function = jax.vmap(function, -1, -1)
   return function
 
 
-def _finite_or_zero(x):
-  return jnp.where(jnp.isfinite(x), x, 0)
+def _cast(tree, dtype):
+  """Floating-point arrays to another type; counters stay what they are."""
+  is_float = lambda x: jnp.issubdtype(jnp.result_type(x), jnp.inexact)
+  return jax.tree.map(
+    lambda x: jnp.asarray(x).astype(dtype) if is_float(x) else x, tree
+  )
+
+
+def _check_real(tree, what):
+  for path, x in jax.tree.leaves_with_path(tree):
+    dtype = x.dtype if hasattr(x, 'dtype') else jnp.result_type(x)
+    if not jnp.issubdtype(dtype, jnp.floating):
+      name = jax.tree_util.keystr(path) or 'array'
+      raise TypeError(
+        f'coordinatewise: the {what} {name} is {dtype.name}, not real '
+        'floating-point numbers'
+      )
+
+
+def _check_given(needs, **given):
+  for name in sorted(needs):
+    if given[name] is None:
+      raise TypeError(f'coordinatewise: the features need `{name}` in update')
+
+
+def _flatten_as(outer, tree, what):
+  """Leaves of a tree like the parameters; None where one is frozen."""
+  try:
+    leaves = outer.flatten_up_to(tree)
+    fits = jax.tree_util.all_leaves([x for x in leaves if x is not None])
+  except ValueError:
+    fits = False
+  if not fits:
+    raise ValueError(
+      f'coordinatewise: the state is of parameters {outer}, the {what} are '
+      f'{jax.tree.structure(tree)}'
+    )
+  return leaves
+
+
+def _of_each(value, g, dtype):
+  """f(x), for each coordinate: of one function, or of several side by side."""
+  value = jnp.asarray(value).astype(dtype)
+  if value.shape not in ((), g.shape):
+    raise ValueError(
+      f'coordinatewise: `value` must be a scalar, got shape {value.shape}'
+    )
+  return jnp.broadcast_to(value, g.shape)
+
+
+def _to_trees(rows, inner, outer):
+  """[what the coordinates of a leaf remember] -> trees like the parameters."""
+  columns = (
+    zip(*map(jax.tree.leaves, rows)) if rows else [()] * inner.num_leaves
+  )
+  return inner.unflatten([outer.unflatten(column) for column in columns])
+
+
+def _from_trees(state, inner, outer):
+  """The inverse of `_to_trees`."""
+  columns = map(outer.flatten_up_to, inner.flatten_up_to(state))
+  rows = zip(*columns) if inner.num_leaves else [()] * outer.num_leaves
+  return [inner.unflatten(row) for row in rows]
+
+
+def _ravel(tree, dtype):
+  """All coordinates as one axis [n]."""
+  leaves = [jnp.ravel(x).astype(dtype) for x in jax.tree.leaves(tree)]
+  return jnp.concatenate(leaves) if leaves else jnp.zeros(0, dtype)
+
+
+def _unravel(vector, like):
+  """The inverse of `_ravel`, in shapes and types of `like`."""
+  leaves, structure = jax.tree.flatten(like)
+  ends = np.cumsum([np.size(x) for x in leaves])[:-1]
+  parts = zip(jnp.split(vector, ends), leaves)
+  parts = [x.reshape(np.shape(y)).astype(jnp.result_type(y)) for x, y in parts]
+  return structure.unflatten(parts if leaves else [])
 
 
 def coordinatewise(
@@ -45,247 +136,121 @@ def coordinatewise(
       x_i <- x_i + delta_i
 
   (Andrychowicz et al., section 2.1.)  Permuting coordinates permutes updates.
-  The leaves of the parameters keep their shapes (and so their sharding); a leaf
+  The leaves of the parameters keep their shapes, and so their sharding; a leaf
   of shape [*s] has cell state [H, *s].  Computations are in theta's type, the
   updates in the gradients'.  `None` and empty leaves pass through.
 
-  A gradient that is not finite is seen as 0, and so is such a parameter: the
+  A gradient that is not finite is seen as 0, and so is a parameter: the
   coordinate goes on as its memory tells it, its state and update stay finite,
   and no other coordinate notices.
 
-  Cells that communicate over the axis 'coordinates' need all coordinates to be
-  one axis: `optax.flatten(learned.transform(theta))`; on a tree of several
-  leaves they fail with an unbound axis name rather than average within a leaf.
-  Flattening is also the faster form for nets of several small leaves.
+  A cell that communicates gets the coordinates of all leaves as one axis.
 
   Args:
     features: what the cell sees.
-    cell: the program of one coordinate.
+    cell: what it computes.
     state_dtype: type that the cell's state is stored in between steps, for
       example `jnp.bfloat16` for half the memory; theta's by default.
 
   Returns:
     A LearnedOptimizer; `transform(theta).update` takes `value=f(x)` where the
-    features need it and accepts any further keyword.
+    features need it and accepts any further keyword.  It raises a TypeError
+    that names what the features need and were not given, or a leaf that is not
+    real, and a ValueError for gradients of another structure than the state's.
+
+  Raises:
+    ValueError: a cell communicates and is not whole.
   """
+  if cell.communicates and not cell.whole:
+    raise ValueError('coordinatewise: a cell that communicates must be whole')
 
   def transform(theta):
     weights = jax.tree.leaves(theta)
     dtype = jnp.result_type(*weights) if weights else jnp.float32
 
+    def seen(x):
+      """In theta's type, 0 where it is not finite."""
+      x = jnp.asarray(x).astype(dtype)
+      return jnp.where(jnp.isfinite(x), x, 0)
+
+    def start(x):
+      """x [*s] -> what its coordinates remember at first."""
+      x = seen(jnp.zeros_like(x) if isinstance(x, jax.ShapeDtypeStruct) else x)
+      memory = each(features.init, x.ndim)(x)
+      if cell.communicates:
+        state = cell.initial_state(x.size)
+        return WholeState((memory,), (_cast(state, state_dtype or dtype),))
+      state = cell.initial_state(1) if cell.whole else cell.initial_state()
+
+      def spread(s):  # [H] or [H, 1] -> [H, *s]; made of x, so where x is
+        s = s[..., 0] if cell.whole else jnp.asarray(s)
+        return s.reshape(s.shape + (1,) * x.ndim) + 0 * x.astype(s.dtype)
+
+      state = _cast(jax.tree.map(spread, state), state_dtype or dtype)
+      return CoordinatewiseState((memory,), (state,))
+
+    def move(g, x, value, old):
+      """One step of these coordinates: delta [*s], what they remember."""
+      if value is not None:
+        value = _of_each(value, g, dtype)
+      g, x = seen(g), seen(g if x is None else x)
+      memory, inputs = each(features.update, g.ndim)(old.memory[0], x, g, value)
+      inputs = inputs.astype(dtype)  # [F, *s]
+      state = _cast(old.cell[0], dtype)
+      if cell.whole:
+        delta, state = cell.step(theta, inputs, state)
+      else:
+        step = functools.partial(cell.step, theta)
+        delta, state = each(step, g.ndim)(inputs, state)
+      new = type(old)((memory,), (state,))
+      return delta, jax.tree.map(lambda a, b: a.astype(b.dtype), new, old)
+
+    def check_shape(g, old, what):
+      for s in jax.tree.leaves(old):
+        if s.shape[s.ndim - g.ndim :] != g.shape:
+          raise ValueError(
+            f'coordinatewise: {what} has shape {g.shape}, its state {s.shape}'
+          )
+
+    def inner():
+      """Structure of what one coordinate remembers."""
+      return jax.tree.structure(jax.eval_shape(start, jnp.zeros((), dtype)))
+
     def init(params):
-      leaves = [jnp.asarray(x) for x in jax.tree.leaves(params)]
-
-      def state_of(x):
-        return jax.tree.map(
-          lambda s: jnp.broadcast_to(
-            s.astype(state_dtype or dtype).reshape(s.shape + (1,) * x.ndim),
-            s.shape + x.shape,
-          ),
-          cell.initial_state(),
-        )
-
-      def memory_of(x):
-        return _map_coordinates(features.init, x, None)(x.astype(dtype))
-
-      return CoordinatewiseState(
-        tuple(map(memory_of, leaves)), tuple(map(state_of, leaves))
-      )
+      _check_real(params, 'parameter')
+      if cell.communicates:
+        return start(_ravel(params, dtype))
+      leaves, outer = jax.tree.flatten(params)
+      return _to_trees(list(map(start, leaves)), inner(), outer)
 
     def update(updates, state, params=None, *, value=None, **extra_args):
       del extra_args
-      gradients, structure = jax.tree.flatten(updates)
-      if params is None:
-        xs = [jnp.zeros_like(g) for g in gradients]
-      else:
-        xs = structure.flatten_up_to(params)
-      axis_name = 'coordinates' if len(gradients) == 1 else None
-
-      def coordinate(memory, cell_state, x, g):
-        memory, seen = features.update(
-          memory, _finite_or_zero(x), _finite_or_zero(g), value
-        )
-        delta, new = cell.step(
-          theta,
-          seen.astype(dtype),
-          jax.tree.map(lambda s: s.astype(dtype), cell_state),
-        )
-        return (
-          delta,
-          memory,
-          jax.tree.map(lambda s, old: s.astype(old.dtype), new, cell_state),
-        )
-
-      deltas, memories, cells = [], [], []
-      for memory, cell_state, x, g in zip(
-        state.memory, state.cell, xs, gradients, strict=True
-      ):
-        delta, memory, cell_state = _map_coordinates(
-          coordinate, jnp.asarray(g), axis_name
-        )(memory, cell_state, x, g)
-        deltas.append(delta.astype(g.dtype))
-        memories.append(memory)
-        cells.append(cell_state)
-      return (
-        structure.unflatten(deltas),
-        CoordinatewiseState(tuple(memories), tuple(cells)),
-      )
+      _check_real(updates, 'gradient')
+      _check_given(features.needs, params=params, value=value)
+      if cell.communicates:
+        g = _ravel(updates, dtype)
+        x = None if params is None else _ravel(params, dtype)
+        check_shape(g, state.memory, 'gradient')
+        delta, state = move(g, x, value, state)
+        return _unravel(delta, updates), state
+      trees = inner().flatten_up_to(state)
+      outer = jax.tree.structure(trees[0] if trees else updates)
+      rows = _from_trees(state, inner(), outer)
+      gs = _flatten_as(outer, updates, 'gradients')
+      xs = gs if params is None else _flatten_as(outer, params, 'parameters')
+      deltas = [None] * len(gs)
+      for i, (g, x, row) in enumerate(zip(gs, xs, rows, strict=True)):
+        if g is not None:  # None: a frozen parameter
+          g = jnp.asarray(g)
+          check_shape(g, row, f'gradient {i}')
+          delta, rows[i] = move(g, x, value, row)
+          deltas[i] = delta.astype(g.dtype)
+      return outer.unflatten(deltas), _to_trees(rows, inner(), outer)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
   return LearnedOptimizer(
-    init=lambda key: cell.init(key, features.size), transform=transform
+    init=lambda key: cell.init(key, features.size),
+    transform=transform,
+    communicates=cell.communicates,
   )
-
-
-def _bits(x):
-  """bfloat16 as integers, which XLA writes in place on a CPU.
-
-  It would convert all of the array to float32 and back for every block.
-  """
-  if x.dtype != jnp.bfloat16:
-    return x
-  return jax.lax.bitcast_convert_type(x, jnp.uint16)
-
-
-def _number(bits, like):
-  """The inverse of `_bits`, to the type of `like`."""
-  if like.dtype != jnp.bfloat16:
-    return bits
-  return jax.lax.bitcast_convert_type(bits, jnp.bfloat16)
-
-
-def chunked(learned: LearnedOptimizer, size: int = 1280) -> LearnedOptimizer:
-  """`learned` on blocks of coordinates, one after another, in place.
-
-  The same updates for less memory: beside state and gradients an application
-  needs what one block needs, and with the state donated to the jitted function
-  no second state.  On a CPU it is also the faster form for large leaves, as a
-  block stays in the cache.  For applying an optimizer, not for meta-training:
-  differentiating it would store the whole state for every block.
-
-  Args:
-    learned: an optimizer whose coordinates do not communicate.
-    size: coordinates of a block; on CPUs no power of two, or the rows of a
-      matrix [H, size] fall into the same sets of the cache.
-
-  Returns:
-    A LearnedOptimizer whose state has a leading axis of blocks in each leaf of
-    the parameters and keeps bfloat16 as uint16, bit by bit; the last block is
-    padded with zeros.  With a block as large as the leaf it reduces to
-    `learned`.
-
-  Raises:
-    ValueError: size is not positive.
-  """
-  if size < 1:
-    raise ValueError(f'chunked: size must be positive, got {size}')
-
-  def transform(theta):
-    opt = optax.with_extra_args_support(learned.transform(theta))
-
-    def blocks(x):
-      width = max(min(size, x.size), 1)
-      padding = -x.size % width if x.size else 1
-      return jnp.pad(jnp.ravel(x), (0, padding)).reshape(-1, width)
-
-    def init(params):
-      return tuple(
-        jax.tree.map(_bits, jax.vmap(opt.init)(blocks(x)))
-        for x in jax.tree.leaves(params)
-      )
-
-    def update_leaf(g, state, x, **extra_args):
-      def one(i, carry):
-        updates, state, x = jax.tree.map(
-          lambda leaf, like: _number(
-            jax.lax.dynamic_index_in_dim(leaf, i, keepdims=False), like
-          ),
-          (*carry, parameters),
-          like,
-        )
-        # Always true.  A branch is not fused with the writing of its result,
-        # which XLA would otherwise not do in place.
-        new = jax.lax.cond(
-          i >= 0,
-          lambda block: opt.update(*block, **extra_args),
-          lambda block: block[:2],
-          (updates, state, x),
-        )
-        return jax.tree.map(
-          lambda leaf, block: jax.lax.dynamic_update_index_in_dim(
-            leaf, _bits(block), i, 0
-          ),
-          carry,
-          new,
-        )
-
-      given = blocks(g), None if x is None else blocks(x)
-      like = (given[0], jax.eval_shape(opt.init, given[0][0]), given[1])
-      gradients, parameters = jax.tree.map(_bits, given)
-      updates, state = jax.lax.fori_loop(
-        0, len(gradients), one, (gradients, state)
-      )
-      updates = _number(updates, g)
-      return jnp.ravel(updates)[: g.size].reshape(g.shape), state
-
-    def update(updates, state, params=None, **extra_args):
-      leaves, structure = jax.tree.flatten(updates)
-      xs = (
-        [None] * len(leaves)
-        if params is None
-        else structure.flatten_up_to(params)
-      )
-      new = [
-        update_leaf(*leaf, **extra_args)
-        for leaf in zip(leaves, state, xs, strict=True)
-      ]
-      return (
-        structure.unflatten([u for u, _ in new]),
-        tuple(s for _, s in new),
-      )
-
-    return optax.GradientTransformationExtraArgs(init, update)
-
-  return LearnedOptimizer(learned.init, transform)
-
-
-def grouped(
-  learned: LearnedOptimizer,
-  label_fn: Callable[[chex.ArrayTree], Any] | Any,
-  groups: Sequence[str],
-) -> LearnedOptimizer:
-  """One theta per group of leaves, on `optax.partition`.
-
-  Used where coordinates of different kinds need different rules: convolutional
-  and fully connected weights (Andrychowicz et al., section 3.3), one policy per
-  weight matrix and bias vector (Li & Malik 2017, section 3.4).
-
-  Args:
-    learned: the optimizer that every group runs, each with its own theta.
-    label_fn: params -> tree of group names (or that tree, or a prefix of it).
-    groups: all names.
-
-  Returns:
-    A LearnedOptimizer with theta {group: theta of learned}.  With one group it
-    reduces to `learned`.
-
-  Raises:
-    ValueError: no groups, or a name twice.
-  """
-  groups = tuple(groups)
-  if not groups or len(set(groups)) < len(groups):
-    raise ValueError(f'grouped: groups must be distinct names, got {groups}')
-
-  def init(key):
-    return {
-      group: learned.init(k)
-      for group, k in zip(groups, jax.random.split(key, len(groups)))
-    }
-
-  def transform(theta):
-    return optax.partition(
-      {group: learned.transform(theta[group]) for group in groups}, label_fn
-    )
-
-  return LearnedOptimizer(init, transform)

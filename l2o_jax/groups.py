@@ -1,4 +1,4 @@
-"""Coordinate groups: the leaves of one label as one vector."""
+"""Coordinate groups: one theta each, and their coordinates as vectors."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -6,34 +6,73 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import optax
 
-from l2o_jax.sampling import draw_all
+from l2o_jax.base import LearnedOptimizer
+from l2o_jax.cpu import draw_all
 
 
 class Groups(NamedTuple):
   """How parameters fall into groups.
 
   Attributes:
-    label_fn: params -> tree of names (or a prefix of it), as for `grouped`.
-    names: all names; M of them.
+    labels: a tree of names like the parameters, or a prefix of one; or a
+      function params -> tree of names.
+    names: all names, M of them, in the order of the groups.
   """
 
-  label_fn: Callable[[chex.ArrayTree], Any]
+  labels: Callable[[chex.ArrayTree], Any] | Any
   names: Sequence[str]
 
 
+def by_label(labels) -> Groups:
+  """Groups of a tree of names, in the order in which they first appear."""
+  return Groups(labels, tuple(dict.fromkeys(jax.tree.leaves(labels))))
+
+
+def grouped(learned: LearnedOptimizer, groups: Groups) -> LearnedOptimizer:
+  """One theta per group of leaves, on `optax.partition`.
+
+  Used where coordinates of different kinds need different rules: convolutional
+  and fully connected weights (Andrychowicz et al., section 3.3), one policy per
+  weight matrix and bias vector (Li & Malik 2017, section 3.4).
+
+  Args:
+    learned: the optimizer that every group runs, each with its own theta.
+    groups: of the parameters.
+
+  Returns:
+    A LearnedOptimizer with theta {name: theta of learned}.  With one group it
+    reduces to `learned`.
+
+  Raises:
+    ValueError: no groups, or a name twice.
+  """
+  names = groups.names
+  wrong = isinstance(names, str) or len(set(names)) < len(names) or not names
+  if wrong:
+    raise ValueError(f'grouped: groups must be distinct names, got {names!r}')
+
+  def init(key):
+    keys = jax.random.split(key, len(names))
+    return {name: learned.init(k) for name, k in zip(names, keys)}
+
+  def transform(theta):
+    rules = {name: learned.transform(theta[name]) for name in names}
+    return optax.partition(rules, groups.labels)
+
+  return LearnedOptimizer(init, transform)
+
+
 def _labels(groups, tree):
-  labels = jax.tree.leaves(
-    jax.tree.map(
-      lambda name, part: jax.tree.map(lambda _: name, part),
-      groups.label_fn(tree),
-      tree,
-    )
-  )
-  unknown = set(labels) ^ set(groups.names)
+  """The name of every leaf."""
+  labels = groups.labels(tree) if callable(groups.labels) else groups.labels
+  name_all = lambda name, part: jax.tree.map(lambda _: name, part)
+  names = jax.tree.leaves(jax.tree.map(name_all, labels, tree))
+  unknown = set(names) ^ set(groups.names)
   if unknown:
     raise ValueError(f'groups: labels and names differ: {sorted(unknown)}')
-  return labels
+  return names
 
 
 def split(groups: Groups, tree: chex.ArrayTree) -> list[chex.Array]:

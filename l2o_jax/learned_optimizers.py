@@ -1,82 +1,201 @@
-"""The papers' learned optimizers by name: features times cell."""
+"""The papers' learned optimizers by name, and the files of their weights."""
+
+import functools
+import inspect
+import json
+import warnings
 
 import jax
-import optax
 
+from l2o_jax import checkpoint
 from l2o_jax.base import LearnedOptimizer
 from l2o_jax.cells.lstm import lstm_cell
 from l2o_jax.cells.mlp import mlp_cell
 from l2o_jax.cells.standardised import standardised
-from l2o_jax.coordinatewise import coordinatewise, grouped
+from l2o_jax.coordinatewise import coordinatewise
 from l2o_jax.features import gradient, history, log_and_sign, relative_changes
-from l2o_jax.joint import joint
+from l2o_jax.groups import by_label, grouped
+
+# What the file of a theta may name: the only table by which a string selects
+# code in this package.
+_BY_NAME = {}
 
 
-def flattened(learned: LearnedOptimizer) -> LearnedOptimizer:
-  """`learned` on all leaves as one vector (`optax.flatten`).
+def _named(constructor):
+  """Makes what it returns say by which call it was built."""
 
-  The same updates; the faster form for nets of several small leaves, and the
-  form that cells need which communicate over all coordinates.
-  """
+  @functools.wraps(constructor)
+  def build_and_say(*args, **kwargs):
+    bound = inspect.signature(constructor).bind(*args, **kwargs)
+    bound.apply_defaults()
+    call = {'name': constructor.__name__, 'arguments': dict(bound.arguments)}
+    return constructor(*args, **kwargs)._replace(call=call)
 
-  def transform(theta):
-    flat = optax.flatten(learned.transform(theta))
-
-    def update(updates, state, params=None, **extra_args):
-      new, state = flat.update(updates, state, params, **extra_args)
-      # One vector has one type; each leaf gets its own back.
-      new = jax.tree.map(lambda x, like: x.astype(like.dtype), new, updates)
-      return new, state
-
-    return optax.GradientTransformationExtraArgs(flat.init, update)
-
-  return LearnedOptimizer(learned.init, transform)
+  _BY_NAME[constructor.__name__] = build_and_say
+  return build_and_say
 
 
+@_named
 def lstm_raw(scale: float = 1.0) -> LearnedOptimizer:
   """LSTM on the raw gradient, the paper's for quadratics (section 3.1)."""
-  return flattened(coordinatewise(gradient(), lstm_cell(scale=scale)))
+  return coordinatewise(gradient(), lstm_cell(scale=scale))
 
 
+@_named
 def lstm_log_and_sign(p: float = 10.0, scale: float = 0.1) -> LearnedOptimizer:
   """LSTM on logarithm and sign, the paper's for MNIST (section 3.2).
 
   The released code has p = 5 and scale = 0.01.
   """
-  return flattened(coordinatewise(log_and_sign(p), lstm_cell(scale=scale)))
+  return coordinatewise(log_and_sign(p), lstm_cell(scale=scale))
 
 
-def predicted_step_descent(
-  label_fn=None, groups=None, hidden: int = 128
-) -> LearnedOptimizer:
+def _policy(features, cell, labels):
+  learned = coordinatewise(features, standardised(cell))
+  return learned if labels is None else grouped(learned, by_label(labels))
+
+
+@_named
+def predicted_step_descent(labels=None, hidden: int = 128) -> LearnedOptimizer:
   """Predicted Step Descent (Li & Malik 2017, sections 3.5 and 4).
 
   One LSTM layer on the relative changes of value, gradient and step.  It needs
-  `value` in `update`, raises a TypeError without, and works past its horizon.
+  `value` and `params` in `update`.
 
   Args:
-    label_fn: see `grouped`: one theta for each coordinate group, in the paper
-      every weight matrix and every bias vector.
-    groups: names of the groups; None: one theta for all.
+    labels: tree of group names like the parameters; each group has its own
+      theta, in the paper every weight matrix and every bias vector.  None: one
+      theta for all.
     hidden: units of the LSTM; 128 in the paper.
   """
-  learned = coordinatewise(
-    relative_changes(), standardised(lstm_cell((hidden,), scale=1.0))
-  )
-  return learned if groups is None else grouped(learned, label_fn, groups)
+  return _policy(relative_changes(), lstm_cell((hidden,), scale=1.0), labels)
 
 
-def autonomous_optimizer(
-  num_coordinates: int, depth: int = 25, hidden: int = 50
+@_named
+def lstm_policy(
+  labels=None, p: float = 10.0, scale: float = 1.0
 ) -> LearnedOptimizer:
-  """The policy of Li & Malik 2016 (section 4): a net of all coordinates' past.
-
-  It needs `value` in `update` and raises a TypeError without.
+  """The LSTM of Andrychowicz et al. as a policy: standardised, in groups.
 
   Args:
-    num_coordinates: n.
+    labels: see `predicted_step_descent`.
+    p: see `log_and_sign`.
+    scale: see `lstm_cell`.
+  """
+  return _policy(log_and_sign(p), lstm_cell(scale=scale), labels)
+
+
+@_named
+def autonomous_optimizer(
+  labels=None, coordinates: int | None = None, depth: int = 25, hidden: int = 50
+) -> LearnedOptimizer:
+  """The policy of Li & Malik 2016 (section 4): a net of the recent past.
+
+  It needs `value` in `update`.
+
+  Args:
+    labels: see `predicted_step_descent`.
+    coordinates: n: one net for all of a function's coordinates, as in the
+      paper.  None: one net for every coordinate.
     depth: steps of the past that it sees; 25 in the paper.
     hidden: softplus units; 50.
+
+  Raises:
+    ValueError: both labels and coordinates.
   """
-  cell = standardised(mlp_cell((hidden,), outputs=num_coordinates))
-  return joint(history(depth), cell, num_coordinates)
+  if labels is not None and coordinates is not None:
+    raise ValueError('autonomous_optimizer: one net for all has no labels')
+  cell = standardised(
+    mlp_cell((hidden,), coordinates=coordinates), coordinates=coordinates or 1
+  )
+  learned = coordinatewise(history(depth), cell)
+  return learned if labels is None else grouped(learned, by_label(labels))
+
+
+def flattened(learned: LearnedOptimizer) -> LearnedOptimizer:
+  """Deprecated: `learned` itself; trainers put coordinates in one array."""
+  warnings.warn(
+    'flattened is no longer needed: use the learned optimizer as it is',
+    DeprecationWarning,
+    stacklevel=2,
+  )
+  return learned
+
+
+def build(call) -> LearnedOptimizer:
+  """The learned optimizer that {'name', 'arguments'} describes.
+
+  Raises:
+    ValueError: the name is not one of this file, or an argument is wrong.
+  """
+  try:
+    return _BY_NAME[call['name']](**call['arguments'])
+  except (KeyError, TypeError) as error:
+    raise ValueError(
+      f'no learned optimizer of this library: {call!r:.200} ({error})'
+    ) from None
+
+
+def save_learned(path, learned: LearnedOptimizer, theta, metadata=None) -> None:
+  """Writes theta and what it is for; see `checkpoint.save`.
+
+  Args:
+    path: where to.
+    learned: built by a function of this file.
+    theta: its weights.
+    metadata: {name: anything JSON can hold}, such as command, seed, versions.
+
+  Raises:
+    ValueError: `learned` does not say how it was built.
+  """
+  if learned.call is None:
+    raise ValueError(
+      'save_learned: an optimizer of parts of your own cannot be rebuilt from '
+      'a file; use save and load'
+    )
+  metadata = {'optimizer': learned.call, **(metadata or {})}
+  checkpoint.save(path, theta, metadata=metadata)
+
+
+def load_learned(path, expected: LearnedOptimizer | None = None):
+  """Rebuilds what `save_learned` wrote.
+
+  Args:
+    path: of the file.
+    expected: what the file should be for; None: whatever it is for.
+
+  Returns:
+    (learned, theta).
+
+  Raises:
+    CheckpointError: the file is missing or damaged, does not say what it is
+      for, or is for another optimizer than expected; the message names the
+      difference.
+  """
+  metadata = checkpoint.metadata(path)
+  call = metadata.get('optimizer') if isinstance(metadata, dict) else None
+  if call is None:
+    raise checkpoint.CheckpointError(
+      f'{path}: does not say which optimizer it is for'
+    )
+  try:
+    learned = build(call)
+  except ValueError as error:
+    raise checkpoint.CheckpointError(f'{path}: {error}') from None
+  if expected is not None and _plain(expected.call) != _plain(learned.call):
+    raise checkpoint.CheckpointError(
+      f'{path}: is for {_said(learned.call)}, not {_said(expected.call)}'
+    )
+  return learned, checkpoint.load(path, learned.init(jax.random.key(0)))
+
+
+def _plain(call):
+  """As it comes back from a file: tuples are lists there."""
+  return json.loads(json.dumps(call))
+
+
+def _said(call):
+  if call is None:
+    return 'an optimizer of other parts'
+  arguments = ', '.join(f'{k}={v!r}' for k, v in call['arguments'].items())
+  return f'{call["name"]}({arguments})'

@@ -1,15 +1,17 @@
 """Meta-training by truncated back-propagation through time."""
 
 import functools
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from l2o_jax.base import LearnedOptimizer, MetaTrainer, Optimizee
-from l2o_jax.unroll import unroll
+from l2o_jax.base import Info, LearnedOptimizer, MetaTrainer, Optimizee
+from l2o_jax.unroll import unroll as plain_unroll
 
 
 class MetaState(NamedTuple):
@@ -19,22 +21,106 @@ class MetaState(NamedTuple):
   opt_state: chex.ArrayTree
 
 
-class Info(NamedTuple):
-  """What an epoch reports.
+def _to_array(tree):
+  """A tree of leaves [B, *s], one for each optimizee -> [B, n]."""
+  leaves = jax.tree.leaves(tree)
+  parts = [x.reshape(x.shape[0], -1) for x in leaves]
+  return parts[0] if len(parts) == 1 else jnp.concatenate(parts, 1)
 
-  Attributes:
-    losses: [U, B, T + 1], f(x_t) of every optimizee; the last value of an
-      unroll and the first of the next are at the same x (on two minibatches).
-    meta_loss: [U].
-    gradient_norm: [U], global norm of the meta-gradient.
-    skipped: [U], whether the meta-step was skipped: meta-loss or meta-gradient
-      were not finite.
+
+def _to_tree(array, like):
+  """The inverse of `_to_array`; structure, shapes and types of `like`."""
+  leaves, structure = jax.tree.flatten(like)
+  ends = np.cumsum([x[0].size for x in leaves])[:-1]
+  parts = zip(jnp.split(array, ends, -1), leaves)
+  return structure.unflatten(
+    [part.reshape(x.shape).astype(x.dtype) for part, x in parts]
+  )
+
+
+def _states_to_array(states, params):
+  """States of B optimizees' trees, leaves [B, K, *s] -> [K, B, n].
+
+  Coordinates that do not communicate do not care whose they are: the state of
+  the one array that holds them all.
   """
+  xs, leaves = jax.tree.leaves(params), jax.tree.leaves(states)
 
-  losses: chex.Array
-  meta_loss: chex.Array
-  gradient_norm: chex.Array
-  skipped: chex.Array
+  def join(parts):
+    parts = [jnp.moveaxis(s, 0, s.ndim - x.ndim) for s, x in zip(parts, xs)]
+    parts = [
+      s.reshape(*s.shape[: 1 + s.ndim - x.ndim], -1) for s, x in zip(parts, xs)
+    ]
+    return jnp.concatenate(parts, -1)
+
+  return [join(leaves[i : i + len(xs)]) for i in range(0, len(leaves), len(xs))]
+
+
+def _states_to_trees(arrays, states, params):
+  """The inverse of `_states_to_array`, in the structure of `states`."""
+  xs, (leaves, structure) = jax.tree.leaves(params), jax.tree.flatten(states)
+  ends = np.cumsum([x[0].size for x in xs])[:-1]
+  parts = [part for array in arrays for part in jnp.split(array, ends, -1)]
+  axes = [s.ndim - x.ndim for x, s in zip(xs * len(arrays), leaves)]
+  back = [
+    jnp.moveaxis(part, axis, 0).reshape(s.shape)
+    for part, axis, s in zip(parts, axes, leaves)
+  ]
+  return structure.unflatten(back)
+
+
+def _on_array(opt: optax.GradientTransformation):
+  """`opt` on the coordinates of all leaves of all optimizees, as [B, n]."""
+
+  def update(updates, state, params=None, *, value=None, **extra_args):
+    g = _to_array(updates)
+    x = None if params is None else _to_array(params)
+    values = jnp.broadcast_to(value[:, None], g.shape)  # [B] -> [B, n]
+    delta, state = opt.update(g, state, x, value=values, **extra_args)
+    return _to_tree(delta, updates), state
+
+  return optax.GradientTransformationExtraArgs(opt.init, update)
+
+
+def _run_as_one(run, theta, learned, loss, tasks, params, opt_states, keys):
+  """B runs whose coordinates do not communicate: one run of one array."""
+  opt = _on_array(learned.transform(theta))
+  inner = jax.tree.structure(jax.eval_shape(opt.init, _to_array(params)))
+  state = inner.unflatten(_states_to_array(opt_states, params))
+
+  def losses_of(params, keys):  # [B]
+    if len(keys) > 1:
+      return jax.vmap(loss)(params, tasks, keys)
+    # vmap over one would cost time on a CPU
+    return loss(*jax.tree.map(lambda x: x[0], (params, tasks, keys)))[None]
+
+  keys = jnp.swapaxes(keys, 0, 1)  # [T + 1, B]
+  (params, state), trajectory = run(losses_of, opt, params, state, keys)
+  opt_states = _states_to_trees(jax.tree.leaves(state), opt_states, params)
+  return params, opt_states, trajectory.losses.T
+
+
+def _run_apart(run, theta, learned, loss, tasks, params, opt_states, keys):
+  """B runs, each with its own optimizer state, under vmap."""
+
+  def one(theta, task, params, opt_state, keys):
+    of_task = lambda x, key: loss(x, task, key)
+    opt = learned.transform(theta)
+    end, trajectory = run(of_task, opt, params, opt_state, keys)
+    return *end, trajectory.losses
+
+  batch = (tasks, params, opt_states, keys)
+  if len(keys) == 1:
+    out = one(theta, *jax.tree.map(lambda x: x[0], batch))
+    return jax.tree.map(lambda x: x[None], out)
+  # A theta for each: all products then are batches of plain ones.  With one
+  # theta for all, the axis B would stand between the rows and columns of every
+  # product and be moved away and back, at two to three times the time.
+  return jax.vmap(one)(_copies(theta, len(keys)), *batch)
+
+
+def _copies(theta, count):
+  return jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), theta)
 
 
 def meta_loss(
@@ -48,7 +134,8 @@ def meta_loss(
   *,
   weights=None,
   second_derivatives: bool = False,
-  remat: bool | Literal['segments', 'blocks'] = False,
+  remat: bool | Literal['segments'] = True,
+  unroll: Callable = plain_unroll,
 ):
   """The weighted sum of losses along an unroll, mean over B optimizees.
 
@@ -68,39 +155,61 @@ def meta_loss(
     weights: w [T + 1]; all ones by default.
     second_derivatives: see `unroll`.
     remat: see `unroll`.
+    unroll: runs the optimizer; `blocks.unroll` has the same signature.
 
   Returns:
     (L, (params at T, opt_states at T, losses [B, T + 1])).
   """
-
-  def run(theta, task, params, opt_state, keys):
-    (params, opt_state), trajectory = unroll(
-      lambda x, key: optimizee.loss(x, task, key),
-      learned.transform(theta),
-      params,
-      opt_state,
-      keys,
-      second_derivatives=second_derivatives,
-      remat=remat,
-    )
-    return params, opt_state, trajectory.losses
-
+  run = functools.partial(
+    unroll, second_derivatives=second_derivatives, remat=remat
+  )
   batch = (tasks, params, opt_states, keys)
-  num_optimizees = keys.shape[0]
-  if num_optimizees == 1:  # vmap over one would cost time on a CPU
-    out = run(theta, *jax.tree.map(lambda x: x[0], batch))
-    params, opt_states, losses = jax.tree.map(lambda x: x[None], out)
-  else:
-    # A theta for each: all products then are batches of plain ones.  With one
-    # theta for all, the axis B would stand between the rows and columns of
-    # every product and be moved away and back, at two to three times the time.
-    thetas = jax.tree.map(
-      lambda x: jnp.broadcast_to(x, (num_optimizees, *x.shape)), theta
-    )
-    params, opt_states, losses = jax.vmap(run)(thetas, *batch)
+  # Where the rule of a coordinate is the same whatever leaf and optimizee it
+  # belongs to, all of them are one array: one matrix product a layer.
+  way = _run_apart if learned.communicates else _run_as_one
+  params, opt_states, losses = way(run, theta, learned, optimizee.loss, *batch)
   weights = jnp.ones(losses.shape[1:]) if weights is None else weights
   loss = jnp.mean(losses @ weights.astype(losses.dtype))
   return loss, (params, opt_states, losses)
+
+
+def _check(
+  unroll_length,
+  num_unrolls,
+  num_optimizees,
+  weights,
+  remat,
+  clip_each,
+  sharding,
+):
+  sizes = {
+    'unroll_length': unroll_length,
+    'num_unrolls': num_unrolls,
+    'num_optimizees': num_optimizees,
+  }
+  for name, size in sizes.items():
+    if size < 1:
+      raise ValueError(f'truncated_bptt: {name} must be positive, got {size}')
+  if remat not in (False, True, 'segments'):
+    raise ValueError(
+      f"truncated_bptt: remat must be False, True or 'segments', got {remat!r}"
+    )
+  wanted = (unroll_length * num_unrolls + 1,)
+  if weights.shape != wanted or not np.isfinite(weights).all():
+    raise ValueError(
+      f'truncated_bptt: weights must be finite, of shape '
+      f'{wanted}, got {weights.shape}'
+    )
+  if clip_each is not None and not clip_each > 0:
+    raise ValueError(
+      f'truncated_bptt: clip_each must be positive, got {clip_each!r}'
+    )
+  if sharding is not None and num_optimizees % sharding.num_devices:
+    raise ValueError(
+      f'truncated_bptt: num_optimizees must be a multiple of '
+      f'the {sharding.num_devices} devices, got '
+      f'{num_optimizees}'
+    )
 
 
 def truncated_bptt(
@@ -112,9 +221,10 @@ def truncated_bptt(
   num_optimizees: int = 1,
   weights: chex.Array | None = None,
   second_derivatives: bool = False,
-  remat: bool | Literal['segments', 'blocks'] = False,
+  remat: bool | Literal['segments'] = True,
   clip_each: float | None = None,
   sharding: jax.sharding.NamedSharding | None = None,
+  unroll: Callable = plain_unroll,
 ) -> MetaTrainer:
   """Truncated BPTT: one meta-step per unroll of T steps, U unrolls an epoch.
 
@@ -137,81 +247,75 @@ def truncated_bptt(
     second_derivatives: see `unroll`.
     remat: see `unroll`.
     clip_each: norm to which the meta-gradient of each single optimizee is
-      clipped before their mean is taken, so that the few whose run is chaotic,
-      with gradients a thousand times the others', do not drown the rest.  None:
+      clipped before their mean is taken, so that a few chaotic runs, whose
+      gradients can be 1,000 times larger, do not dominate the mean.  None:
       never, as the paper.
     sharding: of the axis B over devices; theta is replicated, and a meta-step
-      has one all-reduce, that of its gradient.  None: wherever the jitted step
+      has one all-reduce, for its gradient.  None: wherever the jitted step
       runs.
+    unroll: see `meta_loss`.
 
   Returns:
-    MetaTrainer with state MetaState and info Info.
+    MetaTrainer with state MetaState; Info.summary has 'gradient_norm', the
+    largest global norm of the epoch's meta-gradients.
 
   Raises:
-    ValueError: a size is not positive, weights are of another length, or B
-      cannot be divided by the devices of `sharding`.
+    ValueError: a size is not positive, weights are of another length or not
+      finite, or B cannot be divided by the devices of `sharding`.
   """
-  for name, size in (
-    ('unroll_length', unroll_length),
-    ('num_unrolls', num_unrolls),
-    ('num_optimizees', num_optimizees),
-  ):
-    if size < 1:
-      raise ValueError(f'truncated_bptt: {name} must be positive, got {size}')
   num_steps = unroll_length * num_unrolls
   if weights is None:
-    weights = jnp.ones(num_steps + 1)
-  weights = jnp.asarray(weights)
-  if weights.shape != (num_steps + 1,):
-    raise ValueError(
-      f'truncated_bptt: weights must have shape '
-      f'({num_steps + 1},), got {weights.shape}'
-    )
-  if sharding is not None and num_optimizees % sharding.num_devices:
-    raise ValueError(
-      f'truncated_bptt: num_optimizees must be a multiple of the '
-      f'{sharding.num_devices} devices, got {num_optimizees}'
-    )
+    weights = np.ones(max(num_steps, 0) + 1, np.float32)
+  weights = np.asarray(weights)
+  _check(
+    unroll_length,
+    num_unrolls,
+    num_optimizees,
+    weights,
+    remat,
+    clip_each,
+    sharding,
+  )
   spread = (
     (lambda batch: batch)
     if sharding is None
     else (lambda batch: jax.lax.with_sharding_constraint(batch, sharding))
   )
-  if clip_each is not None and not clip_each > 0:
-    raise ValueError(
-      f'truncated_bptt: clip_each must be positive, got {clip_each!r}'
-    )
-  window = jnp.arange(num_unrolls)[:, None] * unroll_length + jnp.arange(
-    unroll_length + 1
-  )
+  # [U, T + 1]: the last loss of an unroll and the first of the next are at the
+  # same x.
+  windows = np.lib.stride_tricks.sliding_window_view(
+    weights, unroll_length + 1
+  )[::unroll_length]
+  options = {
+    'second_derivatives': second_derivatives,
+    'remat': remat,
+    'unroll': unroll,
+  }
 
   def gradient_of(theta, optimizee, weights, *batch):
+    """((L, (params, opt_states, losses)), dL / d theta) of an unroll."""
     differentiate = jax.value_and_grad(
       lambda theta, *batch: meta_loss(
-        theta,
-        learned,
-        optimizee,
-        *batch,
-        weights=weights,
-        remat=remat,
-        second_derivatives=second_derivatives,
+        theta, learned, optimizee, *batch, weights=weights, **options
       ),
       has_aux=True,
     )
     if clip_each is None:
       return differentiate(theta, *batch)
 
-    def differentiate_one(*one):
+    def differentiate_one(theta, *one):
       (loss, aux), gradient = differentiate(
         theta, *jax.tree.map(lambda x: x[None], one)
       )
       return loss, jax.tree.map(lambda x: x[0], aux), gradient
 
-    losses, aux, gradients = jax.vmap(differentiate_one)(*batch)
+    losses, aux, gradients = jax.vmap(differentiate_one)(
+      _copies(theta, num_optimizees), *batch
+    )
     leaves, structure = jax.tree.flatten(gradients)
     leaves, _ = optax.per_example_global_norm_clip(leaves, clip_each)
-    mean = [x / num_optimizees for x in leaves]
-    return (jnp.mean(losses), aux), structure.unflatten(mean)
+    mean = structure.unflatten([x / num_optimizees for x in leaves])
+    return (jnp.mean(losses), aux), mean
 
   def init(key):
     theta = learned.init(key)
@@ -219,15 +323,12 @@ def truncated_bptt(
 
   def step(state, optimizee, key):
     key_init, key_loss = jax.random.split(key)
-    params, tasks = spread(
-      jax.vmap(optimizee.init)(
-        spread(jax.random.split(key_init, num_optimizees))
-      )
-    )
-    opt_states = spread(jax.vmap(learned.transform(state.theta).init)(params))
-    keys = jax.random.split(
-      key_loss, (num_unrolls, num_optimizees, unroll_length + 1)
-    )
+    key_init = spread(jax.random.split(key_init, num_optimizees))
+    params, tasks = spread(jax.vmap(optimizee.init)(key_init))
+    opt = learned.transform(state.theta)
+    opt_states = spread(jax.vmap(opt.init)(params))
+    shape = (num_unrolls, num_optimizees, unroll_length + 1)
+    keys = jax.random.split(key_loss, shape)
 
     def meta_step(carry, inputs):
       state, params, opt_states = carry
@@ -242,12 +343,14 @@ def truncated_bptt(
       moved = MetaState(optax.apply_updates(state.theta, updates), opt_state)
       finite = jnp.isfinite(loss) & jnp.isfinite(norm)
       state = jax.tree.map(functools.partial(jnp.where, finite), moved, state)
-      info = Info(losses, loss, norm, ~finite)
-      return (state, params, opt_states), info
+      return (state, params, opt_states), (losses, loss, ~finite, norm)
 
-    (state, _, _), info = jax.lax.scan(
-      meta_step, (state, params, opt_states), (keys, weights[window])
+    # Truncation: parameters and states cross from unroll to unroll as the
+    # carry of this scan, which nothing differentiates.
+    (state, _, _), (losses, loss, skipped, norm) = jax.lax.scan(
+      meta_step, (state, params, opt_states), (keys, jnp.asarray(windows))
     )
-    return state, info
+    summary = {'gradient_norm': jnp.max(norm)}
+    return state, Info(losses, loss, skipped, summary)
 
   return MetaTrainer(init, step)

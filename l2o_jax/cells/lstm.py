@@ -6,85 +6,50 @@ import jax
 import jax.numpy as jnp
 
 from l2o_jax.base import Cell
+from l2o_jax.cells.layers import (
+  check_sizes,
+  linear,
+  linear_init,
+  truncated_normal,
+)
 from l2o_jax.cpu import sigmoid, tanh
 
 
 def lstm_layer_init(key, num_inputs: int, hidden: int):
-  """{'w': [F + H, 4H], 'b': [4H]}, truncated normal of std 1/sqrt(F + H)."""
-  std = (num_inputs + hidden) ** -0.5
+  """{'w': [F + H, 4H], 'b': [4H]}, both truncated normal of 1/sqrt(F + H)."""
+  fan_in = num_inputs + hidden
   key_w, key_b = jax.random.split(key)
-  shape = (num_inputs + hidden, 4 * hidden)
-  return {
-    'w': std * jax.random.truncated_normal(key_w, -2, 2, shape),
-    'b': std * jax.random.truncated_normal(key_b, -2, 2, shape[1:]),
-  }
-
-
-def affine(theta, *inputs):
-  """w^T [inputs] + b for one coordinate: [F_1], [F_2], ... -> [K].
-
-  Under `vmap` with the coordinates as the trailing axis, everything stays
-  [K, n]: one plain matrix product and no transposition, which on a CPU halves
-  the time of a meta-gradient.  For that the bias is a product too, with a one
-  that is mapped like the inputs (adding an unmapped [K] to a mapped [K, n]
-  would make `vmap` move the coordinates to the front), the inputs are stacked
-  by `pad` (`concatenate` would move them likewise), and an input of one row,
-  an outer product, stays out of the stack.
-  """
-  one = 1 + 0 * jax.lax.stop_gradient(inputs[-1][:1])
-  total, row = theta['b'][:, None] @ one, 0
-  tall = []
-  for x in inputs:
-    w = theta['w'][row : row + len(x)]
-    row += len(x)
-    if len(x) == 1:
-      total += w.T @ x
-    else:
-      tall.append((w, x))
-  if tall:
-    weights, columns = zip(*tall)
-    total += jnp.concatenate(weights).T @ _stack(columns)
-  return total
-
-
-def _stack(columns):
-  """[F_1], [F_2], ... -> [F_1 + F_2 + ...]."""
-  size = sum(map(len, columns))
-  total, row = 0, 0
-  for x in columns:
-    total += jax.lax.pad(
-      x, jnp.zeros((), x.dtype), [(row, size - row - len(x), 0)]
-    )
-    row += len(x)
-  return total
+  w = truncated_normal(key_w, fan_in, (fan_in, 4 * hidden))
+  return {'w': w, 'b': truncated_normal(key_b, fan_in, (4 * hidden,))}
 
 
 def lstm_layer(theta, x, state):
-  """One LSTM layer with forget gates, for one coordinate.
+  """One LSTM layer with forget gates.
 
-      i, j, f, o = [x, h] w + b
+      i, j, f, o = w^T [x, h] + b
       c' = sigmoid(f + 1) c + sigmoid(i) tanh(j)
       h' = sigmoid(o) tanh(c')
 
   Args:
     theta: {'w': [F + H, 4H], 'b': [4H]}; columns in the order i, j, f, o.
-    x: [F].
-    state: (h [H], c [H]).
+    x: [F, ...], with the axes of the coordinates last.
+    state: (h [H, ...], c [H, ...]).
 
   Returns:
-    (h' [H], c' [H]).
+    (h' [H, ...], c' [H, ...]).
   """
   h, c = state
-  gates = affine(theta, x, h)
+  gates = linear(theta, jnp.concatenate([x, h]))  # [4H, ...]
   i, j, f, o = jnp.split(gates, 4)
   c = sigmoid(f + 1) * c + sigmoid(i) * tanh(j)
   return sigmoid(o) * tanh(c), c
 
 
-def linear_init(key, num_inputs: int):
-  """{'w': [H, 1] truncated normal of std 1/sqrt(H), 'b': [1] zero}."""
-  w = jax.random.truncated_normal(key, -2, 2, (num_inputs, 1))
-  return {'w': num_inputs**-0.5 * w, 'b': jnp.zeros(1)}
+def _average(h, count):
+  """The first `count` rows of h [H, n] become their means over n."""
+  mean = jnp.mean(h[:count], axis=-1, keepdims=True)
+  mean = jnp.broadcast_to(mean, h[:count].shape)
+  return jnp.concatenate([mean, h[count:]])
 
 
 def lstm_cell(
@@ -103,48 +68,41 @@ def lstm_cell(
       0.01 in the released code.
     averaged: number of global averaging cells per layer (appendix D): the first
       `averaged` outputs h are replaced by their mean over all coordinates, both
-      for the layer above and for the recurrence.  Such a cell needs the named
-      axis 'coordinates': run it under `optax.flatten` (see `coordinatewise`).
-      0 is the plain LSTM.
+      for the layer above and for the recurrence.  The coordinates then
+      communicate.  0 is the plain LSTM.
 
   Returns:
-    Cell with theta {'lstm': [{'w', 'b'}, ...], 'linear': {'w', 'b'}} and state
-    ((h [H], c [H]), ...).
+    A whole Cell with theta {'lstm': [{'w', 'b'}, ...], 'linear': {'w', 'b'}}
+    and state ((h [H, ...], c [H, ...]), ...).
 
   Raises:
     ValueError: a layer size is not positive, or averaged exceeds a layer.
   """
   hidden = tuple(hidden)
-  if any(h < 1 for h in hidden):
-    raise ValueError(f'lstm_cell: hidden must be positive, got {hidden}')
+  check_sizes('lstm_cell', hidden)
   if not 0 <= averaged <= min(hidden, default=0):
     raise ValueError(
-      f'lstm_cell: averaged must lie between 0 and the smallest '
-      f'layer of {hidden}, got {averaged}'
+      'lstm_cell: averaged must lie between 0 and the smallest layer of '
+      f'{hidden}, got {averaged}'
     )
 
   def init(key, num_features):
     keys = jax.random.split(key, len(hidden) + 1)
     sizes = (num_features,) + hidden
-    return {
-      'lstm': [
-        lstm_layer_init(k, f, h) for k, f, h in zip(keys, sizes, hidden)
-      ],
-      'linear': linear_init(keys[-1], sizes[-1]),
-    }
+    layers = map(lstm_layer_init, keys, sizes, hidden)
+    return {'lstm': list(layers), 'linear': linear_init(keys[-1], sizes[-1], 1)}
 
-  def initial_state():
-    return tuple((jnp.zeros(h), jnp.zeros(h)) for h in hidden)
+  def initial_state(n):
+    return tuple((jnp.zeros((h, n)), jnp.zeros((h, n))) for h in hidden)
 
   def step(theta, x, state):
     new_state = []
     for layer, layer_state in zip(theta['lstm'], state, strict=True):
       x, c = lstm_layer(layer, x, layer_state)
       if averaged:
-        mean = jax.lax.pmean(x[:averaged], 'coordinates')
-        x = jnp.concatenate([mean, x[averaged:]])
+        x = _average(x, averaged)
       new_state.append((x, c))
-    delta = affine(theta['linear'], x)
+    delta = linear(theta['linear'], x)  # [1, ...]
     return scale * delta[0], tuple(new_state)
 
-  return Cell(init, initial_state, step)
+  return Cell(init, initial_state, step, whole=True, communicates=averaged > 0)

@@ -5,16 +5,13 @@ from collections.abc import Sequence
 import jax
 
 from l2o_jax.base import Cell
-from l2o_jax.cells.lstm import affine, linear_init
-
-
-def _layer_init(key, fan_in, fan_out):
-  w = jax.random.truncated_normal(key, -2, 2, (fan_in, fan_out))
-  return {'w': fan_in**-0.5 * w, 'b': jax.numpy.zeros(fan_out)}
+from l2o_jax.cells.layers import check_sizes, linear, linear_init
 
 
 def mlp_cell(
-  hidden: Sequence[int] = (50,), scale: float = 1.0, outputs: int | None = None
+  hidden: Sequence[int] = (50,),
+  scale: float = 1.0,
+  coordinates: int | None = None,
 ) -> Cell:
   """Softplus layers and a linear layer; no memory of its own.
 
@@ -23,39 +20,41 @@ def mlp_cell(
   Args:
     hidden: units of each layer; (50,) in the paper.
     scale: factor of the output.
-    outputs: None: one step, for `coordinatewise`.  A: a vector [A], for
-      `joint`.
+    coordinates: None: one net for one coordinate.  n: one net for all n
+      coordinates of a small function, as in the paper: it has F n inputs, first
+      the first feature of all coordinates, and n outputs.  Permuting
+      coordinates is then another problem.
 
   Returns:
-    Cell with theta {'hidden': [{'w', 'b'}, ...], 'linear': {'w', 'b'}} and
-    state ().
+    A whole Cell with theta {'hidden': [{'w', 'b'}, ...], 'linear': {'w', 'b'}}
+    and state ().  With `coordinates` its step raises a ValueError for another
+    number of coordinates.
 
   Raises:
     ValueError: a size is not positive.
   """
-  hidden = tuple(hidden)
-  if min(hidden + (outputs or 1,)) < 1:
-    raise ValueError(
-      f'mlp_cell: sizes must be positive, got {hidden} and {outputs}'
-    )
+  hidden, outputs = tuple(hidden), 1 if coordinates is None else coordinates
+  check_sizes('mlp_cell', hidden + (outputs,))
 
   def init(key, num_features):
     keys = jax.random.split(key, len(hidden) + 1)
-    sizes = (num_features,) + hidden
-    last = (
-      linear_init(keys[-1], sizes[-1])
-      if outputs is None
-      else _layer_init(keys[-1], sizes[-1], outputs)
-    )
-    return {
-      'hidden': [_layer_init(k, f, h) for k, f, h in zip(keys, sizes, hidden)],
-      'linear': last,
-    }
+    sizes = (num_features * outputs, *hidden, outputs)
+    layers = list(map(linear_init, keys, sizes, sizes[1:]))
+    return {'hidden': layers[:-1], 'linear': layers[-1]}
+
+  def net(theta, x):  # [inputs, ...] -> [outputs, ...]
+    for layer in theta['hidden']:
+      x = jax.nn.softplus(linear(layer, x))
+    return scale * linear(theta['linear'], x)
 
   def step(theta, x, state):
-    for layer in theta['hidden']:
-      x = jax.nn.softplus(affine(layer, x))
-    delta = scale * affine(theta['linear'], x)
-    return (delta[0] if outputs is None else delta), state
+    if coordinates is None:
+      return net(theta, x)[0], state
+    if x.shape[1:] != (coordinates,):
+      raise ValueError(
+        f'mlp_cell: theta is for {coordinates} coordinates, got {x.shape[1:]}'
+      )
+    return net(theta, x.reshape(-1)), state  # [F, n] -> [F n] -> [n]
 
-  return Cell(init, lambda: (), step)
+  joint = coordinates is not None
+  return Cell(init, lambda n: (), step, whole=True, communicates=joint)

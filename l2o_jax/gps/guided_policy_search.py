@@ -191,7 +191,7 @@ def guided_policy_search(
   )
   one_theta = groups is None or shared
   groups = groups or Groups(lambda params: 'all', ('all',))
-  inner_cell = standardised(cell)
+  inner_cell = standardised(cell, coordinates=joint_size or 1)
   P, M, T = num_functions or 1, len(groups.names), num_steps
   size = joint_size or 1
   options = ModelOptions(cost, blend, ridge, curvature_limits)
@@ -319,7 +319,7 @@ def guided_policy_search(
 
   def policy_actions(stacked, samples):
     o = pool(samples.observations)
-    mu = jax.vmap(lambda theta, o: replay(inner_cell, theta, o))(stacked, o)
+    mu = jax.vmap(lambda theta, o: replay(inner_cell, theta, o, size))(stacked, o)
     shape = samples.actions.shape
     if one_theta:
       return mu.reshape(shape)

@@ -6,9 +6,8 @@ import optax
 
 from l2o_jax.base import Cell, Features, LearnedOptimizer
 from l2o_jax.cells.standardised import standardised
-from l2o_jax.coordinatewise import coordinatewise, grouped
-from l2o_jax.groups import Groups
-from l2o_jax.joint import joint
+from l2o_jax.coordinatewise import coordinatewise
+from l2o_jax.groups import Groups, grouped
 
 
 def policy_optimizer(
@@ -28,16 +27,14 @@ def policy_optimizer(
     shared: one for all even so.
     joint_size: n, if the cell sees and moves all coordinates at once.
   """
-  cell = standardised(cell)
-  if joint_size is not None:
-    return joint(features, cell, joint_size)
+  cell = standardised(cell, coordinates=joint_size or 1)
   learned = coordinatewise(features, cell)
   if groups is None or shared:
     return learned
-  return grouped(learned, groups.label_fn, groups.names)
+  return grouped(learned, groups)
 
 
-def replay(cell: Cell, theta, observations):
+def replay(cell: Cell, theta, observations, joint_size=None):
   """The cell's actions along recorded observations.
 
   Args:
@@ -49,15 +46,16 @@ def replay(cell: Cell, theta, observations):
     [S, T, A].
   """
 
-  def step(state, o):  # [F, S]
-    actions, state = jax.vmap(cell.step, (None, -1, -1), -1)(theta, o, state)
+  samples = observations.shape[0]
+  state = cell.initial_state(samples)
+
+  def step(state, o):  # [F, S], or of joint policies [F A, S]
+    if cell.communicates:
+      one = lambda o: cell.step(theta, o.reshape(-1, joint_size), ())[0]
+      return state, jax.vmap(one, -1, -1)(o)  # [A, S]
+    actions, state = cell.step(theta, o, state)
     return state, actions
 
-  samples = observations.shape[0]
-  state = jax.tree.map(
-    lambda s: jnp.broadcast_to(s[..., None], (*s.shape, samples)),
-    cell.initial_state(),
-  )
   _, actions = jax.lax.scan(step, state, observations.transpose(1, 2, 0))
   if actions.ndim == 2:
     actions = actions[:, None]
@@ -103,7 +101,7 @@ def regression(
   count = observations.shape[0]
 
   def loss(theta, rows):
-    error = replay(cell, theta, observations[rows]) - targets[rows]
+    error = replay(cell, theta, observations[rows], targets.shape[-1]) - targets[rows]
     return jnp.mean(weights[rows] * jnp.sum(error**2, -1))
 
   def step(i, carry):

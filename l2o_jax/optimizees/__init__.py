@@ -1,1 +1,18 @@
 """Families of functions to be minimized, one file each."""
+
+from l2o_jax.optimizees.classifier import classifier, mlp
+from l2o_jax.optimizees.quadratic import quadratic
+from l2o_jax.optimizees.regression import (
+  logistic_regression,
+  robust_regression,
+  small_net,
+)
+
+__all__ = (
+  'classifier',
+  'logistic_regression',
+  'mlp',
+  'quadratic',
+  'robust_regression',
+  'small_net',
+)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from l2o_jax.base import Optimizee
-from l2o_jax.sampling import draw
+from l2o_jax.cpu import draw
 
 _ENTRIES = {'normal': jax.random.normal, 'uniform': jax.random.uniform}
 _REDUCTIONS = {'mean': jnp.mean, 'sum': jnp.sum}

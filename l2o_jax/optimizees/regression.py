@@ -11,7 +11,7 @@ import optax
 from jax.tree_util import Partial
 
 from l2o_jax.base import Optimizee
-from l2o_jax.sampling import draw_all
+from l2o_jax.cpu import draw_all
 
 
 def _check(name, **sizes):
