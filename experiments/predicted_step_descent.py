@@ -1,4 +1,4 @@
-"""Predicted Step Descent on one objective (Li & Malik 2017, section 4).
+r"""Predicted Step Descent on one objective (Li & Malik 2017, section 4).
 
 Copy and paste:
   python -m experiments.predicted_step_descent       # packaged digits, 16-16-10
@@ -19,9 +19,6 @@ from typing import Annotated, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from l2o_jax.gps.badmm import badmm
-from l2o_jax.gps.mirror_descent import mirror_descent
-from l2o_jax.imitation import imitation
 
 from experiments.common import (
   bptt,
@@ -37,10 +34,13 @@ from experiments.common.comparison import Comparison, Panel, Problem
 from experiments.learning_to_optimize import COSTS
 from l2o_jax.cells.lstm import lstm_cell
 from l2o_jax.features import log_and_sign, relative_changes, state_features
+from l2o_jax.gps.badmm import badmm
 from l2o_jax.gps.guided_policy_search import guided_policy_search
+from l2o_jax.gps.mirror_descent import mirror_descent
 from l2o_jax.gps.policy import Regression, make_policy
 from l2o_jax.gps.rollouts import Rollouts
 from l2o_jax.groups import by_label
+from l2o_jax.imitation import imitation
 from l2o_jax.learned_optimizers import lstm_policy, predicted_step_descent
 
 # Projection (0: as in meta-training), multiples of --inputs, --hidden and
@@ -114,7 +114,7 @@ class Policy(NamedTuple):
 
 
 class Imitation(NamedTuple):
-  """Imitation of a hand-designed optimizer, before guided policy search.
+  """Imitation, before guided policy search.
 
   Attributes:
     imitation_epochs: Epochs in which the policy learns the steps of --initial,

@@ -62,6 +62,10 @@ def say(text: str) -> None:
       raise OSError(error.errno, f'standard output: {error.strerror}') from None
 
 
+def _hints(topic) -> dict[str, Any]:
+  return typing.get_type_hints(type(topic), include_extras=True)
+
+
 def _define(values: flags.FlagValues, name: str, hint, default) -> None:
   """One flag, its kind and limits from the annotation of its field."""
   if typing.get_origin(hint) in (typing.Union, types.UnionType):  # ... | None
@@ -99,7 +103,7 @@ def parse(experiment: Experiment, argv: list[str]):
   values = flags.FlagValues()
   flags.DEFINE_bool('help', False, '', flag_values=values)
   for topic in experiment.defaults:
-    hints = typing.get_type_hints(type(topic), include_extras=True)
+    hints = _hints(topic)
     for name, default in topic._asdict().items():
       if name == 'preset':
         hint = typing.Literal[tuple(experiment.presets)]
@@ -164,33 +168,43 @@ def help_text(experiment: Experiment, settings) -> str:
   """All flags by topic, with the values that a run has with these settings."""
   lines = [experiment.usage]
   for key, topic in settings._asdict().items():
-    title = (type(topic).__doc__ or key).splitlines()[0]
+    title = (type(topic).__doc__ or key).splitlines()[0].rstrip('.')
     flag, allowed = experiment.only.get(key, (None, ()))
     only = f' (--{flag}={" or ".join(map(str, allowed))})' * bool(flag)
-    lines.append(f'{title}{only}\n')
-    words = settings_lib.helps(type(topic))
+    lines.append(f'{title}{only}:')
+    words, hints = settings_lib.helps(type(topic)), _hints(topic)
     for name, value in topic._asdict().items():
-      lines += _entry(name, value, words.get(name, ''))
-  lines.append('Presets, the first by default:\n')
+      lines += _entry(name, value, hints[name], words.get(name, ''))
+    lines.append('')
+  lines.append('Presets, the first by default:')
   for name, flags_of in experiment.presets.items():
     text = ' '.join(f'--{k}={v}' for k, v in flags_of.items())
-    lines.append(textwrap.fill(f'{name}: {text}', 79, initial_indent='  '))
+    lines.append(_fill(f'{name}: {text}', 2))
   return '\n'.join(lines)
 
 
-def _entry(name, value, text):
-  head = f'  --{name}={value}'
+def _fill(text, indent):
+  first, rest = ' ' * indent, ' ' * 6
+  how = {'initial_indent': first, 'subsequent_indent': rest}
+  return textwrap.fill(text, 79, break_on_hyphens=False, **how)
+
+
+def _entry(name, value, hint, text):
+  head = f'--{name}=' + ('VALUE' if value in (None, ()) else f'{value}')
   if isinstance(value, bool):
-    head = f'  --{name}' if value else f'  --no{name}'
-  elif value is None:
-    head = f'  --{name}=VALUE'
-  elif isinstance(value, tuple):
-    head = ' '.join(f'  --{name}={v}' for v in value) or f'  --{name}=VALUE'
-  indent = ' ' * 6
-  fill = lambda words, first: textwrap.fill(
-    words, 79, initial_indent=first, subsequent_indent=indent
-  )
-  return [fill(head, ''), fill(text, indent) + '\n']
+    head = f'--{name}' if value else f'--no{name}'
+  elif isinstance(value, tuple) and value:
+    head = ' '.join(f'--{name}={v!r}'.replace("'", '"') for v in value)
+  if choices := _choices(hint):
+    text = f'{text} One of {choices}.'
+  return [_fill(head, 2), _fill(text, 6)]
+
+
+def _choices(hint) -> str:
+  """The values of a Literal, also inside of `tuple[..., ...]` and `| None`."""
+  if typing.get_origin(hint) is typing.Literal:
+    return ', '.join(typing.get_args(hint))
+  return ''.join(_choices(part) for part in typing.get_args(hint))
 
 
 def _join_processes(hosts) -> None:

@@ -136,7 +136,7 @@ class ParseTest(parameterized.TestCase):
   def test_help_names_the_trainer(self):
     s = settings.preset(BINARIES['predicted_step_descent'])
     text = cli.help_text(BINARIES['predicted_step_descent'], s)
-    self.assertIn('through time. (--trainer=bptt)', text)
+    self.assertIn('through time (--trainer=bptt)', text)
 
 
 class MessagesTest(parameterized.TestCase):
@@ -185,7 +185,8 @@ class MessagesTest(parameterized.TestCase):
 
     program = self.start(*words)
     program.stdout.close()
-    err = program.stderr.read()
+    with program.stderr as stream:
+      err = stream.read()
     self.assertEqual(program.wait(), 0, err)
     self.assertNotIn('Error', err)
 
