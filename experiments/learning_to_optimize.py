@@ -16,15 +16,15 @@ from typing import Annotated, Literal, NamedTuple
 
 import jax
 import optax
-from l2o_jax.gps.badmm import badmm
-from l2o_jax.gps.mirror_descent import mirror_descent
 
 from experiments.common import cli, comparison, run, settings, training
 from experiments.common.comparison import Comparison, Panel, Problem
 from l2o_jax.cells.mlp import mlp_cell
 from l2o_jax.features import history, state_features
 from l2o_jax.gps import costs
+from l2o_jax.gps.badmm import badmm
 from l2o_jax.gps.guided_policy_search import guided_policy_search
+from l2o_jax.gps.mirror_descent import mirror_descent
 from l2o_jax.gps.policy import Regression, make_policy
 from l2o_jax.gps.rollouts import Rollouts
 from l2o_jax.groups import by_label
@@ -237,7 +237,7 @@ def main(s: Settings) -> None:
   if s.gps.policy == 'joint':
     learned = autonomous_optimizer(coordinates=size)
   theta = training.given_theta(learned, s)
-  others = comparison.rivals(s.comparison.rivals)
+  others = comparison.rivals(s.comparison.rivals, optimizee)
 
   # The policy is trained, and its rivals are tuned, on the same functions.
   key = jax.random.fold_in(training.first_keys(s.run.seed)[0], 1)

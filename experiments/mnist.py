@@ -137,7 +137,6 @@ def main(s: Settings) -> None:
     return
   learned = lstm_log_and_sign(s.lstm.preprocessing_p, s.lstm.output_scale)
   theta = training.given_theta(learned, s)
-  others = comparison.rivals(s.comparison.rivals)
   train, held_out, test = load(s.images)
   inputs, outputs = math.prod(train[0].shape[1:]), int(train[1].max()) + 1
 
@@ -154,6 +153,7 @@ def main(s: Settings) -> None:
   validation = problem(held_out, 'base', 'validation', s.run.num_validation)
   validate = comparison.mean_curve(validation, learned)
   base = optimizee(train, *PANELS['base'][1:3])
+  others = comparison.rivals(s.comparison.rivals, base)
 
   with run.opened(EXPERIMENT, s) as path:
     t = training.prepare(EXPERIMENT, s, path, learned, base, validate=validate)

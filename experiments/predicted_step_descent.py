@@ -365,7 +365,6 @@ def main(s: Settings) -> None:
     return
   learned = learned_optimizer(s.policy)
   theta = training.given_theta(learned, s)
-  others = comparison.rivals(s.comparison.rivals)
   own = s.images
   data = projected.load(own.dataset, own.data_dir)
   test_data = projected.load_all(own.test_data or [own.dataset], own.data_dir)
@@ -377,6 +376,7 @@ def main(s: Settings) -> None:
     std=own.initial_std,
     objective_size=own.objective_size,
   )
+  others = comparison.rivals(s.comparison.rivals, optimizee)
   problem = lambda what, count: make_problem(
     optimizee, what, count, s.run.num_steps
   )

@@ -105,14 +105,13 @@ def main(s: Settings) -> None:
     return
   learned = lstm_raw(s.lstm.output_scale)
   theta = training.given_theta(learned, s)
-  others = comparison.rivals(s.comparison.rivals)
-
   family = {'dimension': s.functions.dimension, 'entries': s.functions.entries}
   count, form = s.functions.num_problems, s.functions.batch_form
   optimizee = quadratic(**family, batch=count, reduction=form)
   # In the released form a function alone would show 128 times the gradient
   # that the optimizer was trained on: there too it is validated in that form.
   one = quadratic(**family)
+  others = comparison.rivals(s.comparison.rivals, one)
   problem = lambda optimizee, what, count: Problem(
     optimizee, comparison.keys(what, count), s.run.num_steps
   )

@@ -18,6 +18,7 @@ from experiments.common.cli import log
 from experiments.common.settings import Count, UsageError, flat
 from experiments.common.training import SCORES
 from l2o_jax.base import Optimizee
+from l2o_jax.checkpoint import CheckpointError
 from l2o_jax.evaluation import learning_curves
 
 # No task of one kind is ever a task of another.
@@ -201,19 +202,28 @@ def name_of(learned, settings=None) -> str:
   return name + _TRAINERS.get(trainer, '') * of_policy
 
 
-def rivals(paths: Sequence[str]) -> dict[str, tuple]:
+def rivals(paths: Sequence[str], optimizee: Optimizee) -> dict[str, tuple]:
   """{name: (learned optimizer, theta)} of other runs.
 
+  Args:
+    paths: run directories.
+    optimizee: on whose parameters they must work.
+
   Raises:
-    UsageError: a directory holds no run.
+    UsageError: a directory holds no run, or one for other parameters.
     CheckpointError: its theta cannot be read.
   """
   found: dict[str, tuple] = {}
   for path in map(pathlib.Path, paths):
     try:
       settings, learned, theta = run_lib.rebuild(path)
-    except UsageError as error:
-      raise UsageError(f'--rivals={path}: {error}') from None
+      params, _ = jax.eval_shape(optimizee.init, jax.random.key(0))
+      jax.eval_shape(lambda t, x: learned.transform(t).init(x), theta, params)
+    except CheckpointError:
+      raise
+    except (UsageError, ValueError, TypeError) as error:
+      reason = str(error).splitlines()[0]
+      raise UsageError(f'--rivals={path}: {reason}') from None
     name = name_of(learned, settings)
     found[name + f' ({path.name})' * (name in found)] = learned, theta
   return found

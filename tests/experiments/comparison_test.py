@@ -252,13 +252,23 @@ class CompareTest(absltest.TestCase):
     psd = predicted_step_descent()
     self.assertEqual(comparison.name_of(psd), 'Predicted Step Descent')
     toy.train(self.path)
-    twice = comparison.rivals([str(self.path), str(self.path)])
+    twice = comparison.rivals([str(self.path)] * 2, parabolas())
     names = ['LSTM (Andrychowicz et al.)', 'LSTM (Andrychowicz et al.) (run)']
     self.assertEqual(list(twice), names)
     own = comparison.contenders(toy.LEARNED, (), self.settings, twice)
     self.assertEqual(list(own)[0], 'LSTM (Andrychowicz et al.) (this run)')
     with self.assertRaisesRegex(cli.UsageError, '--rivals=/nowhere'):
-      comparison.rivals(['/nowhere'])
+      comparison.rivals(['/nowhere'], parabolas())
+
+  def test_rivals_for_other_parameters(self):
+    """Found before any meta-training (D.1)."""
+    theta = predicted_step_descent({'w': 'w'}).init(jax.random.key(0))
+    other = None, predicted_step_descent({'w': 'w'}), theta
+    with (
+      mock.patch.object(run, 'rebuild', return_value=other),
+      self.assertRaisesRegex(cli.UsageError, '--rivals=elsewhere: '),
+    ):
+      comparison.rivals(['elsewhere'], parabolas())
 
 
 if __name__ == '__main__':
