@@ -56,7 +56,7 @@ def kill_in_save_loop(directory, times):
   )
 
 
-def _mutations(whole, rng):
+def mutated(whole, rng):
   """One random damage to a file."""
   at = rng.randrange(len(whole))
   length = rng.choice((1, 2, 8, 100, 1000))
@@ -112,7 +112,7 @@ def damaged_files(directory, times):
   tracemalloc.start()
   try:
     for _ in range(times):
-      path.write_bytes(_mutations(whole, rng))
+      path.write_bytes(mutated(whole, rng))
       got = _load_or_refuse(path, like)
       if got is None:
         refused += 1
@@ -290,7 +290,7 @@ def malicious_files(directory, mutations):
   try:
     for name, data in attacks.items():
       for i in range(1 + mutations):
-        path.write_bytes(_mutations(data, rng) if i and data else data)
+        path.write_bytes(mutated(data, rng) if i and data else data)
         got = _load_or_refuse(path, like)
         assert got is None, f'{name} was accepted'
         assert not canary.exists(), f'{name} was executed'
