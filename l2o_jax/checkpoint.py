@@ -1,81 +1,126 @@
 """Pytrees of arrays on disk: an uncompressed npz with a manifest, verified.
 
-A file holds one member per array, named by its path in the tree, and first of
-all a member `manifest`: two lines, the SHA-256 of the second, and JSON with the
+A file holds one member per array, named by its path in the tree (keys joined by
+dots, with %XX for what a name may not hold), and first of all a member
+`manifest`: two lines, the SHA-256 of the second, and JSON with the
 format version, the metadata, each array's name, shape and dtype, and the
 SHA-256 over the bytes of all arrays in that order.  Nothing in a file is
 executed on loading, and no array is read before the zip directory, the manifest
 and the array's own header agree with what the reader expects.
 """
 
+import contextlib
 import hashlib
 import json
 import os
+import re
 import stat
-import tempfile
 import zipfile
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from l2o_jax.files import open_regular, replacing
+
 FORMAT = 2
+MAX_ARRAYS = 10_000
 MAX_MANIFEST = 4 << 20  # bytes
 MAX_HEADER = 4 << 10  # bytes of an array's npy header
+MAX_NAME = 4 << 10  # characters
 MANIFEST = 'manifest'
+# What may not stand in a member's name: path separators, control characters,
+# what UTF-8 lacks, the dot (it separates keys) and the sign of an escape.
+_ODD = re.compile(r'[%./\\\x00-\x1f\x7f\ud800-\udfff]')
 
 
 class CheckpointError(ValueError):
   """A file that cannot be taken for what it should be; names file and cause."""
 
 
+def _name(path):
+  """Path in a tree -> name of a member, another for every path of strings."""
+  keys = [jax.tree_util.keystr((key,), simple=True) for key in path]
+  escape = lambda character: f'%{ord(character[0]):02X}'
+  name = '.'.join(_ODD.sub(escape, key) or '%' for key in keys) or 'value'
+  return '%6D' + name[1:] if name == MANIFEST else name
+
+
 def _names_and_leaves(tree):
   leaves, structure = jax.tree.flatten_with_path(tree)
-  names = [
-    jax.tree_util.keystr(path, simple=True, separator='.') or 'value'
-    for path, _ in leaves
-  ]
-  odd = [n for n in names if n == MANIFEST or set(n) & set('/\\\0')]
-  if odd or len(set(names)) < len(names):
-    raise ValueError(f'checkpoint: ambiguous or odd array names in {names}')
-  return names, [leaf for _, leaf in leaves], structure
+  paths = {}  # {name: path}
+  for path, _ in leaves:
+    name, shown = _name(path), jax.tree_util.keystr(path)
+    if name in paths:
+      raise ValueError(
+        f'checkpoint: the arrays {paths[name]} and {shown} of the tree would '
+        f'both be named {name!r}'
+      )
+    if len(name) > MAX_NAME:
+      raise ValueError(f'checkpoint: a name of {len(name)} characters')
+    paths[name] = shown
+  if len(paths) > MAX_ARRAYS:
+    raise ValueError(f'checkpoint: {len(paths)} arrays, at most {MAX_ARRAYS}')
+  return list(paths), [leaf for _, leaf in leaves], structure
 
 
 def _is_key(leaf):
-  return isinstance(leaf, jax.Array) and jnp.issubdtype(
-    leaf.dtype, jax.dtypes.prng_key
-  )
+  return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _encode(leaf):
-  """Array of any kind -> (plain numpy array, the name of its dtype)."""
+def _describe(name, leaf):
+  """Any leaf -> (the same as an array or struct, shape in the file, dtype)."""
+  if not isinstance(leaf, (jax.Array, jax.ShapeDtypeStruct, np.ndarray)):
+    leaf = np.asarray(leaf)
   if _is_key(leaf):
-    return np.asarray(jax.random.key_data(leaf)), str(leaf.dtype)
-  array = np.asarray(leaf, order='C')
-  if array.dtype.kind not in 'biufcV':
-    raise TypeError(f'checkpoint: an array of {array.dtype} cannot be saved')
-  if array.dtype == jnp.bfloat16:
-    return array.view(np.uint16), 'bfloat16'
-  if array.dtype.kind == 'V':
-    raise TypeError(f'checkpoint: an array of {array.dtype} cannot be saved')
-  return array, array.dtype.name
-
-
-def _decode(array, like):
-  if _is_key(like):
-    return jax.random.wrap_key_data(
-      jnp.asarray(array), impl=jax.random.key_impl(like)
+    data = jax.eval_shape(jax.random.key_data, leaf)
+    return leaf, data.shape, str(leaf.dtype)
+  if leaf.dtype.kind not in 'biufc' and leaf.dtype != jnp.bfloat16:
+    raise TypeError(
+      f'checkpoint: {name} is an array of {leaf.dtype}, which cannot be saved'
     )
-  if getattr(like, 'dtype', None) == jnp.bfloat16:
+  return leaf, leaf.shape, leaf.dtype.name
+
+
+def _file_dtype(name):
+  """Dtype in the file of an array of the named dtype."""
+  plain = {'bfloat16': 'uint16'}.get(name, name)
+  return np.dtype('uint32' if name.startswith('key<') else plain)
+
+
+def _encode(leaf, dtype):
+  """Array of any kind -> numpy array of the dtype in the file."""
+  if _is_key(leaf):
+    leaf = jax.random.key_data(leaf)
+  if leaf.dtype == jnp.bfloat16:
+    return np.asarray(leaf, order='C').view(dtype)
+  return np.asarray(leaf, dtype, order='C')
+
+
+def _decode(array, leaf):
+  """Numpy array of a file -> array of the kind and in the place of `leaf`."""
+  if leaf.dtype == jnp.bfloat16:
     array = array.view(jnp.bfloat16)
-  return jnp.asarray(array) if isinstance(like, jax.Array) else array
+  if isinstance(leaf, np.ndarray):
+    return array
+  if _is_key(leaf):
+    impl = []  # jax tells it of arrays only, so of one that is being traced
+    jax.eval_shape(lambda key: impl.append(jax.random.key_impl(key)), leaf)
+    array = jax.random.wrap_key_data(jnp.asarray(array), impl=impl[0])
+  # What jax has placed by itself stays free to follow others, and the sharding
+  # of a struct may be on an abstract mesh, which has no devices.
+  mesh = getattr(leaf.sharding, 'mesh', None)
+  free = isinstance(mesh, jax.sharding.AbstractMesh)
+  free = free or not getattr(leaf, 'committed', True)
+  return jax.device_put(array, None if free else leaf.sharding)
 
 
 def save(path, tree, *, metadata=None) -> None:
   """Writes all arrays of a tree to one file, atomically.
 
   The file appears whole or not at all: it is written beside its place, flushed
-  to the disk and renamed.
+  to the disk and renamed.  What a process that was killed has left beside it is
+  removed by the next `save` to the directory.
 
   Args:
     path: where to; the directory must exist.
@@ -84,45 +129,27 @@ def save(path, tree, *, metadata=None) -> None:
 
   Raises:
     TypeError: a leaf is no array of numbers.
-    ValueError: two arrays have the same name, or one cannot be a file's.
+    ValueError: two arrays have the same name, for example those of the keys 1
+      and '1', or there is too much metadata.
     OSError: the file cannot be written; an older file at `path` is intact.
   """
-  path = os.fspath(path)
   names, leaves, _ = _names_and_leaves(tree)
   arrays, entries, digest = {}, [], hashlib.sha256()
   for name, leaf in zip(names, leaves, strict=True):
-    array, dtype = _encode(leaf)
-    arrays[name] = array
-    digest.update(array.tobytes())
-    entries.append({'name': name, 'shape': list(array.shape), 'dtype': dtype})
-  body = json.dumps(
-    {
-      'format': FORMAT,
-      'metadata': metadata,
-      'arrays': entries,
-      'sha256': digest.hexdigest(),
-    }
-  ).encode()
-  manifest = hashlib.sha256(body).hexdigest().encode() + b'\n' + body
-  if len(manifest) > MAX_MANIFEST // 2:
-    raise ValueError('checkpoint: metadata of more than 2 MB')
-  directory = os.path.dirname(os.path.abspath(path))
-  handle, temporary = tempfile.mkstemp(dir=directory, suffix='.tmp')
-  try:
-    os.chmod(temporary, 0o644)  # mkstemp's own is 0600
-    with os.fdopen(handle, 'wb') as f:
-      np.savez(f, **{MANIFEST: np.frombuffer(manifest, np.uint8)}, **arrays)
-      f.flush()
-      os.fsync(f.fileno())
-    os.replace(temporary, path)
-  except BaseException:
-    os.unlink(temporary)
-    raise
-  directory = os.open(directory, os.O_RDONLY)
-  try:
-    os.fsync(directory)
-  finally:
-    os.close(directory)
+    leaf, shape, dtype = _describe(name, leaf)
+    arrays[name] = _encode(leaf, _file_dtype(dtype))
+    digest.update(arrays[name].tobytes())
+    entries.append({'name': name, 'shape': list(shape), 'dtype': dtype})
+  manifest = {'format': FORMAT, 'metadata': metadata, 'arrays': entries}
+  body = json.dumps(manifest | {'sha256': digest.hexdigest()}).encode()
+  text = hashlib.sha256(body).hexdigest().encode() + b'\n' + body
+  if len(text) > MAX_MANIFEST // 2:
+    raise ValueError('checkpoint: more than 2 MB of metadata and names')
+  arrays = {MANIFEST: np.frombuffer(text, np.uint8)} | arrays
+  with replacing(path) as f, zipfile.ZipFile(f, 'w') as z:
+    for name, array in arrays.items():
+      with z.open(f'{name}.npy', 'w', force_zip64=True) as member:
+        np.lib.format.write_array(member, array, allow_pickle=False)
 
 
 def _check(condition, message):
@@ -130,37 +157,47 @@ def _check(condition, message):
     raise CheckpointError(message)
 
 
-def _directory(npz, max_size):
+class _Directory:
+  """A file from which zipfile reads no directory of too many members."""
+
+  def __init__(self, file):
+    self.seek, self.tell = file.seek, file.tell
+    self.seekable, self._read = file.seekable, file.read
+
+  def read(self, size=-1):
+    # zipfile reads the whole directory at once, however long it may be.
+    short = 0 <= size <= MAX_MANIFEST
+    data = self._read(size if short else MAX_MANIFEST + 1)
+    few = data.count(b'PK\1\2') <= MAX_ARRAYS + 1
+    _check(few and len(data) <= MAX_MANIFEST, 'too many members')
+    return data
+
+
+def _members(infos):
   """{name: ZipInfo} of an npz whose every member is a plain stored array."""
-  size = os.fstat(npz.fileno()).st_size
-  _check(size <= max_size, f'{size} bytes, expected at most {max_size}')
-  with zipfile.ZipFile(npz) as z:
-    infos = z.infolist()
   members = {}
   for info in infos:
     name, suffix = info.filename[:-4], info.filename[-4:]
     kind = stat.S_IFMT(info.external_attr >> 16)
-    _check(
-      suffix == '.npy'
-      and name
-      and not set(name) & set('/\\\0')
-      and info.filename == info.orig_filename,
-      f'odd member name {info.orig_filename[:100]!r}',
-    )
+    plain = name and suffix == '.npy' and not set(name) & set('/\\\0')
+    plain = plain and info.filename == info.orig_filename
+    _check(plain, f'odd member name {info.orig_filename[:100]!r}')
     _check(name not in members, f'member {name!r} twice')
     _check(kind in (0, stat.S_IFREG), f'member {name!r} is not a plain file')
-    _check(
-      info.compress_type == zipfile.ZIP_STORED
-      and info.compress_size == info.file_size,
-      f'member {name!r} is compressed',
-    )
+    stored = info.compress_type == zipfile.ZIP_STORED
+    stored = stored and info.compress_size == info.file_size
+    _check(stored, f'member {name!r} is compressed')
     _check(not info.flag_bits & 1, f'member {name!r} is encrypted')
     members[name] = info
   return members
 
 
-def _read_array(z, info, name, dtype, shape):
-  """One member, read only if its header says just this dtype and shape."""
+def _read_array(z, info, name, dtype, shape=None):
+  """One member, read only if its header says just this dtype and shape.
+
+  Returns:
+    (array, its bytes); a vector of any length if shape is None.
+  """
   with z.open(info) as f:
     version = np.lib.format.read_magic(f)
     _check(version == (1, 0), f'{name}: npy version {version}')
@@ -190,36 +227,37 @@ def _read_manifest(z, members):
   _check(MANIFEST in members, 'no manifest: not a checkpoint of this library')
   info = members[MANIFEST]
   _check(info.file_size <= MAX_MANIFEST, 'the manifest is too large')
-  _, data = _read_array(z, info, MANIFEST, np.dtype(np.uint8), None)
+  _, data = _read_array(z, info, MANIFEST, np.dtype(np.uint8))
   digest, _, body = data.partition(b'\n')
   _check(
     hashlib.sha256(body).hexdigest().encode() == digest,
     'the manifest is damaged (SHA-256 differs)',
   )
   manifest = json.loads(body)
-  _check(
-    manifest['format'] == FORMAT,
-    f'format {manifest["format"]!r}, expected {FORMAT}',
-  )
+  found = manifest['format']
+  _check(found == FORMAT, f'format {found!r}, expected {FORMAT}')
   return manifest
 
 
-def _reading(path, read, max_size):
-  """`read(open zip, members, manifest)`; every defect a CheckpointError."""
+@contextlib.contextmanager
+def _opened(path):
+  """(zip, members, manifest) of a file; every defect is a CheckpointError."""
   path = os.fspath(path)
   try:
-    with open(path, 'rb') as f:
-      members = _directory(f, max_size)
-      with zipfile.ZipFile(f) as z:
-        return read(z, members, _read_manifest(z, members))
-  except FileNotFoundError:
-    raise CheckpointError(f'{path}: no such file') from None
+    with open_regular(path) as f:
+      directory = _Directory(f)
+      with zipfile.ZipFile(directory) as z:
+        directory.read = f.read  # arrays may be of any size
+        members = _members(z.infolist())
+        yield z, members, _read_manifest(z, members)
   except CheckpointError as error:
     raise CheckpointError(f'{path}: {error}') from None
+  except OSError as error:
+    raise CheckpointError(f'{path}: {error.strerror or error}') from None
   except Exception as error:  # zipfile, npy and JSON raise a dozen kinds
+    text = ' '.join(str(error).split())[:200]  # some have several lines
     raise CheckpointError(
-      f'{path}: not a readable checkpoint ({type(error).__name__}: '
-      f'{str(error)[:200]})'
+      f'{path}: not a readable checkpoint ({type(error).__name__}: {text})'
     ) from None
 
 
@@ -229,9 +267,28 @@ def metadata(path):
   Raises:
     CheckpointError: the file is missing, or its manifest damaged.
   """
-  return _reading(
-    path, lambda z, members, manifest: manifest['metadata'], 1 << 62
-  )
+  with _opened(path) as (_, _, manifest):
+    return manifest['metadata']
+
+
+def _check_dtype(name, found, want, leaf):
+  """Whether an array of the file may take the place of `leaf`.
+
+  The same program has float64 with jax_enable_x64 and float32 without, so
+  between these two the switch decides: with it, float32 of a file stays
+  float32; without it, float64 is rounded, as everywhere in jax.
+  """
+  x64 = jax.config.jax_enable_x64
+  for_numpy = isinstance(leaf, np.ndarray)
+  wide = found in ('int64', 'uint64', 'float64', 'complex128')
+  if {found, want} == {'float32', 'float64'} and not for_numpy:
+    fits = want == ('float64' if x64 else 'float32')
+  else:
+    fits = found == want and (for_numpy or x64 or not wide)
+  todo = f'give a tree of {found}, or save the array as {want}'
+  if wide and not x64 and not for_numpy:
+    todo = f'switch jax_enable_x64 on to load {found}'
+  _check(fits, f'{name} is {found}, expected {want}; {todo}')
 
 
 def load(path, like):
@@ -242,51 +299,38 @@ def load(path, like):
 
   Args:
     path: a file that `save` wrote.
-    like: a tree of the structure, shapes and dtypes to expect.
+    like: a tree of the structure, shapes and dtypes to expect: of arrays,
+      numbers, random keys or `jax.ShapeDtypeStruct`.
 
   Returns:
-    The tree; arrays are of jax where `like`'s are.
+    The tree.  Arrays are of numpy where `like`'s are, else of jax, with the
+    sharding of `like`'s where it names devices.  They keep the file's dtype:
+    float32 where `like` has float64 because of jax_enable_x64 stays float32.
 
   Raises:
     CheckpointError: the file is missing or damaged, or holds other names,
       shapes or dtypes; the message names the file and the first difference.
+    TypeError: a leaf of `like` is no array of numbers.
   """
   names, leaves, structure = _names_and_leaves(like)
-  encoded = [_encode(leaf) for leaf in leaves]
-
-  def read(z, members, manifest):
+  expected = [_describe(name, leaf) for name, leaf in zip(names, leaves)]
+  with _opened(path) as (z, members, manifest):
     stored = {entry['name']: entry for entry in manifest['arrays']}
-    odd = sorted(set(names) ^ set(stored)) or sorted(
-      set(names) ^ (set(members) - {MANIFEST})
-    )
-    _check(not odd, f'holds other arrays than expected: {", ".join(odd[:5])}')
-    for name, (array, dtype) in zip(names, encoded, strict=True):
-      entry = stored[name]
-      _check(
-        entry['dtype'] == dtype, f'{name} is {entry["dtype"]}, expected {dtype}'
-      )
-      _check(
-        entry['shape'] == list(array.shape),
-        f'{name} has shape {tuple(entry["shape"])}, expected {array.shape}',
-      )
-      _check(
-        members[name].file_size <= array.nbytes + MAX_HEADER,
-        f'{name} has {members[name].file_size} bytes, expected '
-        f'{array.nbytes} and a header',
-      )
-    decoded, digest = [], hashlib.sha256()
-    for name, leaf, (array, _) in zip(names, leaves, encoded, strict=True):
-      found, data = _read_array(
-        z, members[name], name, array.dtype, array.shape
-      )
+    odd = set(names) ^ set(stored) or set(names) ^ (set(members) - {MANIFEST})
+    odd = ', '.join(sorted(odd)[:5])
+    _check(not odd, f'holds other arrays than expected: {odd}')
+    for name, (leaf, shape, want) in zip(names, expected):
+      _check_dtype(name, stored[name]['dtype'], want, leaf)
+      found = tuple(stored[name]['shape'])
+      _check(found == shape, f'{name} has shape {found}, expected {shape}')
+    arrays, digest = {}, hashlib.sha256()
+    for name, entry in stored.items():
+      dtype, shape = _file_dtype(entry['dtype']), tuple(entry['shape'])
+      arrays[name], data = _read_array(z, members[name], name, dtype, shape)
       digest.update(data)
-      decoded.append(_decode(found, leaf))
-    _check(
-      digest.hexdigest() == manifest['sha256'],
-      'the arrays are damaged (SHA-256 differs)',
-    )
-    return structure.unflatten(decoded)
-
-  size = sum(array.nbytes for array, _ in encoded)
-  slack = MAX_MANIFEST + (MAX_HEADER + 1024) * (len(names) + 1)
-  return _reading(path, read, size + slack)
+    same = digest.hexdigest() == manifest['sha256']
+    _check(same, 'the arrays are damaged (SHA-256 differs)')
+  leaves = [leaf for leaf, _, _ in expected]
+  return structure.unflatten(
+    [_decode(arrays[name], leaf) for name, leaf in zip(names, leaves)]
+  )

@@ -21,37 +21,41 @@ class MetaState(NamedTuple):
   opt_state: chex.ArrayTree
 
 
-def _to_array(tree):
-  """A tree of leaves [B, *s], one for each optimizee -> [B, n]."""
+def to_array(tree, count: int):
+  """Leaves [B, *s], or [*s] with B = 1 -> [B n], function after function."""
   leaves = jax.tree.leaves(tree)
-  parts = [x.reshape(x.shape[0], -1) for x in leaves]
-  return parts[0] if len(parts) == 1 else jnp.concatenate(parts, 1)
+  if len(leaves) == 1 and leaves[0].ndim == 1:
+    return leaves[0]  # such an array already, or some of its coordinates
+  parts = [x.reshape(count, -1) for x in leaves]
+  joined = parts[0] if len(parts) == 1 else jnp.concatenate(parts, 1)
+  return joined.reshape(-1)
 
 
-def _to_tree(array, like):
-  """The inverse of `_to_array`; structure, shapes and types of `like`."""
+def to_tree(array, like, count: int):
+  """The inverse of `to_array`; structure, shapes and types of `like`."""
   leaves, structure = jax.tree.flatten(like)
-  ends = np.cumsum([x[0].size for x in leaves])[:-1]
-  parts = zip(jnp.split(array, ends, -1), leaves)
-  return structure.unflatten(
-    [part.reshape(x.shape).astype(x.dtype) for part, x in parts]
-  )
+  if len(leaves) == 1:
+    return structure.unflatten([array.reshape(leaves[0].shape)])
+  ends = np.cumsum([x.size // count for x in leaves])[:-1]
+  parts = jnp.split(array.reshape(count, -1), ends, -1)
+  parts = [a.reshape(x.shape).astype(x.dtype) for a, x in zip(parts, leaves)]
+  return structure.unflatten(parts)
 
 
 def _states_to_array(states, params):
-  """States of B optimizees' trees, leaves [B, K, *s] -> [K, B, n].
+  """States of B optimizees' trees, leaves [B, K, *s] -> [[K, B n], ...].
 
-  Coordinates that do not communicate do not care whose they are: the state of
-  the one array that holds them all.
+  Coordinates that do not communicate do not care whose they are: this is the
+  state of the one array that holds them all.
   """
   xs, leaves = jax.tree.leaves(params), jax.tree.leaves(states)
 
   def join(parts):
-    parts = [jnp.moveaxis(s, 0, s.ndim - x.ndim) for s, x in zip(parts, xs)]
-    parts = [
-      s.reshape(*s.shape[: 1 + s.ndim - x.ndim], -1) for s, x in zip(parts, xs)
-    ]
-    return jnp.concatenate(parts, -1)
+    axes = [s.ndim - x.ndim for s, x in zip(parts, xs)]
+    parts = [jnp.moveaxis(s, 0, axis) for s, axis in zip(parts, axes)]
+    parts = [s.reshape(*s.shape[: k + 1], -1) for s, k in zip(parts, axes)]
+    joined = jnp.concatenate(parts, -1)  # [K, B, n]
+    return joined.reshape(*joined.shape[:-2], -1)
 
   return [join(leaves[i : i + len(xs)]) for i in range(0, len(leaves), len(xs))]
 
@@ -60,32 +64,31 @@ def _states_to_trees(arrays, states, params):
   """The inverse of `_states_to_array`, in the structure of `states`."""
   xs, (leaves, structure) = jax.tree.leaves(params), jax.tree.flatten(states)
   ends = np.cumsum([x[0].size for x in xs])[:-1]
-  parts = [part for array in arrays for part in jnp.split(array, ends, -1)]
-  axes = [s.ndim - x.ndim for x, s in zip(xs * len(arrays), leaves)]
-  back = [
-    jnp.moveaxis(part, axis, 0).reshape(s.shape)
-    for part, axis, s in zip(parts, axes, leaves)
-  ]
-  return structure.unflatten(back)
+  parts = []
+  for array in arrays:
+    array = array.reshape(*array.shape[:-1], len(xs[0]), -1)  # [K, B, n]
+    parts += jnp.split(jnp.moveaxis(array, -2, 0), ends, -1)
+  shaped = [part.reshape(s.shape) for part, s in zip(parts, leaves)]
+  return structure.unflatten(shaped)
 
 
-def _on_array(opt: optax.GradientTransformation):
-  """`opt` on the coordinates of all leaves of all optimizees, as [B, n]."""
+def _on_array(opt: optax.GradientTransformation, count: int):
+  """`opt` on the coordinates of all leaves of all optimizees, as [B n]."""
 
-  def update(updates, state, params=None, *, value=None, **extra_args):
-    g = _to_array(updates)
-    x = None if params is None else _to_array(params)
-    values = jnp.broadcast_to(value[:, None], g.shape)  # [B] -> [B, n]
+  def update(updates, state, params, *, value, **extra_args):
+    g, x = to_array(updates, count), to_array(params, count)
+    values = jnp.repeat(value, g.size // value.size)  # [B] -> [B n]
     delta, state = opt.update(g, state, x, value=values, **extra_args)
-    return _to_tree(delta, updates), state
+    return to_tree(delta, updates, count), state
 
   return optax.GradientTransformationExtraArgs(opt.init, update)
 
 
 def _run_as_one(run, theta, learned, loss, tasks, params, opt_states, keys):
   """B runs whose coordinates do not communicate: one run of one array."""
-  opt = _on_array(learned.transform(theta))
-  inner = jax.tree.structure(jax.eval_shape(opt.init, _to_array(params)))
+  opt = _on_array(learned.transform(theta), len(keys))
+  array = to_array(params, len(keys))
+  inner = jax.tree.structure(jax.eval_shape(opt.init, array))
   state = inner.unflatten(_states_to_array(opt_states, params))
 
   def losses_of(params, keys):  # [B]

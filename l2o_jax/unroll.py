@@ -32,7 +32,7 @@ class Trajectory(NamedTuple):
   """A run of T steps.
 
   Attributes:
-    losses: [T + 1], losses[t] = f(x_t), t = 0 ... T.  [T + 1, B] of B functions.
+    losses: f(x_t), t = 0 ... T, [T + 1]; of B functions [T + 1, B].
     record: what `record` returned, stacked along a leading axis T; else None.
   """
 

@@ -1,72 +1,62 @@
 """Images from disk as two plain arrays.
 
-`mnist_5k` ships inside the package.  Everything else is read through
-tensorflow-datasets from a directory that `prepare` has filled, without
-TensorFlow: its stock builders need TensorFlow to unpack archives, so `prepare`
-runs them with an unpacking of our own; what they write is read by the stock
-`tfds.data_source`.
-
-  python -m l2o_jax.datasets prepare mnist --from DIR   # from archives on disk
-  python -m l2o_jax.datasets prepare mnist              # from the network
+`mnist_5k` ships inside the package, and `read_npz` reads files of one's own.
+Everything else is read through tensorflow-datasets from a directory that
+`python -m l2o_jax.datasets prepare` has filled; see prepare.py.
 """
 
-import argparse
-import gzip
+import contextlib
+import hashlib
 import importlib.resources
 import io
 import os
 import pathlib
-import sys
-import tarfile
-import tempfile
-import threading
-import urllib.request
-import zipfile
-import zlib
 
 import numpy as np
 
+from l2o_jax import checkpoint
+from l2o_jax.files import open_regular
+
 PACKAGED = ('mnist_5k',)
-_IDX_FILES = {
-  ('train', 'images'): 'train-images-idx3-ubyte.gz',
-  ('train', 'labels'): 'train-labels-idx1-ubyte.gz',
-  ('test', 'images'): 't10k-images-idx3-ubyte.gz',
-  ('test', 'labels'): 't10k-labels-idx1-ubyte.gz',
-}
-_CIFAR_FILES = {
-  'cifar10': (
-    'cifar-10-binary.tar.gz',
-    'cifar-10-batches-bin/',
-    {
-      'train': tuple(f'data_batch_{i}.bin' for i in range(1, 6)),
-      'test': ('test_batch.bin',),
-    },
-    {'label': 'batches.meta.txt'},
-  ),
-  'cifar100': (
-    'cifar-100-binary.tar.gz',
-    'cifar-100-binary/',
-    {'train': ('train.bin',), 'test': ('test.bin',)},
-    {'coarse_label': 'coarse_label_names.txt', 'label': 'fine_label_names.txt'},
-  ),
-}
-_ARCHIVES = {
-  'mnist': tuple(_IDX_FILES.values()),
-  'fashion_mnist': tuple(_IDX_FILES.values()),
-  'cifar10': _CIFAR_FILES['cifar10'][:1],
-  'cifar100': _CIFAR_FILES['cifar100'][:1],
-}
-PREPARABLE = tuple(_ARCHIVES)
+PREPARABLE = ('mnist', 'fashion_mnist', 'cifar10', 'cifar100')
 NAMES = PACKAGED + PREPARABLE
 
 
 class DatasetError(ValueError):
-  """Data that are missing or damaged; says what to do."""
+  """Data that are missing or damaged; one line that says what to do."""
+
+
+@contextlib.contextmanager
+def one_line(what):
+  """Makes an exception of any kind a DatasetError of one line on `what`."""
+  try:
+    yield
+  except DatasetError:
+    raise
+  except Exception as error:  # of a dozen kinds, by what is damaged
+    text = getattr(error, 'strerror', None) or str(error)
+    text = ' '.join(text.split())[:300] or type(error).__name__
+    raise DatasetError(f'{what}: {text}') from None
+
+
+def check(condition, message):
+  if not condition:
+    raise DatasetError(message)
 
 
 def default_data_dir() -> str:
   """$TFDS_DATA_DIR, or ~/tensorflow_datasets as in tensorflow-datasets."""
   return os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')
+
+
+def find_prepared(name, root):
+  """The directory in root of a prepared data set, or None.
+
+  On an unprepared one tensorflow-datasets itself goes to the network for
+  minutes, or raises an error about TFRECORD.
+  """
+  found = sorted(root.glob(f'{name}/*/dataset_info.json'))
+  return found[-1].parent if found else None
 
 
 def load(name: str, split: str, data_dir: str | None = None):
@@ -85,299 +75,170 @@ def load(name: str, split: str, data_dir: str | None = None):
   Raises:
     DatasetError: unknown name or split, or the data are not prepared.
   """
-  if name not in NAMES:
-    raise DatasetError(f'dataset {name!r} is not one of {", ".join(NAMES)}')
-  if split not in ('train', 'test'):
-    raise DatasetError(f"split must be 'train' or 'test', got {split!r}")
+  check(name in NAMES, f'dataset {name!r} is not one of {", ".join(NAMES)}')
+  _check_split(split)
   if name in PACKAGED:
     file = importlib.resources.files('l2o_jax') / 'datasets' / f'{name}.npz'
     with file.open('rb') as f, np.load(f, allow_pickle=False) as npz:
-      return (npz[f'{split}_images'], npz[f'{split}_labels'].astype(np.int32))
+      return npz[f'{split}_images'], npz[f'{split}_labels'].astype(np.int32)
   root = pathlib.Path(data_dir or default_data_dir()).expanduser()
-  # Looked for by hand: on an unprepared directory tensorflow-datasets goes to
-  # the network for minutes, or raises an error about TFRECORD.
-  prepared = sorted(root.glob(f'{name}/*/dataset_info.json'))
-  if not prepared:
-    raise DatasetError(
-      f'{name} is not prepared in {root}; run: python -m l2o_jax.datasets '
-      f'prepare {name} --data_dir {root} [--from DIR_WITH_ARCHIVES]'
-    )
-  cache = prepared[-1].parent / f'{split}_arrays.npz'
-  if (arrays := _read_cache(cache)) is None:
-    arrays = _read_records(name, split, root)
-    _write_cache(cache, *arrays)
+  directory = find_prepared(name, root)
+  check(
+    directory,
+    f'{name} is not prepared in {root}; run: python -m l2o_jax.datasets '
+    f'prepare {name} --data_dir {root} [--from DIR_WITH_ARCHIVES]',
+  )
+  with one_line(f'{directory} cannot be read'):
+    made_of = _digest(directory, split)
+  cache = directory / f'{split}_arrays.npz'
+  if (arrays := _read_cache(cache, made_of)) is None:
+    arrays = _read_records(directory, split)
+    _write_cache(cache, made_of, *arrays)
   return arrays
 
 
-def _read_cache(path):
+def _check_split(split):
+  splits = ('train', 'test')
+  check(split in splits, f"split must be 'train' or 'test', got {split!r}")
+
+
+def _digest(directory, split):
+  """SHA-256 over the files that a prepared split consists of."""
+  digest = hashlib.sha256()
+  for path in sorted(directory.iterdir()):
+    if f'-{split}.' in path.name or path.suffix in ('.json', '.txt'):
+      with open_regular(path) as f:
+        content = hashlib.file_digest(f, 'sha256').hexdigest()
+      digest.update(f'{path.name} {content}\n'.encode())
+  return digest.hexdigest()
+
+
+def _read_cache(path, made_of):
+  """The arrays of `_write_cache`, or None if they are not of these files."""
   try:
-    with open(path, 'rb') as f, np.load(f, allow_pickle=False) as npz:
-      return npz['images'], npz['labels']
-  except (
-    OSError,
-    ValueError,
-    KeyError,
-    EOFError,
-    zipfile.BadZipFile,
-    zlib.error,
-  ):
+    found = checkpoint.metadata(path)
+    if found['made_of'] != made_of:
+      return None
+    images = np.broadcast_to(np.uint8(0), found['shape'])  # takes no memory
+    labels = np.broadcast_to(np.int32(0), found['shape'][:1])
+    return checkpoint.load(path, (images, labels))
+  except (ValueError, TypeError, KeyError):  # another checkpoint, or none
     return None
 
 
-def _write_cache(path, images, labels):
-  try:
-    with tempfile.NamedTemporaryFile(
-      dir=path.parent, suffix='.tmp', delete=False
-    ) as f:
-      np.savez(f, images=images, labels=labels)
-    os.replace(f.name, path)
-  except OSError:
-    return  # a directory that one may only read is still a source of data
+def _write_cache(path, made_of, images, labels):
+  found = {'made_of': made_of, 'shape': images.shape}
+  # A directory that one may only read is a source of data all the same.
+  with contextlib.suppress(OSError):
+    checkpoint.save(path, (images, labels), metadata=found)
 
 
-def _tfds():
+def import_tfds():
+  """tensorflow_datasets; a DatasetError if it or what it needs is missing."""
   try:
-    import importlib_resources  # noqa: F401, likewise
-    import PIL.Image  # noqa: F401, undeclared by tensorflow-datasets
+    # What tensorflow-datasets needs here, but in part does not declare.
+    import array_record.python.array_record_module  # noqa: F401
+    import importlib_resources  # noqa: F401
+    import PIL.Image  # noqa: F401
     import tensorflow_datasets as tfds
   except ImportError as error:
     raise DatasetError(
-      f'this data set needs {error.name}; run: pip install '
-      f'"l2o_jax[experiments]"'
+      f'this data set needs {error.name or error}; run: pip install '
+      '"l2o_jax[experiments]"'
     ) from None
   return tfds
 
 
-def _read_records(name, split, root):
+def _read_records(directory, split):
+  tfds = import_tfds()
   import PIL.Image
+  from array_record.python import array_record_module as array_record
 
-  tfds = _tfds()
-  try:
-    source = tfds.data_source(
-      name,
-      split=split,
-      data_dir=root,
-      download=False,
-      decoders={'image': tfds.decode.SkipDecoding()},
-    )
+  to_array = lambda data: np.asarray(PIL.Image.open(io.BytesIO(data)))
+  with one_line(f'{directory} is damaged; remove it and prepare it again'):
+    builder = tfds.builder_from_directory(directory)
+    info, features = builder.info.splits[split], builder.info.features
+    readers = [array_record.ArrayRecordReader(str(p)) for p in info.filepaths]
+    found = [reader.num_records() for reader in readers]
+    if found != info.shard_lengths:
+      raise ValueError(f'{found} records, expected {info.shard_lengths}')
+    raw = {'image': tfds.decode.SkipDecoding()}
+    source = builder.as_data_source(split=split, decoders=raw)
     records = source.__getitems__(range(len(source)))
-    images = np.stack(
-      [np.asarray(PIL.Image.open(io.BytesIO(r['image']))) for r in records]
-    )
-    labels = np.array([r['label'] for r in records], np.int32)
-  except Exception as error:  # of a dozen kinds, by what is damaged
-    raise DatasetError(
-      f'{name} in {root} is damaged ({error}); remove it and prepare it again'
-    ) from None
-  return images[..., None] if images.ndim == 3 else images, labels
+    images = np.stack([to_array(record['image']) for record in records])
+    images = images.reshape(-1, *features['image'].shape)
+    labels = np.array([record['label'] for record in records], np.int32)
+    if not 0 <= labels.min() <= labels.max() < features['label'].num_classes:
+      raise ValueError(f'labels from {labels.min()} to {labels.max()}')
+  return images, labels
 
 
-def _read_idx(path, name):
-  try:
-    with gzip.open(path, 'rb') as f:
-      data = f.read()
-  except (OSError, EOFError, zlib.error) as error:
-    raise DatasetError(f'{name} is damaged: {error}') from None
-  if len(data) < 4 or data[:3] != b'\0\0\x08' or data[3] not in (1, 3):
-    raise DatasetError(f'{name} is not an IDX file of unsigned bytes')
-  rank = data[3]
-  shape = [
-    int.from_bytes(data[4 * i : 4 * i + 4], 'big') for i in range(1, rank + 1)
-  ]
-  if len(data) != 4 + 4 * rank + int(np.prod(shape)):
-    raise DatasetError(f'{name} is damaged: {len(data)} bytes for {shape}')
-  return np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(shape)
+def read_npz(path, split: str = 'train'):
+  """Images and labels of a file of one's own.
 
-
-class _IdxArchives:
-  """Mixed into the stock builder of an MNIST-like data set."""
-
-  def _split_generators(self, dl_manager):
-    urls = {'-'.join(key): self.URL + file for key, file in _IDX_FILES.items()}
-    paths = dl_manager.download(urls)
-    return {
-      split: self._generate_examples(
-        _read_idx(paths[f'{split}-images'], f'{split} images'),
-        _read_idx(paths[f'{split}-labels'], f'{split} labels'),
-      )
-      for split in ('train', 'test')
-    }
-
-  def _generate_examples(self, images, labels):
-    import PIL.Image
-
-    if len(images) != len(labels) or labels.max(initial=0) > 9:
-      raise DatasetError(
-        f'{len(images)} images do not fit {len(labels)} labels with a '
-        f'maximum of {labels.max(initial=0)}'
-      )
-    for i, (image, label) in enumerate(zip(images, labels)):
-      yield i, {'image': PIL.Image.fromarray(image), 'label': int(label)}
-
-
-class _CifarArchive:
-  """Mixed into the stock builder of CIFAR-10 or CIFAR-100."""
-
-  def _split_generators(self, dl_manager):
-    _, folder, files, names = _CIFAR_FILES[self.name]
-    path = dl_manager.download(self._cifar_info.url)
-    try:
-      with tarfile.open(path) as tar:
-
-        def read(file):
-          return tar.extractfile(folder + file).read()
-
-        for label, file in names.items():
-          self.info.features[label].names = read(file).decode().split()
-        data = {
-          split: b''.join(map(read, parts)) for split, parts in files.items()
-        }
-    except (tarfile.TarError, KeyError, EOFError, OSError, zlib.error) as error:
-      raise DatasetError(f'{path} is damaged: {error}') from None
-    return {
-      split: self._generate_examples(split, rows, tuple(names))
-      for split, rows in data.items()
-    }
-
-  def _generate_examples(self, split, data, labels):
-    import PIL.Image
-
-    rows = np.frombuffer(data, np.uint8).reshape(-1, len(labels) + 3072)
-    for i, row in enumerate(rows):
-      image = row[len(labels) :].reshape(3, 32, 32).transpose(1, 2, 0)
-      yield (
-        i,
-        {
-          'id': f'{split}_{i:05d}',
-          'image': PIL.Image.fromarray(np.ascontiguousarray(image)),
-          **{label: int(v) for label, v in zip(labels, row)},
-        },
-      )
-
-
-def _check_network(url, seconds=4.0):
-  """Raises DatasetError unless the host answers; the stock wait is minutes."""
-  reached = []
-
-  def ask():
-    try:
-      urllib.request.urlopen(
-        urllib.request.Request(url, method='HEAD'), timeout=seconds
-      ).close()
-      reached.append(True)
-    except urllib.error.HTTPError:
-      reached.append(True)
-    except (OSError, ValueError):
-      return
-
-  thread = threading.Thread(target=ask, daemon=True)
-  thread.start()
-  thread.join(seconds)
-  if not reached:
-    host = urllib.request.urlparse(url).netloc
-    raise DatasetError(
-      f'no network to {host}; download the archives elsewhere and give their '
-      'directory with --from DIR'
-    )
-
-
-def prepare(
-  name: str, data_dir: str | None = None, source: str | None = None
-) -> pathlib.Path:
-  """Writes a data set to data_dir/name/version as tensorflow-datasets does.
+  The file is what `np.savez` or `np.savez_compressed` writes of
+  `train_images`, uint8 [N, height, width, channels] or [N, height, width], and
+  `train_labels`, integers [N] of which each class 0, 1 ... K - 1 occurs; also
+  of `test_images` and `test_labels` if it has a test split.
 
   Args:
-    name: 'mnist', 'fashion_mnist', 'cifar10' or 'cifar100'.
-    data_dir: where to; `default_data_dir()` if None.
-    source: directory that holds the original archives under their own names;
-      None downloads them.  Their SHA-256 are checked in both cases.
+    path: of the file.
+    split: 'train' or 'test'.
 
   Returns:
-    The directory of the prepared data.
+    (uint8 [N, height, width, channels], int32 [N]).
 
   Raises:
-    DatasetError: unknown name, missing or damaged archives, or no network.
+    DatasetError: the file is missing, damaged or of another form.
   """
-  if name not in PREPARABLE:
-    raise DatasetError(
-      f'prepare: {name!r} is not one of {", ".join(PREPARABLE)}'
-    )
-  if source is not None:
-    source = pathlib.Path(source).expanduser()
-    missing = [f for f in _ARCHIVES[name] if not (source / f).is_file()]
-    if missing:
-      raise DatasetError(f'{source} lacks {", ".join(missing)}')
-  tfds = _tfds()
-  from tensorflow_datasets.core import registered
-  from tensorflow_datasets.core.download import download_manager
+  _check_split(split)
+  with one_line(f'{path} cannot be read'), open_regular(path) as f:
+    start = f.read(8)
+    check(start, f'{path} is empty')
+    single = start.startswith(b'\x93NUMPY')
+    check(not single, f'{path} is a single array (.npy), not an .npz')
+    check(start.startswith(b'PK'), f'{path} is not an .npz file')
+    f.seek(0)
+    with np.load(f, allow_pickle=False) as npz:
 
-  stock = tfds.builder_cls(name)
-  mixin = _CifarArchive if name in _CIFAR_FILES else _IdxArchives
-  with registered.skip_registration():  # the name stays the stock builder's
-    builder_cls = type(
-      stock.__name__,
-      (mixin, stock),
-      {'__module__': stock.__module__, 'name': name},
-    )
-  root = pathlib.Path(data_dir or default_data_dir()).expanduser()
-  builder = builder_cls(data_dir=root, file_format='array_record')
-  final = pathlib.Path(builder.data_dir)
-  if builder.is_prepared():
-    return final
-  if source is None:
-    _check_network(next(iter(builder.url_infos), None) or stock.URL)
-  made = [d for d in (root, *root.parents) if not d.exists()]
-  root.mkdir(parents=True, exist_ok=True)
-  try:
-    # Beside its place, then renamed: what fails leaves nothing behind.
-    with tempfile.TemporaryDirectory(dir=root, prefix='.prepare-') as beside:
-      builder = builder_cls(data_dir=beside, file_format='array_record')
-      builder.download_and_prepare(
-        download_config=tfds.download.DownloadConfig(
-          manual_dir=source, try_download_gcs=False
-        )
-      )
-      final.parent.mkdir(exist_ok=True)
-      os.replace(builder.data_dir, final)
-  except BaseException as error:
-    for directory in made:
-      directory.rmdir()
-    if isinstance(error, download_manager.NonMatchingChecksumError):
-      raise DatasetError(
-        f'an archive of {name} is not the original: its SHA-256 differs from '
-        'the one that tensorflow-datasets has registered'
-      ) from None
-    raise
-  return final
+      def array(name):
+        keys = ', '.join(npz.files[:5]) or 'nothing'
+        check(name in npz.files, f'{path} lacks {name}; it holds {keys}')
+        with one_line(f'{name} in {path} cannot be read'):
+          return npz[name]
+
+      images, labels = array(f'{split}_images'), array(f'{split}_labels')
+      known = labels if split == 'train' else array('train_labels')
+  _check_images(f'{split}_images in {path}', images)
+  for found, of in (known, 'train_labels'), (labels, f'{split}_labels'):
+    _check_labels(f'{of} in {path}', found)
+  where = f'{split}_labels in {path}'
+  agree = len(labels) == len(images)
+  check(agree, f'{where}: {len(labels)} labels for {len(images)} images')
+  classes, last = np.unique(known), known.max()
+  check(
+    len(classes) == int(last) + 1,
+    f'train_labels in {path} must be 0, 1 ... K - 1, each at least once, but '
+    f'are {len(classes)} different numbers from {classes[0]} to {last}',
+  )
+  check(labels.max() <= last, f'{where} has class {labels.max()}, train none')
+  images = images if images.ndim == 4 else images[..., None]
+  return np.ascontiguousarray(images), labels.astype(np.int32)
 
 
-def main(argv=None) -> int:
-  """The command line; returns the exit status."""
-  parser = argparse.ArgumentParser(
-    prog='python -m l2o_jax.datasets',
-    description='Prepare image data sets without TensorFlow.',
+def _check_images(what, images):
+  check(images.dtype == np.uint8, f'{what} is {images.dtype}, expected uint8')
+  check(
+    images.ndim in (3, 4) and images.size,
+    f'{what} has shape {images.shape}, expected [N, height, width, channels] '
+    'or [N, height, width], N at least 1',
   )
-  commands = parser.add_subparsers(dest='command', required=True)
-  command = commands.add_parser(
-    'prepare', help='write a data set as tensorflow-datasets does'
-  )
-  command.add_argument('name', help=', '.join(PREPARABLE))
-  command.add_argument(
-    '--from',
-    dest='source',
-    metavar='DIR',
-    help='directory with the original archives; default: download them',
-  )
-  command.add_argument(
-    '--data_dir',
-    metavar='DIR',
-    default=None,
-    help=f'where to write; default: {default_data_dir()}',
-  )
-  arguments = parser.parse_args(argv)
-  try:
-    print(prepare(arguments.name, arguments.data_dir, arguments.source))
-  except (DatasetError, OSError) as error:
-    print(f'error: {error}', file=sys.stderr)
-    return 2
-  return 0
+
+
+def _check_labels(what, labels):
+  integers = labels.dtype.kind in 'iu'
+  check(integers, f'{what} is {labels.dtype}, expected integers')
+  one_hot = ' (one-hot labels? take their argmax)' * (labels.ndim == 2)
+  good = labels.ndim == 1 and labels.size
+  check(good, f'{what} has shape {labels.shape}, expected [N]{one_hot}')
+  check(labels.min() >= 0, f'{what} has the negative label {labels.min()}')

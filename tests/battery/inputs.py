@@ -3,6 +3,7 @@
 import contextlib
 import gzip
 import io
+import os
 import pathlib
 import random
 import shutil
@@ -11,7 +12,10 @@ import time
 import numpy as np
 
 from l2o_jax import datasets
+from l2o_jax.datasets.__main__ import main
+from tests.battery.files import mutated
 from tests.battery.programs import Program
+from tests.datasets import originals
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -104,76 +108,106 @@ def bad_flags(directory, times):
   )
 
 
-def _idx(array):
-  return (
-    b'\0\0\x08'
-    + bytes([array.ndim])
-    + b''.join(s.to_bytes(4, 'big') for s in array.shape)
-    + array.tobytes()
-  )
+def _spoil(rng, data, packed, kind):
+  """One file of an archive, damaged in some way, as bytes."""
+  at = int(rng.integers(10, len(packed)))
+  many = (1 << 20).to_bytes(4, 'big')
+  return {
+    'truncated': packed[: at - 10],
+    'plain truncated': data[: int(rng.integers(len(data)))],
+    'flipped': packed[:at] + bytes([packed[at] ^ 8]) + packed[at + 1 :],
+    'crc': packed[:-8] + bytes(b ^ 1 for b in packed[-8:]),
+    'text': b'<html>404</html>',
+    'empty': b'',
+    'empty gzip': gzip.compress(b''),
+    'magic': gzip.compress(bytes([int(rng.integers(1, 256))]) + data[1:]),
+    'rank': gzip.compress(data[:3] + b'\x02' + data[4:]),
+    'count': gzip.compress(data[:4] + many + data[8:]),
+    'pixels': gzip.compress(data[:8] + many + data[12:]),
+    'short': gzip.compress(data[:-1]),
+    'long': gzip.compress(data + b'\0'),
+    'bomb': gzip.compress(data + bytes(64 << 20), 1),
+    'label': gzip.compress(data[:-1] + bytes([int(rng.integers(10, 256))])),
+    'content': gzip.compress(data[:-1] + bytes([(data[-1] + 1) % 10])),
+  }[kind]
+
+
+_KINDS = (
+  *('truncated', 'plain truncated', 'flipped', 'crc', 'text', 'empty'),
+  *('empty gzip', 'magic', 'rank', 'count', 'pixels', 'short', 'long', 'bomb'),
+  *('label', 'content'),
+)
+_PLACES = ('missing', 'fifo', 'device', 'folder', 'loop')
+
+
+def _displace(path, kind):
+  path.unlink()
+  if kind == 'fifo':
+    os.mkfifo(path)
+  elif kind == 'device':
+    path.symlink_to('/dev/zero')
+  elif kind == 'folder':
+    path.mkdir()
+  elif kind == 'loop':
+    path.symlink_to(path)
 
 
 def bad_data(directory, times):
-  """Damaged archives and images: one DatasetError, nothing left behind."""
+  """Damaged original files: one line of error, nothing left behind."""
   rng = np.random.default_rng(7)
-  kinds = (
-    'truncated',
-    'magic',
-    'label',
-    'hash',
-    'shape',
-    'missing',
-    'count',
-    'text',
-    'flipped',
-  )
   for i in range(times):
     source, target = directory / f'source{i}', directory / f'target{i}'
     source.mkdir()
-    kind = kinds[i % len(kinds)]
-    size = int(rng.integers(2, 20))
-    for part in ('train', 't10k'):
-      images = rng.integers(0, 256, (size, 28, 28), np.uint8)
-      labels = rng.integers(0, 10, size, np.uint8)
-      if kind == 'label':
-        labels[int(rng.integers(size))] = 10 + int(rng.integers(200))
-      if kind == 'count':
-        labels = labels[:-1]
-      if kind == 'shape':
-        images = images[:, : int(rng.integers(1, 27))]
-      for what, array in (('images-idx3', images), ('labels-idx1', labels)):
-        data = _idx(array)
-        if kind == 'magic':
-          data = bytes([int(rng.integers(1, 256))]) + data[1:]
-        packed = gzip.compress(data)
-        if kind == 'truncated':
-          packed = packed[: int(rng.integers(len(packed)))]
-        if kind == 'text':
-          packed = b'<html>404</html>'
-        if kind == 'flipped':
-          at = int(rng.integers(10, len(packed)))
-          packed = packed[:at] + bytes([packed[at] ^ 8]) + packed[at + 1 :]
-        (source / f'{part}-{what}-ubyte.gz').write_bytes(packed)
-    if kind == 'missing':
-      next(source.iterdir()).unlink()
-    errors = io.StringIO()
-    started = time.monotonic()
+    train, test = (int(n) for n in rng.integers(2, 20, 2))
+    arrays = originals.mnist(train, test, seed=i)
+    originals.write_mnist(source, arrays)
+    kind = (*_KINDS, *_PLACES)[i % (len(_KINDS) + len(_PLACES))]
+    files = [f for f in arrays if kind != 'label' or 'labels' in f]
+    files = [f for f in files if kind != 'pixels' or 'images' in f]
+    file = files[int(rng.integers(len(files)))]
+    path = source / f'{file}.gz'
+    if kind in _PLACES:
+      _displace(path, kind)
+    else:
+      data = originals.idx(arrays[file])
+      path.write_bytes(_spoil(rng, data, path.read_bytes(), kind))
+    errors, started = io.StringIO(), time.monotonic()
     with (
+      originals.known(arrays),
       contextlib.redirect_stderr(errors),
       contextlib.redirect_stdout(io.StringIO()),
     ):
-      status = datasets.main(
+      status = main(
         ['prepare', 'mnist', '--from', str(source), '--data_dir', str(target)]
       )
     took = time.monotonic() - started
     assert status == 2, (kind, status)
-    lines = [
-      line
-      for line in errors.getvalue().splitlines()
-      if line.startswith('error:')
-    ]
-    assert len(lines) == 1, errors.getvalue()
-    assert not any(target.rglob('*')), (kind, list(target.rglob('*')))
-    assert i == 0 or took < 5, took  # the first imports tensorflow-datasets
+    text = errors.getvalue()
+    assert text.startswith('error: ') and text.count('\n') == 1, (kind, text)
+    assert file in text, (kind, text)
+    assert not target.exists(), (kind, list(target.rglob('*')))
+    assert took < 5, (kind, took)
     shutil.rmtree(source)
-  return f'{times} damaged sets of archives: status 2, nothing left behind'
+  return f'{times} damaged sets of files: one line, nothing left behind'
+
+
+def bad_npz(directory, times):
+  """Damaged files of one's own: a DatasetError, or the right arrays."""
+  rng, path = random.Random(8), directory / 'own.npz'
+  images = np.arange(24, dtype=np.uint8).reshape(6, 2, 2)
+  labels = np.arange(6) % 3
+  buffer, refused = io.BytesIO(), 0
+  np.savez(buffer, train_images=images, train_labels=labels)
+  for i in range(times):
+    path.write_bytes(mutated(buffer.getvalue(), rng))
+    started = time.process_time()
+    try:
+      got, classes = datasets.read_npz(path)
+    except datasets.DatasetError as error:
+      assert str(path) in str(error) and '\n' not in str(error), error
+      refused += 1
+    else:
+      np.testing.assert_array_equal(got, images[..., None])
+      np.testing.assert_array_equal(classes, labels)
+    assert time.process_time() - started < 2
+  return f'{times} damaged .npz: {refused} refused, the others whole'
