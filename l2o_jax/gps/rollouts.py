@@ -191,10 +191,9 @@ def collect(knobs, policy, optimizee, cast, functions, key, with_hessian=False):
     return rollout(knobs, policy, optimizee, make_opt, keys, with_hessian)
 
   each = jax.vmap(run, (None, None, 0, 0, 0))
-  keys = jax.random.split(key, functions.shape)
-  return jax.vmap(each, (0, 0, 0, 0, None))(
-    cast.guides, cast.variance, functions, keys, cast.use_policy
-  )
+  all_runs = jax.vmap(each, (0, 0, 0, 0, None))
+  keys = (functions, jax.random.split(key, functions.shape))
+  return all_runs(cast.guides, cast.variance, *keys, cast.use_policy)
 
 
 class Samples(NamedTuple):
