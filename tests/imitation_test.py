@@ -157,11 +157,13 @@ class ImitationTest(parameterized.TestCase):
       trainer = imitation(
         make_policy(gradient(), lstm_cell(())),
         optax.sign_sgd(0.05),
-        SMALL,
+        Rollouts(3, num_rollouts=6, num_coordinates=3),
         regression=Regression(1, batch_size=8),
         scale=scale,
       )
-      state, (info,) = train(trainer, bowls(), range(1))
+      step = jax.jit(trainer.step, compiler_options=QUICKLY)
+      state = trainer.init(jax.random.key(0))
+      state, info = step(state, bowls(), jax.random.key(1))
       units.append((info.losses, state.theta['output'], state.theta['std']))
     for of_actions in range(2):
       np.testing.assert_allclose(
