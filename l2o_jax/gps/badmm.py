@@ -7,6 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from l2o_jax.checks import require
 from l2o_jax.gps import costs, iteration
 from l2o_jax.gps.dynamics import fit_controller
 from l2o_jax.gps.iteration import choose, guide_actions
@@ -109,10 +110,8 @@ def badmm(
   Raises:
     ValueError: a cost of samples.
   """
-  if cost.of_samples:
-    why = 'each sample its own actions, no guide to roll out'
-    raise ValueError(f'badmm: the cost gives {why}: it needs mirror_descent')
-
+  why = 'the cost gives each sample its own actions, no guide to roll out'
+  require(not cost.of_samples, f'badmm: {why}: it needs mirror_descent')
   improve_one = functools.partial(_improve_one, cost, blend)
 
   def init(shape):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from l2o_jax.base import Features, Info, MetaTrainer, Theta
+from l2o_jax.checks import require
 from l2o_jax.gps import rollouts as runs
 from l2o_jax.gps.controller import controller, momentum_guide
 from l2o_jax.gps.iteration import Evidence, Improve, Iterate, choose
@@ -95,8 +96,8 @@ def guided_policy_search(
   """
   runs.check(rollouts, 'guided_policy_search')
   by_policy = improve.judges_policy
-  if guide is None and not by_policy:
-    raise ValueError('guided_policy_search: badmm needs a first guide')
+  named = 'guided_policy_search: badmm needs a first guide'
+  require(guide is not None or by_policy, named)
   joint, A = policy.coordinates is not None, policy.coordinates or 1
   M, N, T = len(policy.groups.names), rollouts.num_rollouts, rollouts.num_steps
   from_nothing = guide is not None and regression.first_steps > 0
