@@ -84,8 +84,8 @@ class Cell(NamedTuple):
   Attributes:
     init: key, F -> theta.
     initial_state: () -> state of one coordinate; whole: n -> leaves [H, n].
-    step: theta, x [F], state -> delta [], state; whole: x [F, ...], state leaves
-      [H, ...] -> delta [...], state, whatever axes `...` the coordinates have.
+    step: theta, x [F], state -> delta [], state.  whole: x [F, ...] and state
+      leaves [H, ...] -> delta [...], state, for coordinates of any axes `...`.
     whole: see above.
     communicates: a coordinate's step depends on other coordinates.  The cell
       must be whole; it sees all coordinates of a function as one axis n.

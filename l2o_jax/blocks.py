@@ -16,6 +16,7 @@ import optax
 
 from l2o_jax.base import LearnedOptimizer
 from l2o_jax.coordinatewise import WholeState
+from l2o_jax.truncated_bptt import to_array, to_tree
 from l2o_jax.unroll import Trajectory, along
 from l2o_jax.unroll import unroll as plain_unroll
 
@@ -72,50 +73,34 @@ def unroll(
   opt = optax.with_extra_args_support(opt)
   if len(keys) == 1:
     return plain_unroll(loss, opt, params, opt_state, keys)
-  num_functions = jax.eval_shape(loss, params, keys[0]).shape  # () or (B,)
-  to_vector = lambda tree: jnp.concatenate(
-    [x.reshape(*num_functions, -1) for x in jax.tree.leaves(tree)], -1
-  )
-  vector = to_vector(params)  # [n] or [B, n]
-  _check_state(opt_state, vector.shape[-1])
+  shape = jax.eval_shape(loss, params, keys[0]).shape  # () or (B,)
+  count = math.prod(shape)
+  vector = to_array(params, count)  # [B n]
+  _check_state(opt_state, vector.size)
   cut = jax.lax.stop_gradient
   constant = optax.GradientTransformationExtraArgs(
     opt.init, lambda *args, **extra: cut(opt.update(*args, **extra))
   )
-  (x, state), trajectory = plain_unroll(
+  end, trajectory = plain_unroll(
     loss, constant, cut(params), cut(opt_state), keys, record=lambda step: step
   )
   steps = trajectory.record
-  gradients = jax.vmap(to_vector)(steps.gradients)
+  to_arrays = jax.vmap(lambda tree: to_array(tree, count))
+  gradients, values = to_arrays(steps.gradients), cut(steps.loss)
+  if shape:  # each coordinate its own function's value: [T, B] -> [T, B n]
+    values = jnp.repeat(values, vector.size // count, 1)
+  stored = gradients, values, to_arrays(steps.params), steps.opt_state
   xs, (vector, state) = _known(
     lambda g, state, x, f: opt.update(g, state, x, value=f),
     (vector, opt_state),
-    (
-      gradients,
-      cut(steps.loss),
-      jax.vmap(to_vector)(steps.params),
-      steps.opt_state,
-    ),
-    (to_vector(x), state),
+    stored,
+    (to_array(end[0], count), end[1]),
   )
-  x = _to_tree(vector, x)
-  losses = jax.vmap(along)(steps.loss, gradients, xs)
+  apart = lambda xs: xs.reshape(-1, *shape, vector.size // count)
+  losses = jax.vmap(along)(steps.loss, apart(gradients), apart(xs))
+  x = to_tree(vector, params, count)
   last = loss(x, keys[-1])
   return (x, state), Trajectory(jnp.concatenate([losses, last[None]]), None)
-
-
-def _to_tree(vector, like):
-  """[..., n] -> a tree like the parameters, which have the leading axes too."""
-  leaves, structure = jax.tree.flatten(like)
-  lead = vector.ndim - 1
-  ends, total = [], 0
-  for leaf in leaves[:-1]:
-    total += math.prod(leaf.shape[lead:])
-    ends.append(total)
-  parts = jnp.split(vector, ends, -1)
-  return structure.unflatten(
-    [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves)]
-  )
 
 
 def _check_state(opt_state, n):
@@ -165,15 +150,15 @@ def _known(
     update: g [w], s, x [w], f [] -> updates [w], s of any w coordinates; what
       it closes over is differentiated.
     start: (x_0 [n], s_0), differentiated.  Floating-point leaves of s end in
-      the n coordinates.  Of B functions, x is [B, n] and f is [B].
+      the n coordinates.  f may be [T, n], a value for each coordinate.
     steps: (g [T, n], f [T], x [T, n], s) of all steps; constants.
     end: (x_T [n], s_T); constants.
 
   Returns:
     (x [T, n], (x_T, s_T)), as given.
   """
-  n = start[0].shape[-1]
-  width = -(-n // -(-start[0].size // BLOCK))  # the same in each block
+  n = start[0].size
+  width = -(-n // -(-n // BLOCK))  # the same in each block
 
   def part(tree, first):
     return jax.tree.map(
@@ -229,7 +214,7 @@ def _known(
 
     # g comes with the carry, one step ahead.  Read in the step, XLA would
     # compute the features where they are used, one number after another.
-    g, x = part((g, x), first)
+    g, f, x = part((g, f, x), first)
     carry = jax.tree.map(jnp.zeros_like, weights), end_bar, g[-1]
     inputs = jnp.arange(len(g)), jnp.roll(g, 1, 0), f, x, x_bar
     (weights_bar, start_bar, _), _ = jax.lax.scan(

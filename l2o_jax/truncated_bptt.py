@@ -11,6 +11,8 @@ import numpy as np
 import optax
 
 from l2o_jax.base import Info, LearnedOptimizer, MetaTrainer, Optimizee
+from l2o_jax.checks import positive, require
+from l2o_jax.unroll import check_remat
 from l2o_jax.unroll import unroll as plain_unroll
 
 
@@ -21,37 +23,41 @@ class MetaState(NamedTuple):
   opt_state: chex.ArrayTree
 
 
-def _to_array(tree):
-  """A tree of leaves [B, *s], one for each optimizee -> [B, n]."""
+def to_array(tree, count: int):
+  """Leaves [B, *s], or [*s] with B = 1 -> [B n], function after function."""
   leaves = jax.tree.leaves(tree)
-  parts = [x.reshape(x.shape[0], -1) for x in leaves]
-  return parts[0] if len(parts) == 1 else jnp.concatenate(parts, 1)
+  if len(leaves) == 1 and leaves[0].ndim == 1:
+    return leaves[0]  # such an array already, or some of its coordinates
+  parts = [x.reshape(count, -1) for x in leaves]
+  joined = parts[0] if len(parts) == 1 else jnp.concatenate(parts, 1)
+  return joined.reshape(-1)
 
 
-def _to_tree(array, like):
-  """The inverse of `_to_array`; structure, shapes and types of `like`."""
+def to_tree(array, like, count: int):
+  """The inverse of `to_array`; structure, shapes and types of `like`."""
   leaves, structure = jax.tree.flatten(like)
-  ends = np.cumsum([x[0].size for x in leaves])[:-1]
-  parts = zip(jnp.split(array, ends, -1), leaves)
-  return structure.unflatten(
-    [part.reshape(x.shape).astype(x.dtype) for part, x in parts]
-  )
+  if len(leaves) == 1:
+    return structure.unflatten([array.reshape(leaves[0].shape)])
+  ends = np.cumsum([x.size // count for x in leaves])[:-1]
+  parts = jnp.split(array.reshape(count, -1), ends, -1)
+  parts = [a.reshape(x.shape).astype(x.dtype) for a, x in zip(parts, leaves)]
+  return structure.unflatten(parts)
 
 
 def _states_to_array(states, params):
-  """States of B optimizees' trees, leaves [B, K, *s] -> [K, B, n].
+  """States of B optimizees' trees, leaves [B, K, *s] -> [[K, B n], ...].
 
-  Coordinates that do not communicate do not care whose they are: the state of
-  the one array that holds them all.
+  Coordinates that do not communicate do not care whose they are: this is the
+  state of the one array that holds them all.
   """
   xs, leaves = jax.tree.leaves(params), jax.tree.leaves(states)
 
   def join(parts):
-    parts = [jnp.moveaxis(s, 0, s.ndim - x.ndim) for s, x in zip(parts, xs)]
-    parts = [
-      s.reshape(*s.shape[: 1 + s.ndim - x.ndim], -1) for s, x in zip(parts, xs)
-    ]
-    return jnp.concatenate(parts, -1)
+    axes = [s.ndim - x.ndim for s, x in zip(parts, xs)]
+    parts = [jnp.moveaxis(s, 0, axis) for s, axis in zip(parts, axes)]
+    parts = [s.reshape(*s.shape[: k + 1], -1) for s, k in zip(parts, axes)]
+    joined = jnp.concatenate(parts, -1)  # [K, B, n]
+    return joined.reshape(*joined.shape[:-2], -1)
 
   return [join(leaves[i : i + len(xs)]) for i in range(0, len(leaves), len(xs))]
 
@@ -60,32 +66,31 @@ def _states_to_trees(arrays, states, params):
   """The inverse of `_states_to_array`, in the structure of `states`."""
   xs, (leaves, structure) = jax.tree.leaves(params), jax.tree.flatten(states)
   ends = np.cumsum([x[0].size for x in xs])[:-1]
-  parts = [part for array in arrays for part in jnp.split(array, ends, -1)]
-  axes = [s.ndim - x.ndim for x, s in zip(xs * len(arrays), leaves)]
-  back = [
-    jnp.moveaxis(part, axis, 0).reshape(s.shape)
-    for part, axis, s in zip(parts, axes, leaves)
-  ]
-  return structure.unflatten(back)
+  parts = []
+  for array in arrays:
+    array = array.reshape(*array.shape[:-1], len(xs[0]), -1)  # [K, B, n]
+    parts += jnp.split(jnp.moveaxis(array, -2, 0), ends, -1)
+  shaped = [part.reshape(s.shape) for part, s in zip(parts, leaves)]
+  return structure.unflatten(shaped)
 
 
-def _on_array(opt: optax.GradientTransformation):
-  """`opt` on the coordinates of all leaves of all optimizees, as [B, n]."""
+def _on_array(opt: optax.GradientTransformation, count: int):
+  """`opt` on the coordinates of all leaves of all optimizees, as [B n]."""
 
-  def update(updates, state, params=None, *, value=None, **extra_args):
-    g = _to_array(updates)
-    x = None if params is None else _to_array(params)
-    values = jnp.broadcast_to(value[:, None], g.shape)  # [B] -> [B, n]
+  def update(updates, state, params, *, value, **extra_args):
+    g, x = to_array(updates, count), to_array(params, count)
+    values = jnp.repeat(value, g.size // value.size)  # [B] -> [B n]
     delta, state = opt.update(g, state, x, value=values, **extra_args)
-    return _to_tree(delta, updates), state
+    return to_tree(delta, updates, count), state
 
   return optax.GradientTransformationExtraArgs(opt.init, update)
 
 
 def _run_as_one(run, theta, learned, loss, tasks, params, opt_states, keys):
   """B runs whose coordinates do not communicate: one run of one array."""
-  opt = _on_array(learned.transform(theta))
-  inner = jax.tree.structure(jax.eval_shape(opt.init, _to_array(params)))
+  opt = _on_array(learned.transform(theta), len(keys))
+  array = to_array(params, len(keys))
+  inner = jax.tree.structure(jax.eval_shape(opt.init, array))
   state = inner.unflatten(_states_to_array(opt_states, params))
 
   def losses_of(params, keys):  # [B]
@@ -173,43 +178,34 @@ def meta_loss(
   return loss, (params, opt_states, losses)
 
 
-def _check(
-  unroll_length,
-  num_unrolls,
-  num_optimizees,
-  weights,
-  remat,
-  clip_each,
-  sharding,
-):
-  sizes = {
-    'unroll_length': unroll_length,
-    'num_unrolls': num_unrolls,
-    'num_optimizees': num_optimizees,
-  }
-  for name, size in sizes.items():
-    if size < 1:
-      raise ValueError(f'truncated_bptt: {name} must be positive, got {size}')
-  if remat not in (False, True, 'segments'):
-    raise ValueError(
-      f"truncated_bptt: remat must be False, True or 'segments', got {remat!r}"
-    )
-  wanted = (unroll_length * num_unrolls + 1,)
-  if weights.shape != wanted or not np.isfinite(weights).all():
-    raise ValueError(
-      f'truncated_bptt: weights must be finite, of shape '
-      f'{wanted}, got {weights.shape}'
-    )
-  if clip_each is not None and not clip_each > 0:
-    raise ValueError(
-      f'truncated_bptt: clip_each must be positive, got {clip_each!r}'
-    )
-  if sharding is not None and num_optimizees % sharding.num_devices:
-    raise ValueError(
-      f'truncated_bptt: num_optimizees must be a multiple of '
-      f'the {sharding.num_devices} devices, got '
-      f'{num_optimizees}'
-    )
+def _clipped(differentiate, bound, count):
+  """The mean of the optimizees' own gradients, each clipped to a norm."""
+
+  def one(theta, *batch):
+    batch = jax.tree.map(lambda x: x[None], batch)
+    (loss, aux), gradient = differentiate(theta, *batch)
+    return loss, jax.tree.map(lambda x: x[0], aux), gradient
+
+  def all_of_them(theta, *batch):
+    losses, aux, gradients = jax.vmap(one)(_copies(theta, count), *batch)
+    leaves, structure = jax.tree.flatten(gradients)
+    sums, _ = optax.per_example_global_norm_clip(leaves, bound)
+    mean = structure.unflatten([x / count for x in sums])
+    return (jnp.mean(losses), aux), mean
+
+  return all_of_them
+
+
+def _meta_update(meta_optimizer, state, loss, gradient):
+  """MetaState, whether the step was skipped, norm of the gradient."""
+  norm = optax.tree.norm(gradient)
+  updates, opt_state = meta_optimizer.update(
+    gradient, state.opt_state, state.theta
+  )
+  moved = MetaState(optax.apply_updates(state.theta, updates), opt_state)
+  finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+  state = jax.tree.map(functools.partial(jnp.where, finite), moved, state)
+  return state, ~finite, norm
 
 
 def truncated_bptt(
@@ -263,92 +259,69 @@ def truncated_bptt(
     ValueError: a size is not positive, weights are of another length or not
       finite, or B cannot be divided by the devices of `sharding`.
   """
-  num_steps = unroll_length * num_unrolls
-  if weights is None:
-    weights = np.ones(max(num_steps, 0) + 1, np.float32)
-  weights = np.asarray(weights)
-  _check(
-    unroll_length,
-    num_unrolls,
-    num_optimizees,
-    weights,
-    remat,
-    clip_each,
-    sharding,
-  )
-  spread = (
-    (lambda batch: batch)
-    if sharding is None
-    else (lambda batch: jax.lax.with_sharding_constraint(batch, sharding))
-  )
+  sizes = {'unroll_length': unroll_length, 'num_unrolls': num_unrolls}
+  positive('truncated_bptt', **sizes, num_optimizees=num_optimizees)
+  check_remat('truncated_bptt', remat)
+  clip = clip_each is None or clip_each > 0
+  require(clip, f'truncated_bptt: clip_each must be positive: {clip_each!r}')
+  num_losses = unroll_length * num_unrolls + 1
+  weights = np.ones(num_losses) if weights is None else np.asarray(weights)
+  shape = f'truncated_bptt: weights must have shape ({num_losses},)'
+  require(weights.shape == (num_losses,), f'{shape}, got {weights.shape}')
+  require(np.isfinite(weights).all(), 'truncated_bptt: weights must be finite')
+  devices = 1 if sharding is None else sharding.num_devices
+  even = f'truncated_bptt: num_optimizees must be a multiple of the {devices}'
+  require(not num_optimizees % devices, f'{even} devices, got {num_optimizees}')
+  spread = lambda batch: batch
+  if sharding is not None:
+    spread = lambda batch: jax.lax.with_sharding_constraint(batch, sharding)
   # [U, T + 1]: the last loss of an unroll and the first of the next are at the
   # same x.
-  windows = np.lib.stride_tricks.sliding_window_view(
-    weights, unroll_length + 1
-  )[::unroll_length]
-  options = {
-    'second_derivatives': second_derivatives,
-    'remat': remat,
-    'unroll': unroll,
-  }
-
-  def gradient_of(theta, optimizee, weights, *batch):
-    """((L, (params, opt_states, losses)), dL / d theta) of an unroll."""
-    differentiate = jax.value_and_grad(
-      lambda theta, *batch: meta_loss(
-        theta, learned, optimizee, *batch, weights=weights, **options
-      ),
-      has_aux=True,
-    )
-    if clip_each is None:
-      return differentiate(theta, *batch)
-
-    def differentiate_one(theta, *one):
-      (loss, aux), gradient = differentiate(
-        theta, *jax.tree.map(lambda x: x[None], one)
-      )
-      return loss, jax.tree.map(lambda x: x[0], aux), gradient
-
-    losses, aux, gradients = jax.vmap(differentiate_one)(
-      _copies(theta, num_optimizees), *batch
-    )
-    leaves, structure = jax.tree.flatten(gradients)
-    leaves, _ = optax.per_example_global_norm_clip(leaves, clip_each)
-    mean = structure.unflatten([x / num_optimizees for x in leaves])
-    return (jnp.mean(losses), aux), mean
+  windows = np.lib.stride_tricks.sliding_window_view(weights, unroll_length + 1)
+  windows = jnp.asarray(windows[::unroll_length], jnp.float32)
+  options = {'second_derivatives': second_derivatives, 'remat': remat}
 
   def init(key):
     theta = learned.init(key)
     return MetaState(theta, meta_optimizer.init(theta))
 
+  def start(theta, optimizee, key):
+    """tasks, x_0 and states of B fresh optimizees."""
+    keys = spread(jax.random.split(key, num_optimizees))
+    params, tasks = spread(jax.vmap(optimizee.init)(keys))
+    states = spread(jax.vmap(learned.transform(theta).init)(params))
+    return tasks, params, states
+
   def step(state, optimizee, key):
     key_init, key_loss = jax.random.split(key)
-    key_init = spread(jax.random.split(key_init, num_optimizees))
-    params, tasks = spread(jax.vmap(optimizee.init)(key_init))
-    opt = learned.transform(state.theta)
-    opt_states = spread(jax.vmap(opt.init)(params))
+    tasks, params, states = start(state.theta, optimizee, key_init)
     shape = (num_unrolls, num_optimizees, unroll_length + 1)
     keys = jax.random.split(key_loss, shape)
 
     def meta_step(carry, inputs):
-      state, params, opt_states = carry
+      state, params, states = carry
       keys, weights = inputs
-      (loss, (params, opt_states, losses)), gradient = gradient_of(
-        state.theta, optimizee, weights, tasks, params, opt_states, spread(keys)
+      of_theta = lambda theta, *batch: meta_loss(
+        theta,
+        learned,
+        optimizee,
+        *batch,
+        weights=weights,
+        unroll=unroll,
+        **options,
       )
-      norm = optax.tree.norm(gradient)
-      updates, opt_state = meta_optimizer.update(
-        gradient, state.opt_state, state.theta
-      )
-      moved = MetaState(optax.apply_updates(state.theta, updates), opt_state)
-      finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-      state = jax.tree.map(functools.partial(jnp.where, finite), moved, state)
-      return (state, params, opt_states), (losses, loss, ~finite, norm)
+      differentiate = jax.value_and_grad(of_theta, has_aux=True)
+      if clip_each is not None:
+        differentiate = _clipped(differentiate, clip_each, num_optimizees)
+      batch = tasks, params, states, spread(keys)
+      (loss, (*carry, losses)), gradient = differentiate(state.theta, *batch)
+      state, skipped, norm = _meta_update(meta_optimizer, state, loss, gradient)
+      return (state, *carry), (losses, loss, skipped, norm)
 
     # Truncation: parameters and states cross from unroll to unroll as the
     # carry of this scan, which nothing differentiates.
     (state, _, _), (losses, loss, skipped, norm) = jax.lax.scan(
-      meta_step, (state, params, opt_states), (keys, jnp.asarray(windows))
+      meta_step, (state, params, states), (keys, windows)
     )
     summary = {'gradient_norm': jnp.max(norm)}
     return state, Info(losses, loss, skipped, summary)

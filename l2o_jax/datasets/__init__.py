@@ -136,9 +136,10 @@ def _write_cache(path, made_of, images, labels):
 def import_tfds():
   """tensorflow_datasets; a DatasetError if it or what it needs is missing."""
   try:
-    import array_record.python.array_record_module  # noqa: F401, likewise
-    import importlib_resources  # noqa: F401, likewise
-    import PIL.Image  # noqa: F401, undeclared by tensorflow-datasets
+    # What tensorflow-datasets needs here, but in part does not declare.
+    import array_record.python.array_record_module  # noqa: F401
+    import importlib_resources  # noqa: F401
+    import PIL.Image  # noqa: F401
     import tensorflow_datasets as tfds
   except ImportError as error:
     raise DatasetError(

@@ -231,7 +231,8 @@ def read(name, source, say):
   Raises:
     DatasetError: a file is missing, damaged or not the original.
   """
-  check(source.is_dir(), f'{source} is not a directory')
+  held = 'the directory that holds the archives'
+  check(source.is_dir(), f'{source} is not {held}')
   if name in CIFAR:
     return _read_cifar(name, source, say)
   return _read_idx_files(name, source), {}

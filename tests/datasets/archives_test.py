@@ -122,7 +122,9 @@ class IdxTest(ArchivesTest):
     self.path().unlink()
     self.path().symlink_to('/dev/zero')
     self.assert_refused('mnist', 'a character device, not a regular file')
-    with self.assertRaisesRegex(DatasetError, 'is not a directory'):
+    with self.assertRaisesRegex(
+      DatasetError, 'is not the directory that holds'
+    ):
       archives.read('mnist', self.path('none'), print)
 
 

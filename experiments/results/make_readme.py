@@ -1,0 +1,95 @@
+"""Writes README.md beside this file from the run.json of every kept run.
+
+Copy and paste:
+  python -m experiments.results.make_readme
+
+A row of the table is an entry of a run's `headline`: figure, ours, best_tuned,
+paper.  What the papers show and no command makes yet stands in MISSING.
+"""
+
+import json
+import pathlib
+
+RESULTS = pathlib.Path(__file__).resolve().parent
+ORDER = ['quadratics', 'mnist', 'cifar10', 'neural_art', 'learning_to_optimize']
+COLUMNS = 'figure', 'command', 'minutes', 'memory', 'ours', 'tuned', 'paper'
+INTRODUCTION = """\
+# Kept results
+
+`make_readme.py` writes this page; change a run's `run.json`, not the page.
+
+Each folder is one run: `run.json` (command, commit, versions, device, seed,
+flags), `theta.npz` (the selected weights, with the same facts inside),
+`summary.json` (all figures of the comparison), pictures, and `NOTES.md` (what
+was measured there, and how).  A field that is `null` is not known.
+
+"Minutes" are the meta-training's, and after the plus the comparison's; a dash
+means that they were not recorded.  "Tuned" is the best hand-designed optimizer
+after its learning rate was tuned.  The papers' figures are read off their
+plots, to about 5 %.
+"""
+MISSING = """
+## In the papers, and not here yet
+
+- Andrychowicz et al. 2016, Fig. 6, final loss against the number of hidden
+  units for one and two layers: no command.
+- Section 3.3, CIFAR-10, CIFAR-5 and CIFAR-2: the convolutional net is missing.
+- Section 3.4, neural art: the optimizee is missing.
+- Appendix B, steps of the LSTM, SGD and ADAM side by side: no command.
+- Appendix D: NTM-BFGS is missing.  Global averaging cells are built; no
+  experiment uses them.
+- Li & Malik 2016, curves of single test functions: no command draws them.
+- Li & Malik 2017, Figs. 1 to 5, fifteen panels on Toronto Faces, CIFAR-10 and
+  CIFAR-100: no command makes them from data that anyone can prepare.  They were
+  measured on other faces and on subsets of CIFAR, see
+  [predicted_step_descent/full](predicted_step_descent/full/NOTES.md).
+"""
+
+
+def load(path):
+  return json.loads(path.read_text())
+
+
+def rank(path):
+  """Experiments in the order of the papers, their runs by figure."""
+  experiment, figure = path.parts[-3], load(path)['headline'][0]['figure']
+  place = ORDER.index(experiment) if experiment in ORDER else len(ORDER)
+  return place, figure
+
+
+def minutes(run):
+  """`14 + 3`: meta-training and comparison, as far as they are known."""
+  training, total = run.get('minutes'), run.get('total_minutes')
+  if training is None and run.get('seconds'):
+    training = run['seconds'] / 60
+  if training is None:
+    return '–' if total is None else f'{total:.3g} in all'
+  rest = '' if total is None else f' + {total - training:.3g}'
+  return f'{training:.3g}{rest}'
+
+
+def rows(path):
+  """The table's lines of one run; the command stands in its first."""
+  run, link = load(path), path.parent.relative_to(RESULTS)
+  command = run['command'] and f'`{run["command"]}`'
+  command = command or f'see [NOTES.md]({link}/NOTES.md)'
+  memory = run.get('memory_mb')
+  memory = '–' if memory is None else f'{memory:.0f} MB'
+  cells = command, minutes(run), memory
+  for i, entry in enumerate(run['headline']):
+    figure = f'[{entry["figure"]}]({link})'
+    numbers = [entry[name] or '–' for name in ('ours', 'best_tuned', 'paper')]
+    yield figure, *(cells if i == 0 else ('the same', '', '')), *numbers
+
+
+def readme() -> str:
+  """The page, as it should be in README.md."""
+  lines = [COLUMNS, ['---'] * len(COLUMNS)]
+  for path in sorted(RESULTS.glob('*/*/run.json'), key=rank):
+    lines += rows(path)
+  text = ''.join('| ' + ' | '.join(cells) + ' |\n' for cells in lines)
+  return INTRODUCTION + '\n' + text + MISSING
+
+
+if __name__ == '__main__':
+  (RESULTS / 'README.md').write_text(readme())
