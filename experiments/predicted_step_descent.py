@@ -340,7 +340,8 @@ def make_panels(s: Settings, test_data: dict, tuning: Problem):
       test = make_problem(optimizee, 'test', s.comparison.num_test, steps)
       keys = comparison.keys('tuning', s.comparison.num_tuning)
       own = test._replace(keys=keys) if s.images.tune_each else tuning
-      yield Panel(f'{data_name}, {name}', own, test)
+      what = name.replace('_', ', ')
+      yield Panel(f'{data_name}, {what}', own, test)
 
 
 def make_problem(optimizee, what, count, num_steps) -> Problem:

@@ -116,7 +116,7 @@ class PredictedStepDescentTest(parameterized.TestCase):
     s = self.settings(inputs=48, hidden=48, panels=('wide_long', 'same'))
     problem = psd.make_problem(OPTIMIZEE, 'tuning', 1, 4)
     panels = list(psd.make_panels(s, {'data': DATA}, problem))
-    titles = ['data, wide_long', 'data, same']
+    titles = ['data, wide, long', 'data, same']
     self.assertEqual([panel.title for panel in panels], titles)
     params, _ = panels[0].test.optimizee.init(jax.random.key(0))
     self.assertEqual(params[0]['w'].shape, (100, 200))
