@@ -7,382 +7,276 @@ Copy and paste:
 
 Trains a policy on a set of small functions (logistic regression, robust linear
 regression or nets of 12 weights), compares it on unseen ones, to 4 times its
-horizon, with hand-designed optimizers tuned on the training set, and writes the
-mean margin of victory (curves.csv, margin.png) and summary.json to --workdir.
+horizon, with hand-designed optimizers tuned on the training set, and writes
+theta.npz, the mean margin of victory (curves.csv, learning_curves.png) and
+summary.json to --workdir.
 """
 
-import csv
-import os
+from typing import Annotated, Literal, NamedTuple
 
 import jax
-import numpy as np
 import optax
-from absl import flags
 
-from experiments.common import cli, plots, small_functions
-from experiments.common import run as harness
-from l2o_jax import checkpoint
+from experiments.common import cli, comparison, run, settings, training
+from experiments.common.comparison import Comparison, Panel, Problem
 from l2o_jax.cells.mlp import mlp_cell
-from l2o_jax.features import history
+from l2o_jax.features import history, state_features
 from l2o_jax.gps import costs
-from l2o_jax.gps.guided_policy_search import function_keys, guided_policy_search
-from l2o_jax.gps.policy import policy_optimizer
-from l2o_jax.gps.state_features import state_features
-from l2o_jax.groups import Groups
+from l2o_jax.gps.badmm import badmm
+from l2o_jax.gps.guided_policy_search import guided_policy_search
+from l2o_jax.gps.mirror_descent import mirror_descent
+from l2o_jax.gps.policy import Regression, make_policy
+from l2o_jax.gps.rollouts import Rollouts
+from l2o_jax.groups import by_label
+from l2o_jax.learned_optimizers import autonomous_optimizer
+from l2o_jax.optimizees import logistic_regression, robust_regression, small_net
 
-LEARNED = 'learned'
-FIRST_ORDER = ('gradient descent', 'momentum', 'CG')
-PRESETS = {
-  'quick': {'num_epochs': 24},
-  'paper': {
-    'num_epochs': 10,
-    'method': 'badmm',
-    'policy': 'joint',
-    'cost': 'taylor',
-    'num_rollouts': 20,
-    'policy_rollouts': 0.0,
-    'blend': 0.5,
-    'inner_iterations': 4,
-    'precision_power': 1.0,
-  },
+# Functions, and how many there are for training in the paper.
+FAMILIES = {
+  'logistic': (logistic_regression, 90),
+  'robust': (robust_regression, 120),
+  'net': (small_net, 80),
 }
+COSTS = {
+  'gradient_share': costs.gradient_share,
+  'taylor': costs.taylor,
+  'sample_taylor': costs.sample_taylor,
+  'sample_gradient': costs.sample_gradient,
+}
+FIRST_ORDER = ('SGD', 'momentum', 'CG')
 
-flags.DEFINE_enum(
-  'family',
-  'logistic',
-  list(small_functions.FAMILIES),
-  'Functions to be '
-  'minimized; as many for training as in the paper: 90, 120, 80.',
-)
-flags.DEFINE_integer(
-  'num_functions',
-  0,
-  'Training functions, >= 0; 0: as many as the paper.',
-  lower_bound=0,
-  upper_bound=10**5,
-)
-flags.DEFINE_enum(
-  'method',
-  'mdgps',
-  ['mdgps', 'badmm'],
-  "badmm: the paper's, with "
-  "multipliers; mdgps: mirror descent on the policy's own rollouts.",
-)
-flags.DEFINE_enum(
-  'policy',
-  'coordinatewise',
-  ['coordinatewise', 'joint'],
-  'joint: one net '
-  'sees and moves all parameters, as in the paper; coordinatewise: one for '
-  'each group of parameters, run on every coordinate.',
-)
-flags.DEFINE_enum(
-  'cost',
-  None,
-  list(costs.NAMES),
-  'Quadratic model of the cost; taylor: the '
-  "paper's, for joint policies; sample_taylor: that of every sample by "
-  'itself, for mdgps and by default there with coordinatewise policies; '
-  'sample_gradient: likewise to first order; gradient_share by default '
-  'elsewhere.',
-)
-flags.DEFINE_float(
-  'kl_step',
-  None,
-  'Largest step of a guide at first, for each time and '
-  'coordinate, in nats, > 0; by default 0.5 with a --cost of samples, where '
-  'it falls to 2 % by a cosine, and 0.2 elsewhere.',
-  lower_bound=1e-9,
-  upper_bound=1e3,
-)
-flags.DEFINE_float(
-  'precision_power',
-  0.25,
-  "Exponent of the precision of a guide's actions "
-  "in the weights of the policy's regression, 0 ... 1; 1 in the paper.",
-  lower_bound=0.0,
-  upper_bound=1.0,
-)
-flags.DEFINE_integer(
-  'num_rollouts',
-  10,
-  'Rollouts of each function in an epoch, >= 2; 20 in the paper.',
-  lower_bound=2,
-  upper_bound=10**4,
-)
-flags.DEFINE_float(
-  'policy_rollouts',
-  0.5,
-  'With --method=badmm: share of the rollouts made '
-  'by the policy, 0 ... 0.9; 0 in the paper.',
-  lower_bound=0.0,
-  upper_bound=0.9,
-)
-flags.DEFINE_integer(
-  'inner_iterations',
-  2,
-  'With --method=badmm: alternations an epoch, >= 1.',
-  lower_bound=1,
-  upper_bound=20,
-)
-flags.DEFINE_float(
-  'blend',
-  0.3,
-  'Weight of the other times in the fits, 0 ... 1.',
-  lower_bound=0.0,
-  upper_bound=1.0,
-)
-flags.DEFINE_float(
-  'initial_rate',
-  0.25,
-  'Learning rate of the first guide, relative to that of tuned momentum, > 0.',
-  lower_bound=1e-6,
-  upper_bound=1.0,
-)
-flags.DEFINE_multi_enum(
-  'baselines',
-  list(small_functions.OPTIMIZERS),
-  list(small_functions.OPTIMIZERS),
-  'Hand-designed optimizers of the '
-  'comparison, a flag for each; those with a line search may evaluate the '
-  'function several times a step.',
-)
-flags.DEFINE_integer(
-  'horizons',
-  4,
-  'Steps of the comparison in units of --num_steps, >= 1.',
-  lower_bound=1,
-  upper_bound=100,
-)
-cli.define_flags(PRESETS, 'runs/learning_to_optimize', bptt=False)
-flags.FLAGS.set_default('num_steps', 40)
-flags.FLAGS.set_default('evaluation_period', 1)
-flags.FLAGS.set_default('num_validation', 512)
-flags.FLAGS.set_default('num_test', 100)
-flags.adopt_module_key_flags(cli)
+Share = Annotated[float, 0.0, 1.0]
 
 
-def cost_of(args):
-  each = args.method == 'mdgps' and args.policy == 'coordinatewise'
-  return args.cost or ('sample_taylor' if each else 'gradient_share')
+class Functions(NamedTuple):
+  """Functions.
+
+  Attributes:
+    family: Functions to be minimized; as many for training as in the paper: 90,
+      120, 80.
+    num_functions: Training functions, >= 0; 0: as many as in the paper.
+    horizons: Steps of the comparison in units of --num_steps, >= 1.
+  """
+
+  family: Literal[tuple(FAMILIES)] = 'logistic'
+  num_functions: settings.Whole = 0
+  horizons: Annotated[int, 1, 100] = 4
 
 
-def train(optimizee, names, size, settings):
-  """Meta-trains; (run directory, learned optimizer, theta, training keys)."""
-  args = flags.FLAGS
-  joint = args.policy == 'joint'
-  groups = (
-    None
-    if joint
-    else Groups(lambda params: {name: name for name in params}, names)
+class Policy(NamedTuple):
+  """Guided policy search.
+
+  Attributes:
+    trainer: badmm: the paper's, with multipliers; mdgps: mirror descent on the
+      policy's own rollouts.
+    policy: joint: one net sees and moves all parameters, as in the paper;
+      coordinatewise: a net for each group of parameters, run on every
+      coordinate.
+    cost: Quadratic model of the cost; taylor: the paper's, for joint policies;
+      sample_taylor: the expansion at every sample, for mdgps, by default there
+      with coordinatewise policies; sample_gradient: to first order only;
+      gradient_share by default elsewhere.
+    kl_step: Largest step of a guide at first, for each time and coordinate, in
+      nats, > 0; by default 0.5 with a --cost of samples, where it falls to 2 %
+      by a cosine, and 0.2 elsewhere.
+    precision_power: Exponent of the precision of a guide's actions in the
+      weights of the policy's regression, 0 ... 1; 1 in the paper.
+    num_rollouts: Rollouts of each function in an epoch, >= 2; 20 in the paper.
+    blend: Weight of the other times in the fits, 0 ... 1.
+    initial_rate: Learning rate of the first guide, relative to that of tuned
+      momentum, > 0.
+  """
+
+  trainer: Literal['mdgps', 'badmm'] = 'mdgps'
+  policy: Literal['coordinatewise', 'joint'] = 'coordinatewise'
+  cost: Literal[tuple(COSTS)] | None = None
+  kl_step: settings.Positive | None = None
+  precision_power: Share = 0.25
+  num_rollouts: Annotated[int, 2, 10**4] = 10
+  blend: Share = 0.3
+  initial_rate: Annotated[float, 1e-6, 1.0] = 0.25
+
+
+class Badmm(NamedTuple):
+  """Bregman ADMM.
+
+  Attributes:
+    policy_rollouts: Share of the rollouts made by the policy, 0 ... 0.9; 0 in
+      the paper.
+    inner_iterations: Alternations in an epoch, >= 1; 4 in the paper.
+  """
+
+  policy_rollouts: Annotated[float, 0.0, 0.9] = 0.5
+  inner_iterations: Annotated[int, 1, 20] = 2
+
+
+class Settings(NamedTuple):
+  """All flags."""
+
+  run: settings.Run = settings.Run(
+    workdir='runs/learning_to_optimize',
+    num_epochs=24,
+    num_steps=40,
+    evaluation_period=1,
+    num_validation=512,
   )
-  cell = mlp_cell(outputs=size if joint else None)
-  shape = {'groups': groups, 'joint_size': size if joint else None}
-  learned = policy_optimizer(history(), cell, **shape)
-  theta = None
-  if args.theta is not None:
-    theta = checkpoint.load(args.theta, learned.init(jax.random.key(0)))
-  workdir = harness.open_workdir(args.workdir, settings, args.resume)
-  count = args.num_functions or small_functions.FAMILIES[args.family][1]
-  # The key that meta_train gives to the trainer's init.
-  training = function_keys(
-    jax.random.split(jax.random.key(args.seed))[0], count
+  functions: Functions = Functions()
+  gps: Policy = Policy()
+  badmm: Badmm = Badmm()
+  comparison: Comparison = Comparison(
+    num_test=100,
+    tune='all',
+    baselines=(
+      *FIRST_ORDER,
+      'L-BFGS',
+      'CG, line search',
+      'L-BFGS, line search',
+    ),
   )
-  rate, momentum = tune(optimizee, training, 'momentum')
-  cost = cost_of(args)
-  trainer = guided_policy_search(
-    history(),
-    cell,
+
+
+def cost_of(gps: Policy) -> str:
+  """--cost, or what it is by default."""
+  each = gps.trainer == 'mdgps' and gps.policy == 'coordinatewise'
+  return gps.cost or ('sample_taylor' if each else 'gradient_share')
+
+
+def check(s: Settings) -> None:
+  """Which flags do not go together."""
+  cost, joint = cost_of(s.gps), s.gps.policy == 'joint'
+  if s.run.num_steps < 2:
+    raise settings.UsageError(
+      '--num_steps must be at least 2 for guided policy search'
+    )
+  if joint and cost == 'gradient_share' and s.functions.family == 'net':
+    raise settings.UsageError('--policy=joint on nets needs --cost=taylor')
+  if s.gps.trainer == 'badmm' and COSTS[cost].of_samples:
+    raise settings.UsageError(f'--cost={cost} needs --trainer=mdgps')
+
+
+EXPERIMENT = settings.Experiment(
+  'learning_to_optimize',
+  Settings(),
+  {
+    'quick': {},
+    'paper': {
+      'num_epochs': 10,
+      'trainer': 'badmm',
+      'policy': 'joint',
+      'cost': 'taylor',
+      'num_rollouts': 20,
+      'policy_rollouts': 0.0,
+      'blend': 0.5,
+      'inner_iterations': 4,
+      'precision_power': 1.0,
+    },
+  },
+  __doc__,
+  {'badmm': ('trainer', ('badmm',))},
+  check,
+)
+
+
+def make_trainer(s: Settings, learned, labels, size, functions, tuned):
+  """Guided policy search on these functions.
+
+  Args:
+    s: the flags.
+    learned: the policy as an optimizer.
+    labels: {group: group} of the parameters.
+    size: n.
+    functions: keys, [P].
+    tuned: setting of momentum, the first guide.
+  """
+  cost, joint = COSTS[cost_of(s.gps)], s.gps.policy == 'joint'
+  coordinates = size if joint else None
+  cell = mlp_cell(coordinates=coordinates)
+  groups = None if joint else by_label(labels)
+  policy = make_policy(history(), cell, groups, coordinates=coordinates)
+  guide = s.gps.initial_rate * tuned['rate'], tuned['momentum']
+  first_steps = 600
+  if s.gps.trainer == 'badmm':
+    improve = badmm(cost, blend=s.gps.blend, **s.badmm._asdict())
+    first_steps = 600 if s.run.theta is None else 0
+  else:
+    improve = mirror_descent(cost, blend=s.gps.blend)
+    guide = guide if s.run.theta is None else None
+  kl_step = s.gps.kl_step or (0.5 if cost.of_samples else 0.2)
+  if cost.of_samples:
+    epochs = max(s.run.num_epochs, 1)
+    kl_step = optax.cosine_decay_schedule(kl_step, epochs, alpha=0.02)
+  return guided_policy_search(
+    policy._replace(learned=learned),
     state_features(5, 0),
-    num_steps=args.num_steps,
-    initial=(args.initial_rate * rate, momentum),
-    method=args.method,
-    num_functions=count,
-    num_rollouts=args.num_rollouts,
-    num_coordinates=4,
-    policy_rollouts=args.policy_rollouts,
-    cost=cost,
-    inner_iterations=args.inner_iterations,
-    blend=args.blend,
-    precision_power=args.precision_power,
-    kl_step=optax.cosine_decay_schedule(
-      args.kl_step or 0.5, max(args.num_epochs, 1), alpha=0.02
-    )
-    if cost in costs.OF_SAMPLES
-    else args.kl_step or 0.2,
-    cloning_steps=600 if args.theta is None else 0,
-    batch_size=64,
-    **shape,
+    guide,
+    Rollouts(
+      s.run.num_steps,
+      functions=functions,
+      num_rollouts=s.gps.num_rollouts,
+      num_coordinates=4,
+    ),
+    improve=improve,
+    regression=Regression(
+      first_steps=first_steps,
+      batch_size=64,
+      precision_power=s.gps.precision_power,
+    ),
+    kl_step=kl_step,
   )
-  validation = jax.random.split(jax.random.key(1_000_001), args.num_validation)
-  mean = jax.jit(
-    lambda theta: small_functions.curves(
-      optimizee,
-      lambda loss: learned.transform(theta),
-      validation,
-      args.num_steps,
-    ).mean(0)
-  )
-  theta, loss = harness.meta_train(
-    workdir,
-    trainer,
-    optimizee,
-    mean,
-    num_epochs=args.num_epochs,
-    evaluation_period=args.evaluation_period,
-    seed=args.seed,
-    theta=theta,
-    max_nonfinite=args.max_nonfinite,
-    select=np.sum,
-    cpu_options=harness.COMPILE_QUICKLY,
-  )
-  return workdir, learned, theta, training, {'validation_sum': loss}
 
 
-def tune(optimizee, keys, name):
-  """The setting of a hand-designed optimizer on the functions of `keys`."""
-  make_opt, grid = small_functions.OPTIMIZERS[name]
-  if len(grid) == 1:
-    return grid[0]
-  run = lambda keys, make_opt: small_functions.curves(
-    optimizee, make_opt, keys, flags.FLAGS.num_steps
-  )
-  return small_functions.tune(run, keys, make_opt, grid)[0]
-
-
-def compare(workdir, optimizee, learned, theta, training, extra):
-  """Curves on unseen functions, margins, table."""
-  args = flags.FLAGS
-  steps = args.horizons * args.num_steps
-  keys = jax.random.split(jax.random.key(2_000_003), args.num_test)
-  run = jax.jit(
-    lambda theta: small_functions.curves(
-      optimizee, lambda loss: learned.transform(theta), keys, steps
-    )
-  )
-  losses, settings = {LEARNED: np.asarray(run(theta))}, {LEARNED: None}
-  for name in args.baselines:
-    make_opt = small_functions.OPTIMIZERS[name][0]
-    settings[name] = tune(optimizee, training, name)
-    losses[name] = np.asarray(
-      jax.jit(
-        lambda keys, make_opt=make_opt, best=settings[name]: (
-          small_functions.curves(optimizee, make_opt(*best), keys, steps)
-        )
-      )(keys)
-    )
-  fixed = [name for name in args.baselines if name in FIRST_ORDER]
-  groups = {
-    ', '.join(names): names
-    for names in (fixed, *([name] for name in args.baselines))
-    if names
-  }
-  margins = {
-    title: small_functions.margin(losses, LEARNED, names)
-    for title, names in groups.items()
-  }
-  rows = {
-    name: {
-      'setting': settings[name],
-      'sum': float(x[:, : args.num_steps + 1].sum(1).mean()),
-      **{f'step_{t}': float(x[:, t].mean()) for t in (args.num_steps, steps)},
-    }
-    for name, x in losses.items()
-  }
-  victory = {
-    name: {
-      'mean_2_to_horizon': float(m[2 : args.num_steps + 1].mean()),
-      'positive_2_to_horizon': float((m[2 : args.num_steps + 1] > 0).mean()),
-      'positive_after': float((m[args.num_steps + 1 :] > 0).mean())
-      if args.horizons > 1
-      else None,
-    }
-    for name, m in margins.items()
-  }
-  print(table(args, rows, victory))
-  write_curves(workdir / 'curves.csv', losses, margins)
-  plots.margins(
-    workdir / 'margin.png', margins, losses, LEARNED, args.num_steps
-  )
-  for row in rows.values():  # JSON knows no nan and inf
-    row.update(
-      (k, None)
-      for k, v in row.items()
-      if isinstance(v, float) and not np.isfinite(v)
-    )
-  harness.write_json(
-    workdir / 'summary.json',
-    {'optimizers': rows, 'margin_of_victory': victory, **extra},
-  )
-  print(f'\nwritten: {workdir}/margin.png summary.json curves.csv')
-
-
-def table(args, rows, victory) -> str:
-  """Best sum first; then the margins."""
-  last = args.horizons * args.num_steps
-  lines = [
-    f'\n{args.family}: {args.num_test} unseen functions',
-    f'{"optimizer":<22}{"setting":>22}{"sum":>10}'
-    f'{f"step {args.num_steps}":>10}{f"step {last}":>10}',
-  ]
-  for name, row in sorted(rows.items(), key=lambda kv: kv[1]['sum']):
-    setting = (
-      ''
-      if row['setting'] is None
-      else ', '.join(
-        f'{v:.3g}' if isinstance(v, float) else str(v) for v in row['setting']
-      )
-    )
-    lines.append(
-      f'{name:<22}{setting:>22}{row["sum"]:>10.4g}'
-      f'{row[f"step_{args.num_steps}"]:>10.4g}'
-      f'{row[f"step_{last}"]:>10.4g}'
-    )
-  lines.append(
-    f'\n{"margin of victory over":<32}{"mean, 2 ... T":>14}{"share > 0":>11}'
-  )
-  lines += [
-    f'{name:<32}{row["mean_2_to_horizon"]:>14.4g}'
-    f'{row["positive_2_to_horizon"]:>11.2f}'
-    for name, row in victory.items()
-  ]
-  return '\n'.join(lines)
-
-
-def write_curves(path, losses, margins):
-  temporary = f'{path}.tmp'
-  with open(temporary, 'w', newline='') as f:
-    writer = csv.writer(f)
-    writer.writerow(['what', 'name', 'step', 'value'])
-    for what, curves in (
-      ('mean loss', {k: x.mean(0) for k, x in losses.items()}),
-      ('margin', margins),
-    ):
-      for name, curve in curves.items():
-        writer.writerows(
-          [what, name, t, f'{value:.6g}'] for t, value in enumerate(curve)
-        )
-  os.replace(temporary, path)
-
-
-def main():
-  args = flags.FLAGS
-  if (
-    args.policy == 'joint'
-    and cost_of(args) == 'gradient_share'
-    and (args.family == 'net')
-  ):
-    raise cli.UsageError('--policy=joint on nets needs --cost=taylor')
-  if args.method == 'badmm' and args.cost in costs.OF_SAMPLES:
-    raise cli.UsageError(f'--cost={args.cost} needs --method=mdgps')
-  settings = cli.config()
-  optimizee = small_functions.FAMILIES[args.family][0]
+def main(s: Settings) -> None:
+  """Meta-trains and compares."""
+  if comparison.shown(EXPERIMENT, s):
+    return
+  make, count = FAMILIES[s.functions.family]
+  optimizee = make()
   params = jax.eval_shape(optimizee.init, jax.random.key(0))[0]
-  workdir, learned, theta, training, extra = train(
-    optimizee, tuple(params), sum(x.size for x in params.values()), settings
+  labels, size = {k: k for k in params}, sum(x.size for x in params.values())
+  learned = autonomous_optimizer(labels)
+  if s.gps.policy == 'joint':
+    learned = autonomous_optimizer(coordinates=size)
+  theta = training.given_theta(learned, s)
+  others = comparison.rivals(s.comparison.rivals, optimizee)
+
+  # The policy is trained, and its rivals are tuned, on the same functions.
+  key = jax.random.fold_in(training.first_keys(s.run.seed)[0], 1)
+  functions = jax.random.split(key, s.functions.num_functions or count)
+  tuning = comparison.given(optimizee, functions, s.run.num_steps)
+  problem = lambda what, count, runs: Problem(
+    optimizee, comparison.keys(what, count), runs * s.run.num_steps
   )
-  compare(workdir, optimizee, learned, theta, training, extra)
+  validation = problem('validation', s.run.num_validation, 1)
+  validate = comparison.mean_curve(validation, learned)
+
+  with run.opened(EXPERIMENT, s) as path:
+    tuned = comparison.tune(tuning, 'momentum', 'mean')
+    trainer = make_trainer(s, learned, labels, size, functions, tuned)
+    stages = (training.Stage(trainer, s.run.num_epochs),)
+    t = training.prepare(
+      EXPERIMENT, s, path, learned, optimizee, validate=validate
+    )
+    progress = training.meta_train(t._replace(by='mean', stages=stages), theta)
+    panels = [
+      Panel(
+        f'{s.functions.family}, {runs * s.run.num_steps} steps',
+        tuning,
+        problem('test', s.comparison.num_test, runs),
+      )
+      for runs in sorted({1, s.functions.horizons})
+    ]
+    mine = comparison.contenders(learned, progress.best_theta, s, others)
+    comparison.compare(
+      path,
+      mine,
+      panels,
+      s.comparison,
+      by='mean',
+      margin_over=[n for n in s.comparison.baselines if n in FIRST_ORDER],
+      horizon=s.run.num_steps,
+      extra={'validation_loss': float(progress.best)},
+    )
 
 
 if __name__ == '__main__':
-  cli.run(main, PRESETS, __doc__)
+  cli.run(main, EXPERIMENT)

@@ -8,75 +8,18 @@ Copy and paste:
 Meta-trains one LSTM on a 784-20-10 sigmoid net and compares it with tuned SGD,
 momentum, NAG, RMSprop and ADAM there and where it has not been: more steps,
 more units, two layers, ReLU.  Meta-training, validation and test use disjoint
-images.  Writes learning_curves.png, summary.json and curves.csv to --workdir.
+images.  Writes theta.npz, learning_curves.png, summary.json and curves.csv to
+--workdir.
 """
 
 import math
+from typing import Annotated, Literal, NamedTuple
 
-from absl import flags
-
-from experiments.common import cli, comparison
-from experiments.common import run as harness
-from experiments.common.baselines import grid
+from experiments.common import bptt, cli, comparison, run, settings, training
+from experiments.common.comparison import Comparison, Panel, Problem
 from l2o_jax import datasets
 from l2o_jax.learned_optimizers import lstm_log_and_sign
 from l2o_jax.optimizees.classifier import classifier, mlp
-
-_TUNED = {
-  'initial_std': 0.1,
-  'output_scale': 0.01,
-  'learning_rate': 2e-3,
-  'preprocessing_p': 7.0,
-  'weights': 'rising',
-  'second_derivatives': True,
-  'num_tuning': 16,
-  'num_test': 100,
-}
-PRESETS = {
-  'quick': {
-    'num_epochs': 100,
-    'evaluation_period': 20,
-    'num_validation': 8,
-    **_TUNED,
-  },
-  'full': {
-    'num_epochs': 600,
-    'evaluation_period': 30,
-    'num_validation': 96,
-    **_TUNED,
-  },
-  'paper': {
-    **_TUNED,
-    'num_epochs': 900,
-    'evaluation_period': 45,
-    'num_validation': 32,
-    'preprocessing_p': 10.0,
-    'weights': 'all',
-    'output_scale': 0.1,
-    'second_derivatives': False,
-  },
-  'original': {
-    'num_epochs': 10000,
-    'evaluation_period': 100,
-    'num_validation': 20,
-    'num_tuning': 16,
-    'num_test': 100,
-    'output_scale': 0.01,
-    'preprocessing_p': 5.0,
-    'learning_rate': 1e-3,
-    'learning_rate_schedule': 'constant',
-    'clip_norm': 0.0,
-  },
-}
-
-# Where the search of a baseline's learning rate begins.
-GRIDS = {
-  'SGD': grid(0.3, 10.0, 8),
-  'momentum': grid(0.1, 3.0, 8),
-  'NAG': grid(0.1, 3.0, 8),
-  'RMSprop': grid(3e-3, 0.1, 8),
-  'ADAM': grid(1e-2, 0.3, 8),
-}
 
 # Title, hidden layers, activation, multiple of --num_steps.
 PANELS = {
@@ -87,96 +30,144 @@ PANELS = {
   'relu': ('ReLU', (20,), 'relu', 1),
 }
 
-flags.DEFINE_enum(
-  'dataset',
-  'mnist_5k',
-  datasets.NAMES,
-  'Images; mnist_5k is in the package,'
-  ' the others are prepared by python -m l2o_jax.datasets.',
-)
-flags.DEFINE_string(
-  'data_dir',
-  None,
-  'Where prepared data sets are; $TFDS_DATA_DIR or '
-  '~/tensorflow_datasets by default.',
-)
-flags.DEFINE_multi_enum(
-  'panels',
-  list(PANELS),
-  list(PANELS),
-  'Problems of the comparison, a flag '
-  'for each; long: twice the steps, wide: 40 hidden units, deep: 2 '
-  'hidden layers of 20.',
-)
-flags.DEFINE_integer(
-  'batch_size',
-  128,
-  'Images per minibatch, >= 1.',
-  lower_bound=1,
-  upper_bound=10**6,
-)
-flags.DEFINE_float(
-  'initial_std',
-  0.01,
-  "Standard deviation of the nets' initial weights and "
-  'biases, > 0; 0.01: as the released code; near 0 two sigmoid layers stay '
-  'on a plateau.',
-  lower_bound=1e-12,
-  upper_bound=1e3,
-)
-flags.DEFINE_float(
-  'preprocessing_p',
-  10.0,
-  "p of the gradient's preprocessing, > 0: "
-  'gradients under exp(-p) are seen linearly.',
-  lower_bound=1e-3,
-  upper_bound=50.0,
-)
-cli.define_flags(PRESETS, 'runs/mnist')
-flags.adopt_module_key_flags(cli)
+
+class Images(NamedTuple):
+  """Images and nets.
+
+  Attributes:
+    dataset: Images; mnist_5k is in the package, the others are prepared by
+      python -m l2o_jax.datasets.
+    data_dir: Where prepared data sets are; $TFDS_DATA_DIR or
+      ~/tensorflow_datasets by default.
+    panels: Problems of the comparison, a flag for each; long: twice the steps,
+      wide: 40 hidden units, deep: 2 hidden layers of 20.
+    batch_size: Images per minibatch, >= 1.
+    initial_std: Standard deviation of the nets' initial weights, biases, > 0;
+      0.01: as the released code; near 0 two sigmoid layers stay on a plateau.
+  """
+
+  dataset: Literal[tuple(datasets.NAMES)] = 'mnist_5k'
+  data_dir: str | None = None
+  panels: tuple[Literal[tuple(PANELS)], ...] = tuple(PANELS)
+  batch_size: settings.Count = 128
+  initial_std: settings.Positive = 0.1
 
 
-def main():
-  args = flags.FLAGS
-  settings = cli.config()
-  images, labels = datasets.load(args.dataset, 'train', args.data_dir)
-  held_out = datasets.load(args.dataset, 'test', args.data_dir)
-  inputs, outputs = math.prod(images.shape[1:]), int(labels.max()) + 1
-  last = -(len(images) // 12)  # 5,000 of 60,000 for validation and tuning
-  train, validation = (
+class Lstm(NamedTuple):
+  """Learned optimizer.
+
+  Attributes:
+    output_scale: Factor of the LSTM's output, > 0; smaller means smaller steps
+      at the start.
+    preprocessing_p: p of the gradient's preprocessing, > 0: gradients under
+      exp(-p) are seen linearly.
+  """
+
+  output_scale: settings.Positive = 0.01
+  preprocessing_p: Annotated[float, 1e-3, 50.0] = 7.0
+
+
+class Settings(NamedTuple):
+  """All flags."""
+
+  run: settings.Run = settings.Run(workdir='runs/mnist')
+  images: Images = Images()
+  lstm: Lstm = Lstm()
+  bptt: settings.Bptt = settings.Bptt(learning_rate=2e-3)
+  comparison: Comparison = Comparison(
+    num_test=100,
+    num_tuning=16,
+    baselines=('SGD', 'momentum', 'NAG', 'RMSprop', 'ADAM'),
+  )
+  hosts: settings.Hosts = settings.Hosts()
+
+
+_TUNED = {'weights': 'rising', 'second_derivatives': True}
+EXPERIMENT = settings.Experiment(
+  'mnist',
+  Settings(),
+  {
+    'quick': {
+      **_TUNED,
+      'num_epochs': 100,
+      'evaluation_period': 20,
+      'num_validation': 8,
+    },
+    'full': {
+      **_TUNED,
+      'num_epochs': 600,
+      'evaluation_period': 30,
+      'num_validation': 96,
+    },
+    'paper': {
+      'num_epochs': 900,
+      'evaluation_period': 45,
+      'num_validation': 32,
+      'preprocessing_p': 10.0,
+      'output_scale': 0.1,
+    },
+    'original': {
+      'num_epochs': 10000,
+      'num_validation': 20,
+      'initial_std': 0.01,
+      'preprocessing_p': 5.0,
+      'learning_rate': 1e-3,
+      'learning_rate_schedule': 'constant',
+      'clip_norm': 0.0,
+    },
+  },
+  __doc__,
+)
+
+
+def load(s: Images):
+  """Images and labels to train on, to validate and tune on, and to test on."""
+  images, labels = datasets.load(s.dataset, 'train', s.data_dir)
+  last = -(len(images) // 12)  # 5,000 of 60,000
+  train, held_out = (
     (images[:last], labels[:last]),
     (images[last:], labels[last:]),
   )
+  return train, held_out, datasets.load(s.dataset, 'test', s.data_dir)
+
+
+def main(s: Settings) -> None:
+  """Meta-trains and compares."""
+  if comparison.shown(EXPERIMENT, s):
+    return
+  learned = lstm_log_and_sign(s.lstm.preprocessing_p, s.lstm.output_scale)
+  theta = training.given_theta(learned, s)
+  train, held_out, test = load(s.images)
+  inputs, outputs = math.prod(train[0].shape[1:]), int(train[1].max()) + 1
 
   def optimizee(data, hidden, activation):
-    net = mlp((inputs, *hidden, outputs), activation, args.initial_std)
-    return classifier(*data, net, args.batch_size)
+    sizes = inputs, *hidden, outputs
+    net = mlp(sizes, activation, s.images.initial_std)
+    return classifier(*data, net, s.images.batch_size)
 
-  learned = lstm_log_and_sign(args.preprocessing_p, args.output_scale)
-  base = PANELS['base'][1:3]
-  workdir, theta, how = harness.train(
-    learned,
-    optimizee(train, *base),
-    optimizee(validation, *base),
-    settings=settings,
-    batch_size=1,
-  )
-  panels = []
-  for name in args.panels:
-    what, hidden, activation, runs = PANELS[name]
-    steps = runs * args.num_steps
-    panels.append(
-      comparison.Panel(
-        f'{what}, {steps} steps',
-        optimizee(validation, hidden, activation),
-        optimizee(held_out, hidden, activation),
-        steps,
-      )
-    )
-  comparison.compare(
-    workdir, learned, theta, panels, GRIDS, batch_size=1, extra=how
-  )
+  def problem(data, panel, what, count):
+    _, hidden, activation, runs = PANELS[panel]
+    keys, steps = comparison.keys(what, count), runs * s.run.num_steps
+    return Problem(optimizee(data, hidden, activation), keys, steps, 1)
+
+  validation = problem(held_out, 'base', 'validation', s.run.num_validation)
+  validate = comparison.mean_curve(validation, learned)
+  base = optimizee(train, *PANELS['base'][1:3])
+  others = comparison.rivals(s.comparison.rivals, base)
+
+  with run.opened(EXPERIMENT, s) as path:
+    t = training.prepare(EXPERIMENT, s, path, learned, base, validate=validate)
+    progress, facts = bptt.train(t, s.bptt, theta)
+    panels = []
+    for name in s.images.panels:
+      tuning = problem(held_out, name, 'tuning', s.comparison.num_tuning)
+      unseen = problem(test, name, 'test', s.comparison.num_test)
+      title = f'{PANELS[name][0]}, {unseen.num_steps} steps'
+      panels.append(Panel(title, tuning, unseen))
+    mine = comparison.contenders(learned, progress.best_theta, s, others)
+    facts['validation_loss'] = float(progress.best)
+    comparison.compare(path, mine, panels, s.comparison, extra=facts)
 
 
 if __name__ == '__main__':
-  cli.run(main, PRESETS, __doc__)
+  cli.run(main, EXPERIMENT)

@@ -1,4 +1,4 @@
-"""Predicted Step Descent on one objective (Li & Malik 2017, section 4).
+r"""Predicted Step Descent on one objective (Li & Malik 2017, section 4).
 
 Copy and paste:
   python -m experiments.predicted_step_descent       # packaged digits, 16-16-10
@@ -10,51 +10,40 @@ Meta-trains a policy on a single objective, a small ReLU net on randomly
 projected images, and compares it on nets of other sizes, smaller minibatches,
 more steps and other images with hand-designed optimizers tuned on the objective
 of meta-training.  --trainer and --features choose what is trained; --rivals
-takes finished runs with others into the comparison.  Writes curves.csv,
-summary.json and learning_curves.png to --workdir.
+takes finished runs with others into the comparison.  Writes theta.npz,
+curves.csv, summary.json and learning_curves.png to --workdir.
 """
 
-import csv
-import json
-import pathlib
+from typing import Annotated, Literal, NamedTuple
 
 import jax
-import numpy as np
-from absl import flags
+import jax.numpy as jnp
+import optax
 
-from experiments.common import cli, plots, policy_training, projected
-from experiments.common import run as harness
-from l2o_jax import checkpoint
-from l2o_jax.gps import costs
+from experiments.common import (
+  bptt,
+  cli,
+  comparison,
+  projected,
+  run,
+  settings,
+  training,
+)
+from experiments.common.baselines import TABLE
+from experiments.common.comparison import Comparison, Panel, Problem
+from experiments.learning_to_optimize import COSTS
+from l2o_jax.cells.lstm import lstm_cell
+from l2o_jax.features import log_and_sign, relative_changes, state_features
+from l2o_jax.gps.badmm import badmm
+from l2o_jax.gps.guided_policy_search import guided_policy_search
+from l2o_jax.gps.mirror_descent import mirror_descent
+from l2o_jax.gps.policy import Regression, make_policy
+from l2o_jax.gps.rollouts import Rollouts
+from l2o_jax.groups import by_label
+from l2o_jax.imitation import imitation
+from l2o_jax.learned_optimizers import lstm_policy, predicted_step_descent
 
-PRESETS = {
-  'quick': {
-    'num_epochs': 25,
-    'num_steps': 50,
-    'inputs': 16,
-    'hidden': 16,
-    'lstm_units': 32,
-  },
-  'full': {
-    'num_epochs': 8,
-    'num_steps': 400,
-    'inputs': 48,
-    'hidden': 48,
-    'lstm_units': 32,
-    'objective_size': 6000,
-    'initial': 'ADAM_decaying',
-    'initial_rate': 0.75,
-    'cloning_epochs': 3,
-    'cloning_rate': 3e-3,
-    'cloning_scale': 1.0,
-    'kl_step': 0.2,
-    'max_noise': 0.1,
-    'regression_steps': 100,
-    'regression_rate': 2e-5,
-    'num_coordinates': 128,
-  },
-}
-# Projection (0: that of meta-training), multiples of --inputs, --hidden and
+# Projection (0: as in meta-training), multiples of --inputs, --hidden and
 # --num_steps, minibatch.
 PANELS = {
   'same': (0, 1, 1, 1, 64),
@@ -64,301 +53,358 @@ PANELS = {
   'wide_noisy': (1, 100 / 48, 200 / 48, 1, 10),
   'wide_long': (1, 100 / 48, 200 / 48, 2, 64),
 }
-
-flags.DEFINE_string(
-  'dataset',
-  'mnist_5k',
-  'Images of meta-training: a name of python -m '
-  'l2o_jax.datasets (mnist_5k is in the package), or an .npz.',
-)
-flags.DEFINE_multi_string(
-  'test_data',
-  [],
-  'Images of the comparison, likewise, a flag for each; '
-  'those of --dataset by default, with another projection.',
-)
-flags.DEFINE_string(
-  'data_dir',
-  None,
-  'Where prepared data sets are; $TFDS_DATA_DIR or '
-  '~/tensorflow_datasets by default.',
-)
-flags.DEFINE_multi_enum(
-  'panels',
-  list(PANELS),
-  list(PANELS),
-  'Problems of the comparison, a flag '
-  'for each; same: the objective of meta-training, other x_0; base: another '
-  'projection, as in all that follow; wide: larger nets; noisy: minibatches '
-  'of 10; long: twice the steps.',
-)
-flags.DEFINE_multi_enum(
-  'baselines',
-  list(projected.PAPER_BASELINES),
-  list(projected.OPTIMIZERS),
-  'Hand-designed optimizers of the comparison, a flag for each; by default '
-  "the paper's seven.",
-)
-flags.DEFINE_bool(
-  'tune_each',
-  False,
-  'Tune hand-designed optimizers on every problem of the '
-  'comparison by itself, which the paper does not, instead of on the '
-  'objective of meta-training.',
-)
-flags.DEFINE_multi_string(
-  'rivals',
-  [],
-  'Run directories whose thetas are compared too, a flag for each.',
-)
-flags.DEFINE_integer(
-  'inputs',
-  48,
-  'Projections of an image, >= 1.',
-  lower_bound=1,
-  upper_bound=10**4,
-)
-flags.DEFINE_integer(
-  'hidden', 48, 'Hidden units, >= 1.', lower_bound=1, upper_bound=10**4
-)
-flags.DEFINE_float(
-  'initial_std',
-  0.1,
-  'Standard deviation of initial weights and biases, > 0.',
-  lower_bound=1e-12,
-  upper_bound=1e3,
-)
-flags.DEFINE_integer(
-  'minibatch',
-  64,
-  'Images per minibatch in meta-training, >= 1.',
-  lower_bound=1,
-  upper_bound=10**6,
-)
-flags.DEFINE_integer(
-  'objective_size',
-  10**6,
-  'Images that make the exact objective in meta-training and tuning, at most.',
-  lower_bound=1,
-  upper_bound=10**9,
-)
-cli.define_flags(PRESETS, 'runs/predicted_step_descent', search=False)
-flags.FLAGS.set_default('unroll_length', 10)
-flags.FLAGS.set_default('evaluation_period', 1)
-flags.FLAGS.set_default('num_validation', 8)
-flags.FLAGS.set_default('num_tuning', 4)
-flags.FLAGS.set_default('num_test', 5)
-flags.adopt_module_key_flags(cli)
-flags.adopt_module_key_flags(policy_training)
+# Coordinate groups: weights and biases of each layer.
+LABELS = [{'w': 'w0', 'b': 'b0'}, {'w': 'w1', 'b': 'b1'}]
 
 
-def rivals():
-  """{name: (learned optimizer, theta)} of other run directories."""
-  found = {}
-  for path in map(pathlib.Path, flags.FLAGS.rivals):
-    try:
-      config = json.loads((path / 'config.json').read_text())
-      learned = policy_training.optimizer(config)[2]
-      name = f'{config["trainer"]}, {config["features"]}'
-    except (OSError, ValueError, KeyError, TypeError) as error:
-      raise cli.UsageError(
-        f'--rivals={path} is no run of this experiment: {error}'
-      ) from None
-    found[name + f' ({path.name})' * (name in found)] = (
-      learned,
-      checkpoint.load(path / 'best.npz', learned.init(jax.random.key(0))),
+class Images(NamedTuple):
+  """Images and nets.
+
+  Attributes:
+    dataset: Images of meta-training: a name of python -m l2o_jax.datasets
+      (mnist_5k is in the package), or an .npz.
+    test_data: Images of the comparison, a flag for each; by default those of
+      --dataset, with another projection.
+    data_dir: Where prepared data sets are; $TFDS_DATA_DIR or
+      ~/tensorflow_datasets by default.
+    panels: Problems of the comparison, a flag for each; same: the objective of
+      meta-training, other x_0; base: another projection, as in all that follow;
+      wide: larger nets; noisy: minibatches of 10; long: twice the steps.
+    tune_each: Tune hand-designed optimizers on every problem of the comparison
+      by itself, which the paper does not, instead of on the objective of
+      meta-training.
+    inputs: Projections of an image, >= 1.
+    hidden: Hidden units, >= 1.
+    initial_std: Standard deviation of initial weights and biases, > 0.
+    minibatch: Images per minibatch in meta-training, >= 1.
+    objective_size: Images that make the exact objective in meta-training and
+      tuning, at most.
+  """
+
+  dataset: str = 'mnist_5k'
+  test_data: tuple[str, ...] = ()
+  data_dir: str | None = None
+  panels: tuple[Literal[tuple(PANELS)], ...] = tuple(PANELS)
+  tune_each: bool = False
+  inputs: settings.Count = 48
+  hidden: settings.Count = 48
+  initial_std: settings.Positive = 0.1
+  minibatch: settings.Count = 64
+  objective_size: settings.Count = 10**6
+
+
+class Policy(NamedTuple):
+  """Policy and trainer.
+
+  Attributes:
+    trainer: Guided policy search by mirror descent (mdgps) or by the papers'
+      Bregman ADMM (badmm), or truncated back-propagation through time (bptt).
+    features: changes: relative changes and one LSTM layer (Li & Malik);
+      log_and_sign: of the gradient, and two layers of 20 units (Andrychowicz et
+      al.).
+    lstm_units: With --features=changes: units of the LSTM, >= 1; 128 in the
+      paper.
+    shared: One theta for all weights and biases instead of one for each.
+  """
+
+  trainer: Literal['mdgps', 'badmm', 'bptt'] = 'mdgps'
+  features: Literal['changes', 'log_and_sign'] = 'changes'
+  lstm_units: Annotated[int, 1, 10**4] = 32
+  shared: bool = False
+
+
+class Imitation(NamedTuple):
+  """Imitation, before guided policy search.
+
+  Attributes:
+    imitation_epochs: Epochs in which the policy learns the steps of --initial,
+      part of --num_epochs, >= 0; from the second on along its own rollouts.
+    imitation_rate: Learning rate of Adam in them, > 0.
+    imitation_scale: Gradients and losses of each rollout are multiplied by
+      exp(U(-s, s)), s >= 0.
+  """
+
+  imitation_epochs: Annotated[int, 0, 1000] = 0
+  imitation_rate: settings.Positive = 1e-3
+  imitation_scale: Annotated[float, 0.0, 10.0] = 0.0
+
+
+class Search(NamedTuple):
+  """Guided policy search.
+
+  Attributes:
+    initial: The first guide, tuned momentum as in the paper; or what is
+      imitated, any optimizer, with --imitation_epochs.
+    initial_rate: Learning rate of --initial, relative to the tuned one, > 0.
+    cost: Of the guide; sample_taylor by default with mdgps, gradient_share with
+      badmm, which has no costs of samples.
+    kl_step: Largest step of the guide at first, for each time and coordinate,
+      in nats, > 0; falls to 2 % by a cosine.
+    tolerance: A policy is taken back if its rollouts cost more than so many
+      times the last accepted ones, >= 0.5.
+    num_rollouts: Rollouts in an epoch, >= 2.
+    num_coordinates: Coordinates of each group and rollout that are looked at,
+      >= 1.
+    max_noise: Largest noise of rollouts, relative to the actions of a group.
+    state_depth: Depth of the guide's state features, >= 0; 25 in the paper.
+    regression_steps: Steps of Adam in the policy's regression, in an epoch,
+      >= 1.
+    regression_rate: Learning rate of Adam in it, > 0.
+    batch_size: Coordinate sequences in each of its steps, >= 1.
+  """
+
+  initial: Literal[tuple(TABLE)] = 'momentum'
+  initial_rate: Annotated[float, 1e-6, 1.0] = 0.25
+  cost: Literal[tuple(COSTS)] | None = None
+  kl_step: settings.Positive = 1.0
+  tolerance: Annotated[float, 0.5, 100.0] = 1.05
+  num_rollouts: Annotated[int, 2, 10**4] = 12
+  num_coordinates: settings.Count = 256
+  max_noise: Annotated[float, 1e-3, 10.0] = 0.6
+  state_depth: Annotated[int, 0, 100] = 10
+  regression_steps: settings.Count = 300
+  regression_rate: settings.Positive = 1e-3
+  batch_size: settings.Count = 128
+
+
+class Scale(NamedTuple):
+  """Size of steps.
+
+  Attributes:
+    output_scale: Factor of the LSTM's output, > 0; smaller means smaller steps
+      at the start.
+  """
+
+  output_scale: settings.Positive = 0.01
+
+
+class Settings(NamedTuple):
+  """All flags."""
+
+  run: settings.Run = settings.Run(
+    workdir='runs/predicted_step_descent',
+    num_epochs=25,
+    num_steps=50,
+    evaluation_period=1,
+    num_validation=8,
+  )
+  images: Images = Images()
+  policy: Policy = Policy()
+  imitation: Imitation = Imitation()
+  search: Search = Search()
+  bptt: settings.Bptt = settings.Bptt(unroll_length=10)
+  scale: Scale = Scale()
+  comparison: Comparison = Comparison(
+    num_test=5,
+    num_tuning=4,
+    tune='all',
+    baselines=tuple(n for n in TABLE if n not in ('NAG', 'ADAM_decaying')),
+  )
+
+
+def check(s: Settings) -> None:
+  """Which flags do not go together."""
+  trainer, cost = s.policy.trainer, s.search.cost
+  if trainer == 'bptt':
+    if s.bptt.remat == 'blocks' and not s.policy.shared:
+      raise settings.UsageError(
+        '--remat=blocks needs --shared: one theta for all'
+      )
+    return
+  if s.run.num_steps < 2:
+    raise settings.UsageError(
+      '--num_steps must be at least 2 for guided policy search'
     )
-  return found
+  if trainer == 'badmm' and cost and COSTS[cost].of_samples:
+    raise settings.UsageError(f'--cost={cost} needs --trainer=mdgps')
+  if s.search.initial != 'momentum' and not s.imitation.imitation_epochs:
+    raise settings.UsageError(
+      f'--initial={s.search.initial} needs --imitation_epochs'
+    )
+  if s.imitation.imitation_epochs > s.run.num_epochs:
+    raise settings.UsageError('--imitation_epochs is part of --num_epochs')
 
 
-def compare(workdir, optimizee, thetas, test_data, extra):
-  """Objective against step on every panel, ranks, figure.
+EXPERIMENT = settings.Experiment(
+  'predicted_step_descent',
+  Settings(),
+  {
+    'quick': {'inputs': 16, 'hidden': 16},
+    'full': {
+      'num_epochs': 8,
+      'num_steps': 400,
+      'objective_size': 6000,
+      'initial': 'ADAM_decaying',
+      'initial_rate': 0.75,
+      'imitation_epochs': 3,
+      'imitation_rate': 3e-3,
+      'imitation_scale': 1.0,
+      'kl_step': 0.2,
+      'max_noise': 0.1,
+      'regression_steps': 100,
+      'regression_rate': 2e-5,
+      'num_coordinates': 128,
+    },
+  },
+  __doc__,
+  {
+    'imitation': ('trainer', ('mdgps',)),
+    'search': ('trainer', ('mdgps', 'badmm')),
+    'bptt': ('trainer', ('bptt',)),
+    'scale': ('trainer', ('bptt',)),
+  },
+  check,
+)
+
+
+def learned_optimizer(policy: Policy):
+  """The policy as an optimizer, by its name in the library."""
+  labels = None if policy.shared else LABELS
+  if policy.features == 'log_and_sign':
+    return lstm_policy(labels)
+  return predicted_step_descent(labels, policy.lstm_units)
+
+
+def make_stages(s: Settings, learned, tuned: dict) -> list[training.Stage]:
+  """Imitation if there is any, then guided policy search.
 
   Args:
-    workdir: the run directory.
-    optimizee: of meta-training; hand-designed optimizers are tuned on it, or
-      with --tune_each on each panel's own, from other x_0.
-    thetas: {name: (learned optimizer, theta)}; the first is this run's.
-    test_data: {name: (images, labels)}.
-    extra: {name: value} for summary.json.
+    s: the flags.
+    learned: the policy as an optimizer.
+    tuned: setting of --initial.
   """
-  args = flags.FLAGS
-  tuning, tests = map(policy_training.keys_of, ('tuning', 'test'))
-  settings = (
-    {}
-    if args.tune_each
-    else {
-      name: projected.tune(optimizee, tuning, name, args.num_steps)
-      for name in args.baselines
-    }
+  own = s.search
+  if s.policy.features == 'log_and_sign':
+    parts = log_and_sign(), lstm_cell(scale=1.0)
+  else:
+    parts = relative_changes(), lstm_cell((s.policy.lstm_units,), scale=1.0)
+  policy = make_policy(*parts, by_label(LABELS), shared=s.policy.shared)
+  policy = policy._replace(learned=learned)
+  rollouts = Rollouts(
+    s.run.num_steps,
+    num_rollouts=own.num_rollouts,
+    num_coordinates=own.num_coordinates,
+    noise=(min(0.02, own.max_noise), own.max_noise),
+    initial_noise=min(0.3, own.max_noise),
+    common_noise=0.8,  # of 0.2, 0.5 and 0.8 the best
   )
-  panels, summary = {}, {}
+  setting = {**tuned, 'rate': own.initial_rate * tuned['rate']}
+  count, total = s.imitation.imitation_epochs, s.run.num_epochs
+  count = 0 if s.policy.trainer == 'badmm' else count
+  stages, guide = [], None
+  if count:
+    regression = Regression(
+      steps=600,
+      batch_size=own.batch_size,
+      learning_rate=s.imitation.imitation_rate,
+    )
+    teacher = comparison.make_baseline(own.initial, setting)
+    how = {'regression': regression, 'scale': s.imitation.imitation_scale}
+    trainer = imitation(policy, teacher, rollouts, **how)
+    stages.append(training.Stage(trainer, count))
+  elif s.run.theta is None or s.policy.trainer == 'badmm':
+    guide = setting['rate'], setting['momentum']
+  regression = Regression(
+    steps=own.regression_steps,
+    first_steps=600 if s.run.theta is None else 0,
+    batch_size=own.batch_size,
+    learning_rate=own.regression_rate,
+  )
+  if s.policy.trainer == 'badmm':
+    improve = badmm(COSTS[own.cost or 'gradient_share'], policy_rollouts=0.5)
+  else:
+    improve = mirror_descent(COSTS[own.cost or 'sample_taylor'])
+  kl_step = optax.cosine_decay_schedule(own.kl_step, max(total, 1), alpha=0.02)
+  trainer = guided_policy_search(
+    policy,
+    state_features(5, own.state_depth),
+    guide,
+    rollouts,
+    improve=improve,
+    regression=regression,
+    kl_step=lambda iteration: kl_step(iteration + count),
+    tolerance=own.tolerance,
+  )
+  return [*stages, training.Stage(trainer, total - count)]
+
+
+def scaled(theta, scale: float):
+  """Theta of a `standardised` policy whose steps are so many times as large."""
+  is_output = lambda path: path and getattr(path[-1], 'key', '') == 'output'
+  return jax.tree.map_with_path(
+    lambda path, x: jnp.float32(scale) * x if is_output(path) else x, theta
+  )
+
+
+def make_panels(s: Settings, test_data: dict, tuning: Problem):
+  """The problems of the comparison, one after the other."""
   for data_name, data in test_data.items():
-    for panel in args.panels:
-      projection, wider, more, runs, minibatch = PANELS[panel]
-      steps = args.num_steps * runs
-      test = projected.problem(
-        data,
-        round(wider * args.inputs),
-        round(more * args.hidden),
-        minibatch,
-        seed=projection,
-        initial_std=args.initial_std,
+    for name in s.images.panels:
+      seed, wider, more, runs, minibatch = PANELS[name]
+      inputs = round(wider * s.images.inputs)
+      hidden = round(more * s.images.hidden)
+      std, steps = s.images.initial_std, runs * s.run.num_steps
+      optimizee = projected.make_optimizee(
+        data, inputs, hidden, minibatch, seed=seed, std=std
       )
-      if args.tune_each:
-        settings = {
-          name: projected.tune(test, tuning, name, steps)
-          for name in args.baselines
-        }
-      optimizers = {
-        **{
-          name: (theta, learned.transform)
-          for name, (learned, theta) in thetas.items()
-        },
-        **{
-          name: (
-            (),
-            lambda _, name=name, setting=setting: projected.OPTIMIZERS[name][0](
-              *setting
-            ),
-          )
-          for name, setting in settings.items()
-        },
-      }
-      curves = {}
-      for name, (theta, make_opt) in optimizers.items():
-        run = jax.jit(
-          lambda theta, data, make_opt=make_opt, steps=steps: projected.curves(
-            data[0], make_opt(theta), data[1], steps
-          )
-        )
-        curves[name] = np.asarray(run(theta, (test, tests)))
-      title = f'{pathlib.Path(data_name).stem}, {panel}'
-      panels[title] = (curves, projected.every(steps))
-      summary[title] = statistics(curves, settings)
-      print(table(title, summary[title]), flush=True)
-  means = {
-    name: {
-      by: float(
-        np.mean([rows[name][f'rank_by_{by}'] for rows in summary.values()])
-      )
-      for by in ('mean', 'final')
-    }
-    for name in next(iter(summary.values()))
-  }
-  print('\nmean rank (by mean over the run, by final objective)')
-  for name, rank in sorted(means.items(), key=lambda kv: kv[1]['mean']):
-    print(
-      f'{name:<{max(24, *map(len, means))}}{rank["mean"]:>8.2f}'
-      f'{rank["final"]:>8.2f}'
-    )
-  write(workdir, panels, list(thetas))
-  for rows in summary.values():  # JSON knows no nan and inf
-    for row in rows.values():
-      row.update(
-        (k, None)
-        for k, v in row.items()
-        if isinstance(v, float) and not np.isfinite(v)
-      )
-  harness.write_json(
-    workdir / 'summary.json',
-    {'panels': summary, 'mean_rank': means, 'num_test': args.num_test, **extra},
-  )
-  print(f'\nwritten: {workdir}/learning_curves.png summary.json curves.csv')
+      test = make_problem(optimizee, 'test', s.comparison.num_test, steps)
+      keys = comparison.keys('tuning', s.comparison.num_tuning)
+      own = test._replace(keys=keys) if s.images.tune_each else tuning
+      yield Panel(f'{data_name}, {name}', own, test)
 
 
-def statistics(curves, settings):
-  """{optimizer: of its curves [B, K]}; what diverged comes last."""
-  rows = {
-    name: {
-      'setting': settings.get(name),
-      'mean': float(np.mean(x, dtype=np.float64)),
-      'final': float(np.mean(x[:, -1], dtype=np.float64)),
-      'final_stderr': float(x[:, -1].std() / len(x) ** 0.5),
-    }
-    for name, x in curves.items()
-  }
-  for by in ('mean', 'final'):
-    order = sorted(
-      rows, key=lambda name: np.nan_to_num(rows[name][by], nan=np.inf)
-    )
-    for name in rows:
-      rows[name][f'rank_by_{by}'] = order.index(name) + 1
-  return rows
+def make_problem(optimizee, what, count, num_steps) -> Problem:
+  """Some 50 values of the exact objective along each run."""
+  keys, every = comparison.keys(what, count), projected.every(num_steps)
+  return Problem(optimizee, keys, num_steps, 1, every, objective=True)
 
 
-def table(title, rows) -> str:
-  """One panel, lowest mean first."""
-  width = max(24, *map(len, rows))
-  lines = [
-    f'\n{title}',
-    f'{"optimizer":<{width}}{"setting":>24}{"mean":>10}'
-    f'{"final":>10}{"± s.e.":>10}',
-  ]
-  for name, row in sorted(rows.items(), key=lambda kv: kv[1]['rank_by_mean']):
-    setting = ', '.join(
-      f'{v:.3g}' if isinstance(v, float) else str(v)
-      for v in row['setting'] or ()
-    )
-    lines.append(
-      f'{name:<{width}}{setting:>24}{row["mean"]:>10.4g}'
-      f'{row["final"]:>10.4g}{row["final_stderr"]:>10.2g}'
-    )
-  return '\n'.join(lines)
-
-
-def write(workdir, panels, learned):
-  """curves.csv and learning_curves.png."""
-  with open(workdir / 'curves.csv', 'w', newline='') as f:
-    writer = csv.writer(f)
-    writer.writerow(['panel', 'optimizer', 'run', 'step', 'objective'])
-    for title, (curves, period) in panels.items():
-      for name, runs in curves.items():
-        writer.writerows(
-          [title, name, i, period * t, f'{value:.6g}']
-          for i, run in enumerate(runs)
-          for t, value in enumerate(run)
-        )
-  plots.learning_curves(
-    workdir / 'learning_curves.png',
-    {title: curves for title, (curves, _) in panels.items()},
-    learned,
-    {title: period for title, (_, period) in panels.items()},
-  )
-
-
-def main():
-  args = flags.FLAGS
-  if args.trainer == 'badmm' and args.cost in costs.OF_SAMPLES:
-    raise cli.UsageError(f'--cost={args.cost} needs --trainer=mdgps')
-  if args.trainer == 'badmm' and args.initial != 'momentum':
-    raise cli.UsageError(f'--initial={args.initial} needs --trainer=mdgps')
-  others = rivals()
-  data = projected.load(args.dataset, args.data_dir)
-  test_data = {
-    name: projected.load(name, args.data_dir) for name in args.test_data
-  } or {args.dataset: data}
-  optimizee = projected.problem(
+def main(s: Settings) -> None:
+  """Meta-trains and compares."""
+  if comparison.shown(EXPERIMENT, s):
+    return
+  learned = learned_optimizer(s.policy)
+  theta = training.given_theta(learned, s)
+  own = s.images
+  data = projected.load(own.dataset, own.data_dir)
+  test_data = projected.load_all(own.test_data or [own.dataset], own.data_dir)
+  optimizee = projected.make_optimizee(
     data,
-    args.inputs,
-    args.hidden,
-    args.minibatch,
-    initial_std=args.initial_std,
-    objective_size=args.objective_size,
+    own.inputs,
+    own.hidden,
+    own.minibatch,
+    std=own.initial_std,
+    objective_size=own.objective_size,
   )
-  workdir, learned, theta, extra = policy_training.train(optimizee)
-  name = f'{args.trainer}, {args.features}'
-  compare(
-    workdir,
-    optimizee,
-    {
-      f'{name} (this run)' if name in others else name: (learned, theta),
-      **others,
-    },
-    test_data,
-    extra,
+  others = comparison.rivals(s.comparison.rivals, optimizee)
+  problem = lambda what, count: make_problem(
+    optimizee, what, count, s.run.num_steps
   )
+  validation = problem('validation', s.run.num_validation)
+  tuning = problem('tuning', s.comparison.num_tuning)
+  validate = comparison.mean_curve(validation, learned)
+
+  with run.opened(EXPERIMENT, s) as path:
+    t = training.prepare(
+      EXPERIMENT, s, path, learned, optimizee, validate=validate, by='mean'
+    )
+    if s.policy.trainer == 'bptt':
+      if theta is None:
+        start = learned.init(training.first_keys(s.run.seed)[0])
+        theta = scaled(start, s.scale.output_scale)
+      progress, facts = bptt.train(t, s.bptt, theta)
+    else:
+      tuned = comparison.tune(tuning, s.search.initial, 'mean')
+      stages = make_stages(s, learned, tuned)
+      progress, facts = (
+        training.meta_train(t._replace(stages=stages), theta),
+        {},
+      )
+    mine = comparison.contenders(learned, progress.best_theta, s, others)
+    facts['validation_loss'] = float(progress.best)
+    panels = make_panels(s, test_data, tuning)
+    comparison.compare(path, mine, panels, s.comparison, by='mean', extra=facts)
 
 
 if __name__ == '__main__':
-  cli.run(main, PRESETS, __doc__)
+  cli.run(main, EXPERIMENT)

@@ -53,6 +53,7 @@ from l2o_jax.features import (
 )
 from l2o_jax.gps.guided_policy_search import guided_policy_search
 from l2o_jax.groups import Groups, grouped
+from l2o_jax.imitation import imitation
 from l2o_jax.learned_optimizers import (
   autonomous_optimizer,
   flattened,
@@ -86,6 +87,7 @@ __all__ = (
   'grouped',
   'guided_policy_search',
   'history',
+  'imitation',
   'learning_curves',
   'load',
   'load_learned',

@@ -1,6 +1,7 @@
 """From one coordinate to all of them: learned optimizers as optax's own."""
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import chex
@@ -87,6 +88,14 @@ def _flatten_as(outer, tree, what):
   return leaves
 
 
+def _check_shape(g, old, what):
+  for s in jax.tree.leaves(old):
+    if s.shape[s.ndim - g.ndim :] != g.shape:
+      raise ValueError(
+        f'coordinatewise: {what} has shape {g.shape}, its state {s.shape}'
+      )
+
+
 def _of_each(value, g, dtype):
   """f(x), for each coordinate: of one function, or of several side by side."""
   value = jnp.asarray(value).astype(dtype)
@@ -127,6 +136,108 @@ def _unravel(vector, like):
   return structure.unflatten(parts if leaves else [])
 
 
+class _Rule(NamedTuple):
+  """What a theta makes of features and cell.
+
+  Attributes:
+    start: x [*s] -> what its coordinates remember at first.
+    move: g [*s], x [*s], value, what they remember -> delta [*s], the same.
+    dtype: of theta, and so of all computations.
+  """
+
+  start: Callable
+  move: Callable
+  dtype: jnp.dtype
+
+
+def _rule(features, cell, theta, state_dtype):
+  weights = jax.tree.leaves(theta)
+  dtype = jnp.result_type(*weights) if weights else jnp.float32
+
+  def seen(x):
+    """In theta's type, 0 where it is not finite."""
+    x = jnp.asarray(x).astype(dtype)
+    return jnp.where(jnp.isfinite(x), x, 0)
+
+  def start(x):
+    x = seen(jnp.zeros_like(x) if isinstance(x, jax.ShapeDtypeStruct) else x)
+    memory = each(features.init, x.ndim)(x)
+    if cell.communicates:
+      state = cell.initial_state(x.size)
+      return WholeState((memory,), (_cast(state, state_dtype or dtype),))
+    state = cell.initial_state(1) if cell.whole else cell.initial_state()
+
+    def spread(s):  # [H] or [H, 1] -> [H, *s]; made of x, so where x is
+      s = s[..., 0] if cell.whole else jnp.asarray(s)
+      return s.reshape(s.shape + (1,) * x.ndim) + 0 * x.astype(s.dtype)
+
+    state = _cast(jax.tree.map(spread, state), state_dtype or dtype)
+    return CoordinatewiseState((memory,), (state,))
+
+  def move(g, x, value, old):
+    if value is not None:
+      value = _of_each(value, g, dtype)
+    g, x = seen(g), seen(g if x is None else x)
+    memory, inputs = each(features.update, g.ndim)(old.memory[0], x, g, value)
+    inputs = inputs.astype(dtype)  # [F, *s]
+    state = _cast(old.cell[0], dtype)
+    if cell.whole:
+      delta, state = cell.step(theta, inputs, state)
+    else:
+      step = functools.partial(cell.step, theta)
+      delta, state = each(step, g.ndim)(inputs, state)
+    new = type(old)((memory,), (state,))
+    return delta, jax.tree.map(lambda a, b: a.astype(b.dtype), new, old)
+
+  return _Rule(start, move, dtype)
+
+
+def _leaf_by_leaf(rule):
+  """init and update for coordinates that do not communicate."""
+
+  def inner():
+    """Structure of what one coordinate remembers."""
+    scalar = jnp.zeros((), rule.dtype)
+    return jax.tree.structure(jax.eval_shape(rule.start, scalar))
+
+  def init(params):
+    leaves, outer = jax.tree.flatten(params)
+    return _to_trees(list(map(rule.start, leaves)), inner(), outer)
+
+  def update(updates, state, params, value):
+    trees = inner().flatten_up_to(state)
+    outer = jax.tree.structure(trees[0] if trees else updates)
+    rows = _from_trees(state, inner(), outer)
+    gs = _flatten_as(outer, updates, 'gradients')
+    xs = gs if params is None else _flatten_as(outer, params, 'parameters')
+    deltas = [None] * len(gs)
+    for i, (g, x, row) in enumerate(zip(gs, xs, rows, strict=True)):
+      if g is not None:  # None: a frozen parameter
+        g = jnp.asarray(g)
+        _check_shape(g, row, f'gradient {i}')
+        delta, rows[i] = rule.move(g, x, value, row)
+        deltas[i] = delta.astype(g.dtype)
+    return outer.unflatten(deltas), _to_trees(rows, inner(), outer)
+
+  return init, update
+
+
+def _all_at_once(rule):
+  """init and update for coordinates that communicate: one axis of all."""
+
+  def init(params):
+    return rule.start(_ravel(params, rule.dtype))
+
+  def update(updates, state, params, value):
+    g = _ravel(updates, rule.dtype)
+    x = None if params is None else _ravel(params, rule.dtype)
+    _check_shape(g, state.memory, 'gradient')
+    delta, state = rule.move(g, x, value, state)
+    return _unravel(delta, updates), state
+
+  return init, update
+
+
 def coordinatewise(
   features: Features, cell: Cell, state_dtype: jnp.dtype | None = None
 ) -> LearnedOptimizer:
@@ -165,87 +276,19 @@ def coordinatewise(
     raise ValueError('coordinatewise: a cell that communicates must be whole')
 
   def transform(theta):
-    weights = jax.tree.leaves(theta)
-    dtype = jnp.result_type(*weights) if weights else jnp.float32
-
-    def seen(x):
-      """In theta's type, 0 where it is not finite."""
-      x = jnp.asarray(x).astype(dtype)
-      return jnp.where(jnp.isfinite(x), x, 0)
-
-    def start(x):
-      """x [*s] -> what its coordinates remember at first."""
-      x = seen(jnp.zeros_like(x) if isinstance(x, jax.ShapeDtypeStruct) else x)
-      memory = each(features.init, x.ndim)(x)
-      if cell.communicates:
-        state = cell.initial_state(x.size)
-        return WholeState((memory,), (_cast(state, state_dtype or dtype),))
-      state = cell.initial_state(1) if cell.whole else cell.initial_state()
-
-      def spread(s):  # [H] or [H, 1] -> [H, *s]; made of x, so where x is
-        s = s[..., 0] if cell.whole else jnp.asarray(s)
-        return s.reshape(s.shape + (1,) * x.ndim) + 0 * x.astype(s.dtype)
-
-      state = _cast(jax.tree.map(spread, state), state_dtype or dtype)
-      return CoordinatewiseState((memory,), (state,))
-
-    def move(g, x, value, old):
-      """One step of these coordinates: delta [*s], what they remember."""
-      if value is not None:
-        value = _of_each(value, g, dtype)
-      g, x = seen(g), seen(g if x is None else x)
-      memory, inputs = each(features.update, g.ndim)(old.memory[0], x, g, value)
-      inputs = inputs.astype(dtype)  # [F, *s]
-      state = _cast(old.cell[0], dtype)
-      if cell.whole:
-        delta, state = cell.step(theta, inputs, state)
-      else:
-        step = functools.partial(cell.step, theta)
-        delta, state = each(step, g.ndim)(inputs, state)
-      new = type(old)((memory,), (state,))
-      return delta, jax.tree.map(lambda a, b: a.astype(b.dtype), new, old)
-
-    def check_shape(g, old, what):
-      for s in jax.tree.leaves(old):
-        if s.shape[s.ndim - g.ndim :] != g.shape:
-          raise ValueError(
-            f'coordinatewise: {what} has shape {g.shape}, its state {s.shape}'
-          )
-
-    def inner():
-      """Structure of what one coordinate remembers."""
-      return jax.tree.structure(jax.eval_shape(start, jnp.zeros((), dtype)))
+    rule = _rule(features, cell, theta, state_dtype)
+    way = _all_at_once if cell.communicates else _leaf_by_leaf
+    start, move = way(rule)
 
     def init(params):
       _check_real(params, 'parameter')
-      if cell.communicates:
-        return start(_ravel(params, dtype))
-      leaves, outer = jax.tree.flatten(params)
-      return _to_trees(list(map(start, leaves)), inner(), outer)
+      return start(params)
 
     def update(updates, state, params=None, *, value=None, **extra_args):
       del extra_args
       _check_real(updates, 'gradient')
       _check_given(features.needs, params=params, value=value)
-      if cell.communicates:
-        g = _ravel(updates, dtype)
-        x = None if params is None else _ravel(params, dtype)
-        check_shape(g, state.memory, 'gradient')
-        delta, state = move(g, x, value, state)
-        return _unravel(delta, updates), state
-      trees = inner().flatten_up_to(state)
-      outer = jax.tree.structure(trees[0] if trees else updates)
-      rows = _from_trees(state, inner(), outer)
-      gs = _flatten_as(outer, updates, 'gradients')
-      xs = gs if params is None else _flatten_as(outer, params, 'parameters')
-      deltas = [None] * len(gs)
-      for i, (g, x, row) in enumerate(zip(gs, xs, rows, strict=True)):
-        if g is not None:  # None: a frozen parameter
-          g = jnp.asarray(g)
-          check_shape(g, row, f'gradient {i}')
-          delta, rows[i] = move(g, x, value, row)
-          deltas[i] = delta.astype(g.dtype)
-      return outer.unflatten(deltas), _to_trees(rows, inner(), outer)
+      return move(updates, state, params, value)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

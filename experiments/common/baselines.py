@@ -1,22 +1,87 @@
-"""Hand-designed optimizers, optax's own, and where their search begins.
+"""Hand-designed optimizers: one table for all experiments.
 
-Every other hyper-parameter is as in Torch7's `optim` of 2016, the paper's
-baselines (Andrychowicz et al., section 3).
+A constructor takes a learning rate and the parameters whose values are listed;
+the first value of each is the default, as in Torch7's `optim` of 2016 for the
+baselines of Andrychowicz et al. (section 3).
 """
 
-import numpy as np
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
 import optax
 
-BASELINES = {
-  'SGD': optax.sgd,
-  'momentum': lambda rate: optax.sgd(rate, momentum=0.9),
-  'NAG': lambda rate: optax.sgd(rate, momentum=0.9, nesterov=True),
-  'RMSprop': lambda rate: optax.rmsprop(rate, decay=0.99, eps=1e-8),
-  'ADAM': optax.adam,
+from experiments.common.conjugate_gradient import conjugate_gradient
+
+
+class Baseline(NamedTuple):
+  """A hand-designed optimizer.
+
+  Attributes:
+    make: learning rate, parameters -> optax transformation.
+    parameters: {name: values to try}.
+    searches: a line search chooses the steps; there is no rate to tune, and
+      the function may be evaluated several times a step.
+  """
+
+  make: Callable[..., optax.GradientTransformation]
+  parameters: dict[str, tuple] = {}
+  searches: bool = False
+
+
+def _search():
+  # Not optax's zoom search: it did not end on a robust regression.
+  return optax.scale_by_backtracking_linesearch(20, increase_factor=2.0)
+
+
+def _momentum(rate, momentum):
+  return optax.sgd(rate, momentum=momentum)
+
+
+def _nag(rate, momentum):
+  return optax.sgd(rate, momentum=momentum, nesterov=True)
+
+
+def _rmsprop(rate, decay):
+  return optax.rmsprop(rate, decay=decay, eps=1e-8)
+
+
+def _adagrad(rate):
+  # As published; optax's default, a sum of squares that begins at 0.1, is much
+  # worse.
+  return optax.adagrad(rate, initial_accumulator_value=0.0)
+
+
+def _adam_decaying(rate):
+  """A rate that falls as 1 / sqrt(t) (Kingma & Ba 2015, section 4)."""
+  return optax.adam(lambda t: rate / jnp.sqrt(1 + t / 10), 0.5, 0.99)
+
+
+def _lbfgs(rate, memory):
+  return optax.lbfgs(rate, memory_size=memory, linesearch=None)
+
+
+def _lbfgs_search(rate, memory):
+  del rate
+  return optax.lbfgs(memory_size=memory, linesearch=_search())
+
+
+def _cg_search(rate, rule):
+  return conjugate_gradient(rate, rule, _search())
+
+
+_MOMENTA = {'momentum': (0.9, 0.5, 0.7, 0.8, 0.85, 0.95)}
+_RULES = {'rule': ('polak_ribiere', 'fletcher_reeves')}
+TABLE = {
+  'SGD': Baseline(optax.sgd),
+  'momentum': Baseline(_momentum, _MOMENTA),
+  'NAG': Baseline(_nag, _MOMENTA),
+  'RMSprop': Baseline(_rmsprop, {'decay': (0.99, 0.9)}),
+  'ADAM': Baseline(optax.adam),
+  'ADAM_decaying': Baseline(_adam_decaying),
+  'AdaGrad': Baseline(_adagrad),
+  'CG': Baseline(conjugate_gradient, _RULES),
+  'CG, line search': Baseline(_cg_search, _RULES, True),
+  'L-BFGS': Baseline(_lbfgs, {'memory': (10, 5)}),
+  'L-BFGS, line search': Baseline(_lbfgs_search, {'memory': (10,)}, True),
 }
-
-
-def grid(low: float, high: float, per_decade: int = 10) -> np.ndarray:
-  """Learning rates at a constant ratio; the search widens it where needed."""
-  count = round(per_decade * np.log10(high / low)) + 1
-  return np.geomspace(low, high, count)

@@ -1,159 +1,318 @@
 """Learned against tuned hand-designed optimizers on unseen tasks."""
 
-import csv
-import os
-from typing import NamedTuple
+import itertools
+import json
+import pathlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from absl import flags
+from jax.tree_util import Partial
 
-from experiments.common import baselines, plots
-from experiments.common.run import is_writer, write_json
-from l2o_jax.evaluation import learning_curves, tune_learning_rate
+from experiments.common import report
+from experiments.common import run as run_lib
+from experiments.common.baselines import TABLE
+from experiments.common.cli import log
+from experiments.common.settings import Count, UsageError, flat
+from experiments.common.training import SCORES
+from l2o_jax.base import Optimizee
+from l2o_jax.checkpoint import CheckpointError
+from l2o_jax.evaluation import learning_curves
+
+# No task of one kind is ever a task of another.
+_KEYS = {'validation': 1_000_001, 'tuning': 1_500_003, 'test': 2_000_003}
+
+# Learning rates that are tried at first, two a decade; then around the best,
+# ten a decade, so many of them.
+RATES = np.geomspace(1e-3, 10.0, 9)
+_AROUND = 10 ** (np.arange(-4, 5) / 10)
+
+_NAMES = {
+  'lstm_raw': 'LSTM (Andrychowicz et al.)',
+  'lstm_log_and_sign': 'LSTM, log-and-sign (Andrychowicz et al.)',
+  'lstm_policy': 'LSTM, log-and-sign',
+  'predicted_step_descent': 'Predicted Step Descent',
+  'autonomous_optimizer': 'autonomous optimizer (Li & Malik)',
+}
+_TRAINERS = {'bptt': ', by back-propagation', 'badmm': ', by Bregman ADMM'}
+
+
+class Comparison(NamedTuple):
+  """Comparison with hand-designed optimizers.
+
+  Attributes:
+    num_test: Unseen tasks, >= 1.
+    num_tuning: Tasks on which a hand-designed optimizer is tuned, >= 1.
+    baselines: Hand-designed optimizers, a flag for each.
+    tune: rate: tune learning rates, the rest as Torch has it; all: tune
+      momentum, decay, memory and the like as well.
+    rivals: Run directories whose thetas are compared too, a flag for each.
+  """
+
+  num_test: Count = 1024
+  num_tuning: Count = 64
+  baselines: tuple[Literal[tuple(TABLE)], ...] = ()
+  tune: Literal['rate', 'all'] = 'rate'
+  rivals: tuple[str, ...] = ()
+
+
+class Problem(NamedTuple):
+  """What optimizers run on.
+
+  Attributes:
+    optimizee: the family.
+    keys: of the tasks, [B].
+    num_steps: T.
+    batch_size: tasks at a time; None: all.
+    every: steps between two losses; a divisor of T.
+    objective: losses are over all data, not of the step's minibatch.
+    given: leaves of the optimizee have a leading axis B: task b is its b-th.
+  """
+
+  optimizee: Optimizee
+  keys: jax.Array
+  num_steps: int
+  batch_size: int | None = None
+  every: int = 1
+  objective: bool = False
+  given: bool = False
 
 
 class Panel(NamedTuple):
-  """A problem on which optimizers are compared.
-
-  Attributes:
-    title: of the panel, and its name in the table.
-    tuning: optimizee on which the baselines' learning rates are tuned.
-    test: optimizee of the comparison.
-    num_steps: T.
-  """
+  """A problem of the comparison, and where baselines are tuned for it."""
 
   title: str
-  tuning: object
-  test: object
-  num_steps: int
+  tuning: Problem
+  test: Problem
+
+
+def keys(what: str, count: int) -> jax.Array:
+  """Of the tasks for 'validation', 'tuning' or 'test', [count]."""
+  return jax.random.split(jax.random.key(_KEYS[what]), count)
+
+
+def given(optimizee: Optimizee, keys: jax.Array, num_steps: int) -> Problem:
+  """The very functions that init draws from these keys, [B]."""
+  drawn = jax.vmap(optimizee.init)(keys)
+  init = Partial(lambda drawn, key: drawn, drawn)
+  return Problem(optimizee._replace(init=init), keys, num_steps, given=True)
+
+
+def _losses(problem, opt, optimizee, keys):
+  """[B, T / every + 1]."""
+  how = problem.num_steps, problem.batch_size
+  judge = {'objective': problem.objective, 'every': problem.every}
+  run = lambda f, keys: learning_curves(f, opt, keys, *how, **judge)
+  if problem.given:
+    return jax.vmap(lambda f, key: run(f, key[None])[0])(optimizee, keys)
+  return run(optimizee, keys)
+
+
+def runner(problem: Problem, make_opt: Callable) -> Callable:
+  """arguments of make_opt -> losses [B, T / every + 1], compiled once."""
+
+  @jax.jit
+  def losses(arguments, optimizee, keys):
+    return _losses(problem, make_opt(*arguments), optimizee, keys)
+
+  return lambda *args: losses(args, problem.optimizee, problem.keys)
+
+
+def mean_curve(problem: Problem, learned) -> Callable:
+  """theta -> mean losses [T / every + 1]; for validation."""
+  run = runner(problem, learned.transform)
+  return lambda theta: np.asarray(run(theta), np.float64).mean(0)
+
+
+def tune(problem: Problem, name: str, by: str, how: str = 'all') -> dict:
+  """The best setting of a hand-designed optimizer, {'rate', ...}.
+
+  Rates lie at half decades at first.  While the best is at an end, more follow
+  there; then ten a decade are tried around it.  A setting with any loss that is
+  not finite counts as infinite.
+
+  Args:
+    problem: to tune on.
+    name: of `baselines.TABLE`.
+    by: 'final' or 'mean': what of a curve is to be low, in the mean over tasks.
+    how: 'rate': the learning rate alone; 'all': all parameters.
+  """
+  baseline, score = TABLE[name], SCORES[by]
+  values = baseline.parameters.values()
+  choices = list(itertools.product(*values))
+  if how == 'rate':
+    choices = [tuple(v[0] for v in values)]
+  found, programs = {}, {}
+
+  def measure(choice, rates):
+    if choice not in programs:
+      programs[choice] = _mean_scores(problem, baseline.make, choice, score)
+    for rate, value in zip(rates, programs[choice](rates)):
+      found[float(rate), *choice] = value if np.isfinite(value) else np.inf
+    return min(found, key=found.get)
+
+  for choice in choices:
+    best = measure(choice, np.ones(1) if baseline.searches else RATES)
+  if not baseline.searches:
+    for _ in range(3):
+      tried = [rate for rate, *choice in found if tuple(choice) == best[1:]]
+      if min(tried) < best[0] < max(tried):
+        break
+      down = best[0] == min(tried)
+      shift = min(tried) / 10**4.5 if down else max(tried) * 10**0.5
+      best = measure(best[1:], RATES / RATES[0] * shift)
+    best = measure(best[1:], best[0] * _AROUND)
+  if not np.isfinite(found[best]):
+    log(f'{name} diverges with every setting')
+  rate = {} if baseline.searches else {'rate': best[0]}
+  return rate | dict(zip(baseline.parameters, best[1:]))
+
+
+def _mean_scores(problem, make, choice, score):
+  """rates [R] -> scores [R], one after the other, compiled once."""
+
+  @jax.jit
+  def scores(rates, optimizee, keys):
+    def one(rate):
+      opt = make(rate, *choice)
+      return jnp.mean(score(_losses(problem, opt, optimizee, keys)))
+
+    return jax.lax.map(one, rates)
+
+  return lambda rates: np.asarray(
+    scores(jnp.asarray(rates, jnp.float32), problem.optimizee, problem.keys)
+  )
+
+
+def make_baseline(name: str, setting: dict):
+  """The optax transformation of a `tune`d setting."""
+  values = dict(setting)
+  rate = values.pop('rate', 1.0)
+  return TABLE[name].make(rate, *values.values())
+
+
+def name_of(learned, settings=None) -> str:
+  """What a learned optimizer is called in tables and pictures."""
+  call = (learned.call or {}).get('name', '')
+  name = _NAMES.get(call, 'learned optimizer')
+  trainer = flat(settings).get('trainer') if settings else None
+  of_policy = call in ('predicted_step_descent', 'lstm_policy')
+  return name + _TRAINERS.get(trainer, '') * of_policy
+
+
+def rivals(paths: Sequence[str], optimizee: Optimizee) -> dict[str, tuple]:
+  """{name: (learned optimizer, theta)} of other runs.
+
+  Args:
+    paths: run directories.
+    optimizee: on whose parameters they must work.
+
+  Raises:
+    UsageError: a directory holds no run, or one for other parameters.
+    CheckpointError: its theta cannot be read.
+  """
+  found: dict[str, tuple] = {}
+  for path in map(pathlib.Path, paths):
+    try:
+      settings, learned, theta = run_lib.rebuild(path)
+      params, _ = jax.eval_shape(optimizee.init, jax.random.key(0))
+      jax.eval_shape(lambda t, x: learned.transform(t).init(x), theta, params)
+    except CheckpointError:
+      raise
+    except (UsageError, ValueError, TypeError) as error:
+      reason = str(error).splitlines()[0]
+      raise UsageError(f'--rivals={path}: {reason}') from None
+    name = name_of(learned, settings)
+    found[name + f' ({path.name})' * (name in found)] = learned, theta
+  return found
+
+
+def contenders(learned, theta, settings, others: dict[str, tuple]) -> dict:
+  """This run's learned optimizer, by its name, and then its rivals."""
+  name = name_of(learned, settings)
+  return {name + ' (this run)' * (name in others): (learned, theta), **others}
 
 
 def compare(
-  workdir, learned, theta, panels, grids, *, batch_size=None, extra=None
-):
-  """Learned against tuned hand-designed optimizers on unseen tasks.
-
-  Writes curves.csv, summary.json and learning_curves.png; prints the table.
+  path: pathlib.Path,
+  learned: dict[str, tuple],
+  panels: Iterable[Panel],
+  s: Comparison,
+  *,
+  by: str = 'final',
+  margin_over: Sequence[str] = (),
+  horizon: int = 0,
+  extra: dict[str, Any] | None = None,
+) -> None:
+  """Tunes, runs, ranks; writes all results, then prints them.
 
   Args:
-    workdir: the run directory.
-    learned: the learned optimizer.
-    theta: its weights.
-    panels: list of Panel.
-    grids: {baseline: learning rates}.
-    batch_size: tasks at a time; all by default.
-    extra: {name: value} to go into summary.json too.
-
-  Returns:
-    summary: {panel: {optimizer: {learning_rate, final, sum, ...}}}; empty in
-    processes other than the one that writes.
+    path: run directory; gets curves.csv, summary.json and learning_curves.png.
+    learned: {name: (learned optimizer, theta)}; this run's is the first.
+    panels: the problems.
+    s: the flags.
+    by: 'final' or 'mean', what baselines are tuned for and tables ordered by.
+    margin_over: baselines over which the margin of victory is taken together,
+      on the last panel; none: no margins.
+    horizon: of meta-training, for the margins.
+    extra: for summary.json.
   """
-  if not is_writer():
-    return {}
-  args = flags.FLAGS
-  key_tuning, key_test = jax.random.split(jax.random.key(2_000_003))
-  tuning_keys = jax.random.split(key_tuning, args.num_tuning)
-  test_keys = jax.random.split(key_test, args.num_test)
-  summary, all_curves = {}, {}
+  if not run_lib.is_writer():
+    return
+  curves, rows, steps, tuned_on = {}, {}, {}, None
   for panel in panels:
-
-    @jax.jit
-    def learned_curves(theta, test, keys, panel=panel):
-      return learning_curves(
-        test, learned.transform(theta), keys, panel.num_steps, batch_size
-      )
-
-    curves = {'LSTM': np.asarray(learned_curves(theta, panel.test, test_keys))}
-    rates = {'LSTM': None}
-    for name, make_opt in baselines.BASELINES.items():
-      rates[name], _ = tune_learning_rate(
-        panel.tuning,
-        make_opt,
-        grids[name],
-        tuning_keys,
-        panel.num_steps,
-        batch_size,
-      )
-
-      @jax.jit
-      def hand_made_curves(test, rate, keys, make_opt=make_opt, panel=panel):
-        return learning_curves(
-          test, make_opt(rate), keys, panel.num_steps, batch_size
-        )
-
-      curves[name] = np.asarray(
-        hand_made_curves(panel.test, rates[name], test_keys)
-      )
-    all_curves[panel.title] = curves
-    summary[panel.title] = {
-      name: {'learning_rate': rates[name], **_statistics(losses)}
-      for name, losses in curves.items()
-    }
-    print(table(panel.title, summary[panel.title]), flush=True)
-  _write_curves(workdir / 'curves.csv', all_curves)
-  plots.learning_curves(workdir / 'learning_curves.png', all_curves)
-  write_json(
-    workdir / 'summary.json',
-    {'panels': summary, 'num_test': args.num_test, **(extra or {})},
-  )
-  print(f'\nwritten: {workdir}/learning_curves.png summary.json curves.csv')
-  return summary
+    if panel.tuning is not tuned_on:
+      tuned_on = panel.tuning
+      settings = {n: tune(tuned_on, n, by, s.tune) for n in s.baselines}
+    curves[panel.title] = _run_all(panel.test, learned, settings)
+    rows[panel.title] = report.statistics(curves[panel.title], settings)
+    steps[panel.title] = panel.test.every
+    log(f'compared on {panel.title}')
+  summary = {
+    'panels': rows,
+    'mean_rank': report.mean_ranks(rows),
+    'num_test': s.num_test,
+    'by': by,
+    'learned': list(learned),
+    **(extra or {}),
+  }
+  if margin_over:
+    last = list(curves.values())[-1]
+    margins = report.margins(last, next(iter(learned)), margin_over)
+    summary['margin_of_victory'] = report.victory(margins, horizon)
+    curves['margin of victory'] = margins
+  report.write_curves(path / 'curves.csv', curves, steps)
+  run_lib.write_json(path / 'summary.json', report.without_nan(summary))
+  report.draw(path)
+  run_lib.note(path, finished=True)
+  report.show(path)
 
 
-def _statistics(losses):
-  """Of losses [B, T + 1], over the B tasks."""
-  final = losses[:, -1].astype(np.float64)
-  with np.errstate(invalid='ignore'):  # what diverged is inf or nan
-    low, median, high = np.quantile(final, [0.25, 0.5, 0.75])
-    return {
-      'final_mean': final.mean(),
-      'final_stderr': final.std() / np.sqrt(len(final)),
-      'final_median': median,
-      'final_quartiles': [low, high],
-      'sum_mean': losses.astype(np.float64).sum(1).mean(),
-    }
-
-
-def table(title, rows) -> str:
-  """One panel as text, best final loss first."""
-  lines = [
-    f'\n{title}',
-    f'{"optimizer":<10}{"rate":>9}{"final mean":>12}'
-    f'{"± s.e.":>10}{"median":>10}{"quartiles":>22}{"sum":>10}',
-  ]
-  for name, row in sorted(rows.items(), key=lambda kv: kv[1]['final_mean']):
-    rate = '' if row['learning_rate'] is None else f'{row["learning_rate"]:.3g}'
-    quartiles = '{:.4g} … {:.4g}'.format(*row['final_quartiles'])
-    lines.append(
-      f'{name:<10}{rate:>9}{row["final_mean"]:>12.4g}'
-      f'{row["final_stderr"]:>10.2g}{row["final_median"]:>10.4g}'
-      f'{quartiles:>22}{row["sum_mean"]:>10.4g}'
+def _run_all(problem, learned, settings):
+  """{optimizer: losses [B, K + 1]}."""
+  run = lambda make, *args: np.asarray(runner(problem, make)(*args))
+  found = {
+    name: run(one.transform, theta) for name, (one, theta) in learned.items()
+  }
+  for name, setting in settings.items():
+    found[name] = run(
+      lambda name=name, setting=setting: make_baseline(name, setting)
     )
-  return '\n'.join(lines)
+  return found
 
 
-def _write_curves(path, all_curves):
-  temporary = f'{path}.tmp'
-  with open(temporary, 'w', newline='') as f:
-    writer = csv.writer(f)
-    writer.writerow(
-      [
-        'panel',
-        'optimizer',
-        'step',
-        'mean',
-        'quartile_1',
-        'median',
-        'quartile_3',
-      ]
-    )
-    for title, curves in all_curves.items():
-      for name, losses in curves.items():
-        with np.errstate(invalid='ignore'):
-          quartiles = np.quantile(losses, [0.25, 0.5, 0.75], axis=0)
-        for step, (mean, *rest) in enumerate(zip(losses.mean(0), *quartiles)):
-          writer.writerow(
-            [title, name, step, f'{mean:.6g}', *(f'{v:.6g}' for v in rest)]
-          )
-  os.replace(temporary, path)
+def shown(experiment, settings) -> bool:
+  """Whether this very run is finished; then its results are shown again."""
+  path = run_lib.finished(experiment, settings)
+  if path is None or not run_lib.is_writer():
+    return path is not None
+  log(f'{path} holds this run, finished; these are its results')
+  try:
+    report.draw(path)
+    report.show(path)
+  except (ValueError, KeyError, TypeError, json.JSONDecodeError) as error:
+    log(f'results cannot be read ({error!r:.100}); compared again')
+    return False
+  return True

@@ -1,6 +1,5 @@
 """Nonlinear conjugate gradient as an optax transformation."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import chex
@@ -88,8 +87,8 @@ def conjugate_gradient(
 
   With a line search, such as `optax.scale_by_backtracking_linesearch(20)`, the
   rate is where the search starts, and `update` needs what the search needs
-  (`value`, `grad`, `value_fn`; see `with_value_fn`); directions that do not
-  descend are dropped.
+  (`value`, `grad`, `value_fn`, as `unroll` hands them over); directions that do
+  not descend are dropped.
 
   Args:
     learning_rate: of the fixed step.
@@ -103,25 +102,3 @@ def conjugate_gradient(
   if linesearch is not None:
     parts.append(linesearch)
   return optax.chain(*parts)
-
-
-def with_value_fn(
-  opt: optax.GradientTransformation,
-  value_fn: Callable[[chex.ArrayTree], chex.Scalar],
-) -> optax.GradientTransformationExtraArgs:
-  """Gives an optimizer with a line search the function that it searches.
-
-  `unroll` shows optimizers the value and gradient at x_t alone.  The function
-  should be the one that value and gradient are of.
-
-  Args:
-    opt: such as `optax.lbfgs()`.
-    value_fn: params -> f.
-  """
-  opt = optax.with_extra_args_support(opt)
-
-  def update(updates, state, params=None, *, value=None, **extra_args):
-    extra_args.update(value=value, grad=updates, value_fn=value_fn)
-    return opt.update(updates, state, params, **extra_args)
-
-  return optax.GradientTransformationExtraArgs(opt.init, update)

@@ -13,7 +13,6 @@ import optax
 
 from l2o_jax.base import Features, LearnedOptimizer
 from l2o_jax.cells.lstm import lstm_cell
-from l2o_jax.learned_optimizers import flattened
 
 NUM_UNROLLS, UNROLL_LENGTH = 5, 20
 has_torch = importlib.util.find_spec('torch') is not None
@@ -32,12 +31,11 @@ def plain_jax(features: Features, scale: float) -> LearnedOptimizer:
 
   def transform(theta):
     def init(x):
-      return jax.tree.map(
-        lambda s: jnp.zeros((x.size, *s.shape)), cell.initial_state()
-      )
+      zero = jnp.zeros((x.size, 20))
+      return ((zero, zero),) * len(theta['lstm'])
 
     def update(g, state, x=None):
-      _, seen = jax.vmap(lambda x, g: features.update((), x, g, None))(x, g)
+      _, seen = features.update((), x, g, None)
       new = []
       for weights, one in zip(theta['lstm'], state, strict=True):
         new.append(layer(weights, seen, one))
@@ -45,11 +43,9 @@ def plain_jax(features: Features, scale: float) -> LearnedOptimizer:
       step = seen @ theta['linear']['w'] + theta['linear']['b']
       return scale * step[:, 0], tuple(new)
 
-    return optax.GradientTransformation(init, update)
+    return optax.flatten(optax.GradientTransformation(init, update))
 
-  return flattened(
-    LearnedOptimizer(lambda key: cell.init(key, features.size), transform)
-  )
+  return LearnedOptimizer(lambda key: cell.init(key, features.size), transform)
 
 
 def torch_epoch(workload: str, compiled: bool, images=None, labels=None):

@@ -1,108 +1,124 @@
-"""Figures of learning curves."""
+"""Figures of learning curves, readable in grey."""
 
-import matplotlib
+import itertools
+import string
+from collections.abc import Sequence
 
-matplotlib.use('Agg')
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
+import numpy as np
 
-_DASHES = ('--', '-.', ':', (0, (5, 1)), (0, (3, 1, 1, 1)))
+from l2o_jax import files
+
+# Of learned optimizers: solid, wide.  Of the others: dashes and markers.
+_LEARNED = ('black', '#d55e00', '#0072b2', '#009e73', '#cc79a7', '#e69f00')
+_OTHERS = ('#0072b2', '#e69f00', '#009e73', '#cc79a7', '#56b4e9', '#7f7f7f')
+_DASHES = ('--', '-.', ':', (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+_MARKERS = ('o', 's', '^', 'v', 'D', 'x', '+', '*')
+SIZE = 5.0, 3.6  # inches of a panel
+LEGEND = 2.8  # inches
+RANGE = 1.5  # the highest loss that is shown, over that at the start
 
 
-def learning_curves(path, panels, learned=('LSTM',), periods=None):
-  """Mean loss against step with a quartile band, one panel per problem.
+def _styles(names: Sequence[str], learned: Sequence[str]) -> dict[str, dict]:
+  """{name: how its curve is drawn}, the same in all panels."""
+  styles = {}
+  others = zip(
+    itertools.cycle(_OTHERS),
+    itertools.cycle(_DASHES),
+    itertools.cycle(_MARKERS),
+  )
+  colors = itertools.cycle(_LEARNED)
+  for name in names:
+    if name in learned:
+      styles[name] = {'color': next(colors), 'lw': 2.6, 'zorder': 3}
+    else:
+      color, dash, marker = next(others)
+      dashed = {'ls': dash, 'marker': marker, 'ms': 4, 'markevery': 0.12}
+      styles[name] = {'color': color, 'lw': 1.3, **dashed}
+  return styles
+
+
+def learning_curves(path, panels: dict, learned: Sequence[str]) -> None:
+  """Mean loss against step, a panel for each problem.
+
+  Learned optimizers have a band from the first to the third quartile.
+
+  The range of a panel shows who is in the race: what lies far above the start
+  leaves it.  A panel whose means are not all positive, such as the margin of
+  victory, has a linear axis with a line at 0.
 
   Args:
     path: of the PNG.
-    panels: {title: {optimizer: losses [B, T + 1]}}.
-    learned: names drawn solid; the others are dashed.
-    periods: {title: steps between two losses}; 1 by default.
+    panels: {title: {optimizer: {'step', 'mean', 'quartile_1', 'quartile_3'}}}.
+    learned: names drawn solid and wide.
   """
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+  from matplotlib.figure import Figure
+
   columns = min(len(panels), 3)
   rows = -(-len(panels) // columns)
-  figure, axes = plt.subplots(
-    rows,
-    columns,
-    figsize=(5.2 * columns, 4.0 * rows),
-    squeeze=False,
-    layout='constrained',
-  )
-  for axis in axes.flat[len(panels) :]:
+  size = SIZE[0] * columns + LEGEND, SIZE[1] * rows
+  figure = Figure(figsize=size, layout='constrained')
+  FigureCanvasAgg(figure)
+  axes = figure.subplots(rows, columns, squeeze=False).flat
+  names = dict.fromkeys(name for curves in panels.values() for name in curves)
+  styles = _styles(list(names), learned)
+  letters = string.ascii_lowercase
+  for axis, letter, (title, curves) in zip(axes, letters, panels.items()):
+    _panel(axis, curves, styles)
+    axis.set_title(f'({letter}) {title}', loc='left', fontsize=11)
+  for axis in list(axes)[len(panels) :]:
     axis.axis('off')
-  for axis, (title, curves) in zip(axes.flat, panels.items()):
-    tops, bottoms = [], []
-    for i, (name, losses) in enumerate(curves.items()):
-      steps = np.arange(losses.shape[1]) * (periods or {}).get(title, 1)
-      mean = np.mean(losses, axis=0)
-      with np.errstate(invalid='ignore'):  # what diverged is inf or nan
-        low, high = np.quantile(losses, [0.25, 0.75], axis=0)
-      if name in learned:
-        style = {'ls': '-', 'lw': 2.2, 'zorder': 3, 'color': f'C{i}'}
-      else:
-        style = {
-          'ls': _DASHES[(i - 1) % len(_DASHES)],
-          'lw': 1.5,
-          'color': f'C{i % 10}',
-        }
-      axis.plot(steps, mean, label=name, **style)
-      axis.fill_between(
-        steps, low, high, color=style['color'], alpha=0.12, lw=0
-      )
-      tops.append(mean[0])
-      bottoms.append(np.nanmin([np.nanmin(mean), np.nanmin(low)]))
-    axis.set_yscale('log')
-    if np.isfinite(tops).all() and np.isfinite(bottoms).all():
-      axis.set_ylim(max(min(bottoms) * 0.8, 1e-6), max(tops) * 3)
-    axis.set_title(title)
-    axis.set_xlabel('step')
-    axis.set_ylabel('loss (mean; band: quartiles)')
-    axis.grid(alpha=0.3, which='both', lw=0.4)
-    axis.legend(fontsize=8)
-  figure.savefig(path, dpi=120)
-  plt.close(figure)
+  handles = {}
+  for axis in figure.axes:
+    handles |= dict(zip(*reversed(axis.get_legend_handles_labels())))
+  where = {'loc': 'outside right upper', 'frameon': False}
+  figure.legend(handles.values(), handles.keys(), handlelength=3.5, **where)
+  with files.replacing(path) as f:
+    figure.savefig(f, format='png', dpi=120)
 
 
-def margins(path, margins, losses, learned, horizon):
-  """Mean margins of victory against step, and losses on two functions.
+def _panel(axis, curves, styles):
+  means = np.concatenate([curve['mean'] for curve in curves.values()])
+  linear = bool(np.any(means[np.isfinite(means)] <= 0))
+  for name, curve in curves.items():
+    axis.plot(curve['step'], curve['mean'], label=name, **styles[name])
+    if not linear and 'ls' not in styles[name]:
+      band = curve['quartile_1'], curve['quartile_3']
+      color = styles[name]['color']
+      axis.fill_between(curve['step'], *band, color=color, alpha=0.15, lw=0)
+  axis.set_xlabel('step')
+  axis.xaxis.get_major_locator().set_params(integer=True)
+  axis.grid(alpha=0.3, lw=0.4)
+  if linear:
+    _margin_axis(axis, curves)
+  else:
+    _loss_axis(axis, curves)
 
-  Args:
-    path: of the PNG.
-    margins: {competitors: [T + 1]}.
-    losses: {optimizer: [B, T + 1]}.
-    learned: the one drawn solid.
-    horizon: of meta-training; a vertical line.
-  """
-  figure, axes = plt.subplots(1, 3, figsize=(15.6, 4.2), layout='constrained')
-  for i, (name, margin) in enumerate(margins.items()):
-    axes[0].plot(
-      margin,
-      label=name,
-      ls='--' if i else '-',
-      lw=1.3 if i else 2.2,
-      color=f'C{i}',
-    )
-  first = np.abs(next(iter(margins.values()))[2:])
-  axes[0].set_ylim(-2 * first.max(), 5 * first.max())
-  axes[0].set_ylabel('mean margin of victory over')
-  axes[0].axhline(0, color='k', lw=0.8)
-  for function, axis in enumerate(axes[1:]):
-    curves = {name: x[min(function, len(x) - 1)] for name, x in losses.items()}
-    for i, (name, curve) in enumerate(curves.items()):
-      axis.plot(
-        curve,
-        label=name,
-        ls='-' if name == learned else '--',
-        lw=2.2 if name == learned else 1.3,
-        color=f'C{i}',
-      )
-    lowest = min(np.nanmin(curve) for curve in curves.values())
-    axis.set_yscale('log')
-    axis.set_ylim(0.9 * lowest, 2 * curves[learned][0])
-    axis.set_ylabel(f'loss, test function {function}')
-  for axis in axes:
-    axis.axvline(horizon, color='k', lw=0.6, ls=':')
-    axis.set_xlabel('step')
-    axis.grid(alpha=0.3, lw=0.4)
-    axis.legend(fontsize=7)
-  figure.savefig(path, dpi=120)
-  plt.close(figure)
+
+def _loss_axis(axis, curves):
+  """Logarithmic, with plain numbers at 1, 2, 5."""
+  from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+  axis.set_yscale('log')
+  finite = lambda x: x[np.isfinite(x) & (x > 0)]
+  starts = [finite(curve['mean'][:1]) for curve in curves.values()]
+  all_means = [finite(curve['mean']) for curve in curves.values()]
+  top = np.concatenate(starts).max(initial=0) * RANGE
+  bottom = np.concatenate(all_means).min(initial=top)
+  if 0 < bottom < top:
+    axis.set_ylim(bottom * 0.85, top)
+  decades = np.log10(top / bottom) if 0 < bottom < top else 1
+  subs = (1, 2, 5) if decades < 3 else (1,)
+  axis.yaxis.set_major_locator(LogLocator(subs=subs, numticks=12))
+  axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f'{y:g}'))
+  axis.yaxis.set_minor_formatter(NullFormatter())
+  axis.set_ylabel('mean loss (band: quartiles)')
+
+
+def _margin_axis(axis, curves):
+  """Linear; the first curve, from step 2 on, fills the range."""
+  first = next(iter(curves.values()))['mean'][2:]
+  reach = np.abs(first[np.isfinite(first)]).max(initial=1e-6)
+  axis.set_ylim(-2 * reach, 5 * reach)
+  axis.axhline(0, color='black', lw=0.8)
+  axis.set_ylabel('mean margin')

@@ -1,39 +1,42 @@
-"""What the experiments share: run directory, meta-training, selection.
+"""A run directory: what is in it, who may write to it, how it is rebuilt.
 
-A run directory holds config.json (all flags), metrics.jsonl (one line per
-epoch), checkpoints/ (state to resume from), best.npz (the selected theta); the
-comparison adds curves.csv, summary.json and the figure.
+  run.json       command, flags, seed, commit, versions, device, seconds
+  metrics.jsonl  a line for each epoch
+  checkpoints/   state to resume from
+  theta.npz      the selected theta; the file names its optimizer
+  summary.json   the comparison, with curves.csv and a picture
+
+A kept result is a copy of run.json, theta.npz, summary.json and the picture.
 """
 
+import contextlib
+import fcntl
+import importlib
 import json
 import os
 import pathlib
-import sys
-import time
-from typing import NamedTuple
+import platform
+import re
+import subprocess
+from importlib import metadata
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
-import tqdm
-from absl import flags, logging
 
-from experiments.common import signals
-from experiments.common.cli import NonFinite, UsageError
-from l2o_jax import checkpoint
-from l2o_jax.evaluation import learning_curves
-from l2o_jax.truncated_bptt import truncated_bptt
+from experiments.common import settings as settings_lib
+from experiments.common.cli import log
+from experiments.common.settings import Experiment, UsageError
+from l2o_jax import checkpoint, files, learned_optimizers
 
-KEEP = 2  # checkpoints
-SAVE_PERIOD = 60.0  # seconds between checkpoints, at most
+EXPERIMENTS = (
+  'quadratics',
+  'mnist',
+  'learning_to_optimize',
+  'predicted_step_descent',
+)
+MAX_TEXT = 1 << 30  # bytes of a text file in a run directory
 
-# XLA's options for a program as large as a step of guided policy search, on a
-# CPU: half the time to compile; see BUILD_NOTES.md for what it costs.
-COMPILE_QUICKLY = {
-  'xla_cpu_use_fusion_emitters': False,
-  'xla_backend_optimization_level': 1,
-}
+# Without a run.json beside them, these are somebody else's.
+_OURS = ('*.npz', '*.png', '*.json', '*.jsonl', '*.csv', 'checkpoints/*')
 
 
 def is_writer() -> bool:
@@ -41,482 +44,224 @@ def is_writer() -> bool:
   return jax.process_index() == 0
 
 
-def sharding(num_optimizees: int) -> jax.sharding.NamedSharding | None:
-  """The optimizees spread over all devices; None where there is one of either.
-
-  Raises:
-    UsageError: they cannot be divided evenly.
-  """
-  count = jax.device_count()
-  if num_optimizees == 1 and count > 1 and jax.process_count() == 1:
-    logging.info(
-      'uses 1 of %d devices; --num_optimizees=%d uses all', count, count
-    )
-  elif num_optimizees % count:
-    raise UsageError(
-      f'--num_optimizees={num_optimizees} is not a multiple of '
-      f'the {count} devices'
-    )
-  if num_optimizees == 1 or count == 1:
-    return None
-  mesh = jax.make_mesh(
-    (count,), ('optimizees',), axis_types=(jax.sharding.AxisType.Auto,)
-  )
-  return jax.sharding.NamedSharding(
-    mesh, jax.sharding.PartitionSpec('optimizees')
-  )
-
-
-def open_workdir(path: str, settings: dict, resume: str) -> pathlib.Path:
-  """Makes a run directory, or takes up one with the same configuration.
-
-  Raises:
-    UsageError: it holds another configuration, or --resume forbids it.
-  """
-  workdir = pathlib.Path(path)
-  config_file = workdir / 'config.json'
-  if not config_file.exists():
-    if resume == 'must':
-      raise UsageError(f'--resume=must: there is no run in {workdir}')
-    if workdir.is_dir() and any(workdir.glob('checkpoints/*')):
-      raise UsageError(f'{workdir} holds checkpoints but no config.json')
-    if is_writer():
-      workdir.mkdir(parents=True, exist_ok=True)
-      write_json(config_file, settings)
-    return workdir
-  if resume == 'never':
-    raise UsageError(f'--resume=never: there is a run in {workdir}')
-  try:
-    old = json.loads(config_file.read_text())
-    different = [
-      f'--{k}={old.get(k)} there, {settings.get(k)} here'
-      for k in sorted(set(old) | set(settings))
-      if old.get(k) != settings.get(k)
-    ]
-  except (ValueError, TypeError, AttributeError):
-    raise UsageError(f'{config_file} is damaged') from None
-  if different:
-    raise UsageError(
-      f'{workdir} holds a run with other flags: {"; ".join(different)}'
-    )
-  return workdir
+def write(path, content: str | bytes) -> None:
+  """Replaces a file, whole or not at all."""
+  with files.replacing(path) as f:
+    f.write(content.encode() if isinstance(content, str) else content)
 
 
 def write_json(path, value) -> None:
-  temporary = f'{path}.tmp'
-  with open(temporary, 'w') as f:
-    json.dump(value, f, indent=1)
-    f.write('\n')
-    f.flush()
-    os.fsync(f.fileno())
-  os.replace(temporary, path)
+  """Raises ValueError for nan and infinity, which JSON does not have."""
+  write(path, json.dumps(value, indent=1, allow_nan=False) + '\n')
 
 
-class Progress(NamedTuple):
-  """A meta-training run after so many epochs: all that a checkpoint holds.
-
-  Attributes:
-    state: of the meta-trainer.
-    best_theta: selected so far.
-    best_loss: its validation loss.
-    skipped: meta-steps without a finite meta-gradient, in all.
-    skipped_in_a_row: the last of these that have no finite one after them.
-  """
-
-  state: object
-  best_theta: object
-  best_loss: np.ndarray
-  skipped: np.ndarray
-  skipped_in_a_row: np.ndarray
-
-
-def meta_train(
-  workdir,
-  trainer,
-  optimizee,
-  validate,
-  *,
-  num_epochs,
-  evaluation_period,
-  seed,
-  theta=None,
-  max_nonfinite=100,
-  sharding=None,
-  select=lambda curve: curve[-1],
-  cpu_options=None,
-):
-  """Runs a meta-trainer and selects theta by validation.
-
-  Epoch i draws from fold_in(key(seed), i), and validation, every
-  `evaluation_period` epochs from 0 on and at the end, is a function of theta
-  alone: a run that was stopped and resumed is bitwise the same run.
-
-  Args:
-    workdir: where metrics.jsonl, checkpoints/ and best.npz go.
-    trainer: MetaTrainer.
-    optimizee: to train on.
-    validate: theta -> mean losses [T + 1] on fixed held-out tasks, jitted.
-    num_epochs: epochs.
-    evaluation_period: epochs between validations.
-    seed: of theta and of all tasks.
-    theta: to start from instead of a random one.
-    max_nonfinite: see the flag.
-    sharding: what the trainer was given.
-    select: mean losses [T + 1] -> what theta is selected by; the final one.
-    cpu_options: of XLA, to compile the step with on a CPU, except those that
-      the environment variable XLA_FLAGS sets.
-
-  Returns:
-    (theta with the lowest such validation loss, that loss).
+def read_text(path) -> str:
+  """A text file of a run directory.
 
   Raises:
-    signals.Stopped: a signal came; the state is saved.
-    NonFinite: too many meta-steps in a row were skipped; the state is saved.
+    UsageError: it is no regular file, cannot be read, or is too large.
   """
-  key_init, key_epochs = jax.random.split(jax.random.key(seed))
-  step = jax.jit(
-    lambda state, optimizee, epoch: trainer.step(
-      state, optimizee, jax.random.fold_in(key_epochs, epoch)
-    ),
-    donate_argnums=0,
-  )
-  state = trainer.init(key_init)
-  if theta is not None:
-    state = state._replace(theta=jax.tree.map(jnp.copy, theta))
-  progress = Progress(
-    state,
-    jax.tree.map(np.array, state.theta),
-    np.float64(np.inf),
-    np.int64(0),
-    np.int64(0),
-  )
-  directory = workdir / 'checkpoints'
-  if is_writer():
-    directory.mkdir(exist_ok=True)
-  first, progress = _restore(directory, progress)
-  if is_writer():
-    _keep_metrics_before(workdir / 'metrics.jsonl', first)
-  if first:
-    logging.info('resumed at epoch %d of %d', first, num_epochs)
-  if first < num_epochs:
-    logging.info('compiling')
-  if sharding is not None:
-    progress = progress._replace(
-      state=jax.device_put(
-        progress.state, sharding.update(spec=jax.sharding.PartitionSpec())
-      )
-    )
-  started = last_saved = time.monotonic()
-  bar = tqdm.tqdm(
-    total=num_epochs,
-    initial=first,
-    unit='epoch',
-    disable=not (sys.stderr.isatty() and is_writer()),
-  )
-  with bar, _metrics(workdir) as metrics:
-    for epoch in range(first, num_epochs + 1):
-      signals.announce(
-        f'stopped after epoch {epoch} of {num_epochs}; the same '
-        'command resumes',
-        saving=True,
-      )
-      line = {'epoch': epoch}
-      if epoch % evaluation_period == 0 or epoch == num_epochs:
-        if epoch > first:
-          _save(directory, epoch, progress)  # before what may take long
-          last_saved = time.monotonic()
-        progress, found = _validate(workdir, epoch, progress, validate, select)
-        line.update(found)
-        logging.info(
-          'epoch %d/%d  validation: final %.4g (best %.4g), sum %.4g%s  '
-          '%.2f s/epoch',
-          epoch,
-          num_epochs,
-          line['validation_final'],
-          progress.best_loss,
-          line['validation_sum'],
-          f'  {progress.skipped} meta-steps skipped' * bool(progress.skipped),
-          (time.monotonic() - started) / max(epoch - first, 1),
-        )
-      if epoch < num_epochs:
-        if epoch == first:
-          began = time.monotonic()
-          step = _compile(
-            step.lower(progress.state, optimizee, epoch), cpu_options or {}
-          )
-          logging.info(
-            'the step is compiled, in %.1f s', time.monotonic() - began
-          )
-          started = time.monotonic()
-        state, info = step(progress.state, optimizee, epoch)
-        progress = _count_skipped(progress._replace(state=state), info.skipped)
-        line.update(
-          meta_loss=float(jnp.sum(info.meta_loss)),
-          gradient_norm=float(jnp.max(info.gradient_norm)),
-          skipped=int(progress.skipped),
-          **{
-            name: float(value)
-            for name, value in info._asdict().items()
-            if np.ndim(value) == 0
-          },
-        )
-        bar.update()
-      metrics.write(json.dumps(_without_nan(line)) + '\n')
-      metrics.flush()
-      stop = signals.received() and epoch < num_epochs
-      hopeless = progress.skipped_in_a_row >= max_nonfinite
-      late = time.monotonic() - last_saved > SAVE_PERIOD
-      if epoch < num_epochs and (stop or hopeless or late):
-        _save(directory, epoch + 1, progress)
-        last_saved = time.monotonic()
-      if stop:
-        signals.announce(
-          f'stopped after epoch {epoch + 1} of {num_epochs}; '
-          'the same command resumes',
-          saving=True,
-        )
-        raise signals.Stopped
-      if hopeless:
-        raise NonFinite(
-          f'no finite meta-gradient in the last {progress.skipped_in_a_row} '
-          f'meta-steps, at epoch {epoch + 1} of {num_epochs}; the last good '
-          f'theta is in {directory}'
-        )
-  signals.announce('stopped; the same command resumes', saving=False)
-  return progress.best_theta, float(progress.best_loss)
-
-
-def _compile(lowered, cpu_options):
-  given = os.environ.get('XLA_FLAGS', '')
-  options = {
-    name: value
-    for name, value in cpu_options.items()
-    if name not in given and jax.default_backend() == 'cpu'
-  }
   try:
-    return lowered.compile(compiler_options=options)
-  except jax.errors.JaxRuntimeError as error:  # another version of XLA
-    if 'No such compile option' not in str(error):
-      raise
-    logging.warning('compiled without %s: %s', options, error)
-    return lowered.compile()
+    with files.open_regular(path) as f:
+      data = f.read(MAX_TEXT + 1)
+    if len(data) > MAX_TEXT:
+      raise UsageError(f'{path} is too large')
+    return data.decode()
+  except (OSError, ValueError) as error:
+    reason = str(error).removeprefix(f'{path}: ')
+    raise UsageError(f'{path} cannot be read: {reason}') from None
 
 
-def _without_nan(line):
-  """JSON knows no nan and inf: null."""
-  return {k: v if np.isfinite(v) else None for k, v in line.items()}
+def read_record(path) -> dict:
+  """run.json of a run directory.
+
+  Raises:
+    UsageError: it is missing or damaged.
+  """
+  file = pathlib.Path(path) / 'run.json'
+  try:
+    record = json.loads(read_text(file))
+    ok = isinstance(record['flags'], dict) and record['experiment']
+  except (json.JSONDecodeError, KeyError, TypeError, RecursionError):
+    ok = False
+  if not ok:
+    raise UsageError(f'{file} is damaged')
+  return record
 
 
-def _metrics(workdir):
-  name = workdir / 'metrics.jsonl' if is_writer() else os.devnull
-  return open(name, 'a')
-
-
-def _save(directory, epochs, progress):
+def note(path, **values) -> None:
+  """Adds to run.json."""
   if is_writer():
-    checkpoint.save(
-      directory / f'{epochs:08d}.npz', progress, metadata={'epochs': epochs}
+    record = read_record(path)
+    write_json(path / 'run.json', record | values)
+
+
+def _commit() -> str | None:
+  """Of the git checkout that this file is in, '-dirty' if it has changes."""
+  root = pathlib.Path(__file__).parents[2]
+  if not (root / '.git').exists():
+    return None
+  words = 'describe --always --dirty --abbrev=40 --exclude=*'.split()
+  try:
+    out = subprocess.run(
+      ['git', '-C', root, *words], capture_output=True, text=True, timeout=20
     )
-    for old in sorted(directory.glob('*.npz'))[:-KEEP]:
-      old.unlink()
+  except (OSError, subprocess.SubprocessError):
+    return None
+  return out.stdout.strip() or None
 
 
-def _validate(workdir, epoch, progress, validate, select):
-  """(progress with the best theta so far, what to add to the metrics)."""
-  # A copy: the next step donates the state.
-  theta = jax.tree.map(np.array, progress.state.theta)
-  curve = np.asarray(validate(theta), np.float64)
-  if select(curve) < progress.best_loss:
-    progress = progress._replace(best_theta=theta, best_loss=select(curve))
-    if is_writer():
-      checkpoint.save(
-        workdir / 'best.npz',
-        theta,
-        metadata={
-          'epochs': epoch,
-          'validation_final_loss': curve[-1],
-          'config': json.loads((workdir / 'config.json').read_text()),
+def processor() -> str:
+  """The model's name, as Linux has it."""
+  try:
+    text = pathlib.Path('/proc/cpuinfo').read_text()
+  except OSError:
+    text = ''
+  found = re.search(r'^model name\s*: (.*)$', text, re.MULTILINE)
+  return found[1] if found else platform.processor() or platform.machine()
+
+
+def provenance() -> dict:
+  """Commit, versions and device; what a number depends on beside the flags."""
+  device = jax.devices()[0]
+  names = ('jax', 'jaxlib', 'optax', 'numpy')
+  versions = {name: metadata.version(name) for name in names}
+  kind = processor() if device.platform == 'cpu' else device.device_kind
+  return {
+    'commit': _commit(),
+    'versions': {'python': platform.python_version(), **versions},
+    'device': f'{jax.device_count()} x {device.platform}: {kind}',
+  }
+
+
+def _check(path, experiment, settings) -> bool:
+  """Whether there is a run with these flags in the directory already.
+
+  Raises:
+    UsageError: one with others, or other files; or --resume forbids it.
+  """
+  if not path.exists() or not (path / 'run.json').exists():
+    if settings.run.resume == 'must':
+      raise UsageError(f'--resume=must: there is no run in {path}')
+    found = [f.name for kind in _OURS for f in sorted(path.glob(kind))]
+    if found:
+      raise UsageError(
+        f'{path} holds no run (no run.json) but other files, {found[0]} among '
+        'them: choose another --workdir'
+      )
+    return False
+  if settings.run.resume == 'never':
+    raise UsageError(f'--resume=never: there is a run in {path}')
+  record = read_record(path)
+  here = settings_lib.recorded(experiment, settings)
+  there = record['flags']
+  different = [
+    f'--{k}={there.get(k)} there, {here.get(k)} here'
+    for k in sorted({*there, *here})
+    if there.get(k) != here.get(k)
+  ]
+  if record['experiment'] != experiment.name:
+    different = [f'of {record["experiment"]}']
+  if different:
+    what = '; '.join(different)
+    raise UsageError(f'{path} holds a run with other flags: {what}')
+  return True
+
+
+def _lock(path):
+  """An open file that is locked until it is closed, or the process ends."""
+  file = open(path / '.lock', 'a+')
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    file.seek(0)
+    pid = file.read(20).strip() or 'unknown'
+    file.close()
+    raise UsageError(f'{path} is in use by process {pid}') from None
+  except OSError as error:  # some file systems have no locks
+    log(f'{path} is not locked: {error.strerror}')
+  file.truncate(0)
+  file.write(f'{os.getpid()}\n')
+  file.flush()
+  return file
+
+
+@contextlib.contextmanager
+def opened(experiment: Experiment, settings):
+  """Makes a run directory, or takes up the run in it; locks it.
+
+  Args:
+    experiment: the binary.
+    settings: its flags.
+
+  Yields:
+    The directory.
+
+  Raises:
+    UsageError: another process has it, it holds something else, or --resume
+      forbids it.
+  """
+  path = pathlib.Path(settings.run.workdir)
+  _check(path, experiment, settings)
+  if not is_writer():
+    yield path
+    return
+  path.mkdir(parents=True, exist_ok=True)
+  with _lock(path):
+    if not _check(path, experiment, settings):
+      write_json(
+        path / 'run.json',
+        {
+          'experiment': experiment.name,
+          'command': settings_lib.command(experiment, settings),
+          'flags': settings_lib.recorded(experiment, settings),
+          'seed': settings.run.seed,
+          **provenance(),
+          'seconds': 0.0,
         },
       )
-  return progress, {
-    'validation_final': curve[-1],
-    'validation_sum': curve.sum(),
-  }
+    yield path
 
 
-def _count_skipped(progress, skipped):
-  """Adds one epoch's flags [U] to the counts."""
-  skipped = np.asarray(skipped)
-  trailing = int(np.cumprod(skipped[::-1]).sum())
-  in_a_row = trailing + (
-    progress.skipped_in_a_row if trailing == skipped.size else 0
-  )
-  return progress._replace(
-    skipped=progress.skipped + skipped.sum(),
-    skipped_in_a_row=np.int64(in_a_row),
-  )
+def finished(experiment: Experiment, settings) -> pathlib.Path | None:
+  """The directory, if it holds all results of this very run.
 
-
-def _restore(directory, like):
-  """(epochs done, Progress) of the newest readable checkpoint."""
-  damaged = None
-  for path in sorted(directory.glob('*.npz'), reverse=True):
-    try:
-      progress = checkpoint.load(path, like)
-      return int(checkpoint.metadata(path)['epochs']), progress
-    except checkpoint.CheckpointError as error:
-      logging.warning('%s; trying the one before', error)
-      damaged = error
-  if damaged:
-    raise UsageError(f'no checkpoint can be read: {damaged}')
-  return 0, like
-
-
-def _keep_metrics_before(path, epoch):
-  """Drops what will be written again, and a torn last line."""
-  if not path.exists():
-    return
-  lines = path.read_bytes().splitlines(True)
-  try:
-    kept = [
-      line
-      for line in lines
-      if line.endswith(b'\n') and json.loads(line)['epoch'] < epoch
-    ]
-  except (ValueError, KeyError, TypeError):
-    raise UsageError(f'{path} is damaged') from None
-  temporary = path.with_suffix('.tmp')
-  with open(temporary, 'wb') as f:
-    f.writelines(kept)
-    f.flush()
-    os.fsync(f.fileno())
-  os.replace(temporary, path)
-
-
-def make_trainer(learned, *, learning_rate, num_epochs, scale=1.0):
-  """Truncated BPTT as the flags say, on Adam.
-
-  Args:
-    learned: the learned optimizer.
-    learning_rate: meta learning rate.
-    num_epochs: length of the learning-rate schedule.
-    scale: of the meta-loss; 1/K where an optimizee sums K functions.
+  Raises:
+    UsageError: see `opened`.
   """
-  args = flags.FLAGS
-  num_unrolls = args.num_steps // args.unroll_length
-  weights = {
-    'all': jnp.ones(args.num_steps + 1),
-    'rising': jnp.geomspace(1.0, 100.0, args.num_steps + 1),
-    'final': jnp.zeros(args.num_steps + 1).at[-1].set(1.0),
-  }[args.weights] * scale
-  if args.learning_rate_schedule == 'cosine':
-    learning_rate = optax.cosine_decay_schedule(
-      learning_rate, max(num_epochs * num_unrolls, 1), alpha=0.01
-    )
-  meta_optimizer = optax.adam(learning_rate)
-  if args.clip_norm:
-    meta_optimizer = optax.chain(
-      optax.clip_by_global_norm(args.clip_norm), meta_optimizer
-    )
-  remat = {'none': False, 'step': True}.get(args.remat, args.remat)
-  return truncated_bptt(
-    learned,
-    meta_optimizer,
-    unroll_length=args.unroll_length,
-    num_unrolls=num_unrolls,
-    num_optimizees=args.num_optimizees,
-    weights=weights,
-    second_derivatives=args.second_derivatives,
-    remat=remat,
-    clip_each=args.clip_each or None,
-    sharding=sharding(args.num_optimizees),
-  )
+  path = pathlib.Path(settings.run.workdir)
+  if not _check(path, experiment, settings):
+    return None
+  if not read_record(path).get('finished'):
+    return None
+  try:
+    checkpoint.metadata(path / 'theta.npz')
+    json.loads(read_text(path / 'summary.json'))
+    read_text(path / 'curves.csv')
+  except (UsageError, ValueError) as error:  # made again
+    log(str(error))
+    return None
+  return path
 
 
-def train(
-  learned, optimizee, validation, *, settings, batch_size=None, scale=1.0
-):
-  """Opens the run directory, searches the meta learning rate, meta-trains.
-
-  Whatever is wrong with flags and files is found before a directory is made.
+def rebuild(path):
+  """A run from its directory.
 
   Args:
-    learned: the learned optimizer.
-    optimizee: to train on.
-    validation: optimizee to select theta on.
-    settings: what config.json holds.
-    batch_size: validation tasks at a time; all by default.
-    scale: see `make_trainer`.
+    path: run directory, or a copy of its run.json and theta.npz.
 
   Returns:
-    (run directory, theta, {'validation_final_loss', 'meta_learning_rate'}).
+    (settings, learned optimizer, theta).
+
+  Raises:
+    UsageError: there is no run of these experiments.
+    CheckpointError: its theta cannot be read.
   """
-  args = flags.FLAGS
-  keys = jax.random.split(jax.random.key(1_000_001), args.num_validation)
-
-  @jax.jit
-  def mean_curve(theta, optimizee, keys):
-    return jnp.mean(
-      learning_curves(
-        optimizee, learned.transform(theta), keys, args.num_steps, batch_size
-      ),
-      axis=0,
-    )
-
-  def validate(theta):
-    return mean_curve(theta, validation, keys)
-
-  theta = None
-  if args.theta is not None:
-    theta = checkpoint.load(args.theta, learned.init(jax.random.key(0)))
-  sharding(args.num_optimizees)
-  workdir = open_workdir(args.workdir, settings, args.resume)
-
-  def one(directory, rate, num_epochs):
-    trainer = make_trainer(
-      learned, learning_rate=rate, num_epochs=num_epochs, scale=scale
-    )
-    return meta_train(
-      directory,
-      trainer,
-      optimizee,
-      validate,
-      num_epochs=num_epochs,
-      evaluation_period=args.evaluation_period,
-      seed=args.seed,
-      theta=theta,
-      max_nonfinite=args.max_nonfinite,
-      sharding=sharding(args.num_optimizees),
-    )
-
-  rate = args.learning_rate
-  if args.search_trials:
-    rates = 10 ** np.random.default_rng(args.seed).uniform(
-      -4, -2, args.search_trials
-    )
-    losses = []
-    for i, candidate in enumerate(rates):
-      directory = workdir / 'search' / f'{i:02d}'
-      if is_writer():
-        directory.mkdir(parents=True, exist_ok=True)
-        write_json(
-          directory / 'config.json',
-          {'learning_rate': candidate, 'epochs': args.search_epochs},
-        )
-      losses.append(one(directory, candidate, args.search_epochs)[1])
-      logging.info(
-        'search %d/%d: meta learning rate %.3g gives %.4g',
-        i + 1,
-        args.search_trials,
-        candidate,
-        losses[-1],
-      )
-    rate = float(rates[np.argmin(losses)])
-  theta, loss = one(workdir, rate, args.num_epochs)
-  if jax.process_count() > 1:  # the rest is the writer's, at its own pace
-    jax.distributed.shutdown()
-  return (
-    workdir,
-    theta,
-    {'validation_final_loss': loss, 'meta_learning_rate': rate},
-  )
+  path = pathlib.Path(path)
+  record = read_record(path)
+  if record['experiment'] not in EXPERIMENTS:
+    raise UsageError(f'{path} is a run of {record["experiment"]!r}')
+  module = importlib.import_module(f'experiments.{record["experiment"]}')
+  settings = settings_lib.restored(module.EXPERIMENT, record['flags'])
+  learned, theta = learned_optimizers.load_learned(path / 'theta.npz')
+  return settings, learned, theta

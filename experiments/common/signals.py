@@ -14,7 +14,7 @@ import threading
 PATIENCE = 4.0  # seconds
 
 _NUMBERS = (signal.SIGINT, signal.SIGTERM)
-_state = {'received': None, 'saving': False, 'message': 'stopped'}
+_state = {'received': None, 'saving': False, 'message': 'stopped', 'on': False}
 
 
 class Stopped(Exception):
@@ -45,13 +45,21 @@ def leave(number: int) -> None:
 
 
 def install() -> None:
-  """Takes over both signals for the rest of the program.
+  """Takes over both signals for the rest of the program; opens what is closed.
 
   Python runs signal handlers only between its own instructions, not inside a
-  compilation; so the C handler writes to a pipe, and a thread reads it.
+  compilation; so the C handler writes to a pipe, and a thread reads it.  Where
+  one of the standard streams is closed, the next file that is opened would take
+  its number, and messages would go into that file: /dev/null takes it first.
   """
-  if threading.current_thread() is not threading.main_thread():
+  if _state['on'] or threading.current_thread() is not threading.main_thread():
     return
+  _state['on'] = True
+  while (descriptor := os.open(os.devnull, os.O_RDWR)) < 3:
+    pass
+  os.close(descriptor)
+  sys.stdout = sys.stdout or open(os.devnull, 'w')
+  sys.stderr = sys.stderr or open(os.devnull, 'w')
   reader, writer = os.pipe()
   os.set_blocking(writer, False)
   signal.set_wakeup_fd(writer)

@@ -1,20 +1,19 @@
 """The guide at work: a linear-Gaussian controller as an optax optimizer."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from l2o_jax.base import Features
 from l2o_jax.gps.lqr import Controller
-from l2o_jax.groups import Groups, merge, split
+from l2o_jax.groups import merge, split
 
 
 def coordinate_state(x, g, u, phi):
-  """s = (x, g, u, Φ) of coordinates: [...], [...], [...], [..., F] -> [..., D].
+  """s = (x, g, u, Φ) of coordinates: [...] thrice, [..., F] -> [..., F + 3].
 
   Li & Malik's state is (x, Φ).  The exact gradient g is what makes the cost of
   a coordinate depend on its own state, and with the last step u = x_t - x_{t-1}
@@ -24,9 +23,21 @@ def coordinate_state(x, g, u, phi):
   return jnp.concatenate([jnp.stack([x, g, u], -1), phi], -1)
 
 
-def unit_state(s, joint):
-  """[n, D] -> what the guide acts on: the same, or [1, D n], feature-major."""
-  return jnp.ravel(s.T)[None] if joint else s
+def momentum_guide(shape, initial, columns: int, A: int) -> Controller:
+  """Gradient descent with momentum: Δx = -rate g + momentum u.
+
+  Args:
+    shape: leading axes of the result, (P, M, T).
+    initial: (rate, momentum).
+    columns: D / A, of s = (x, g, u, Φ) for a coordinate.
+    A: actions of a unit.
+  """
+  rate, momentum = initial
+  eye, zero = jnp.eye(A), jnp.zeros((A, A))
+  rest = [zero] * (columns - 3)
+  gain = jnp.concatenate([zero, -rate * eye, momentum * eye, *rest], 1)
+  repeat = lambda x: jnp.tile(x, shape + (1,) * x.ndim)
+  return Controller(repeat(gain), repeat(jnp.zeros(A)), repeat(eye))
 
 
 class ControllerState(NamedTuple):
@@ -34,7 +45,7 @@ class ControllerState(NamedTuple):
 
   Attributes:
     step: t.
-    last: x_{t-1} of each group [n_m].
+    last: x_{t-1} of each group, M times [n].
     memory: of the state features, for each group.
   """
 
@@ -43,73 +54,66 @@ class ControllerState(NamedTuple):
   memory: list[chex.ArrayTree]
 
 
-def controller(
-  guide: Controller,
-  features: Features,
-  groups: Groups,
-  *,
-  joint: bool = False,
-  gradient: Callable | None = None,
-) -> optax.GradientTransformationExtraArgs:
+def controller(guide, features, groups, gradient=None):
   """psi's mean action as an optimizer: Δx = K_t s + k_t.
 
   Every coordinate of a group is moved by the same K_t, k_t (Li & Malik 2017,
-  section 3.4); with `joint`, all coordinates of the group by one K_t [n, D n]
+  section 3.4); with A > 1 all coordinates of the one group by one K_t [A, D]
   (Li & Malik 2016).  After T steps it goes on with the last ones.
 
   Args:
-    guide: gain [M, T, A, D], offset [M, T, A]; the noise is not used.
+    guide: Controller [M, T, ...]; its noise is not used.
     features: Φ, such as `state_features()`.
     groups: of the parameters.
-    joint: A = n instead of 1.
     gradient: params -> exact gradient; None: the one given to `update`.
 
   Returns:
     Optax transformation; `update` needs `params`, and `value` if the features
     do.
   """
+  T, A = guide.offset.shape[1:]
 
   def init(params):
     vectors = split(groups, params)
-    return ControllerState(
-      jnp.zeros((), jnp.int32), vectors, [features.init(x) for x in vectors]
-    )
+    memory = [features.init(x) for x in vectors]
+    return ControllerState(jnp.zeros((), jnp.int32), vectors, memory)
 
   def update(updates, state, params=None, *, value=None, **extra_args):
     del extra_args
     exact = updates if gradient is None else gradient(params)
-    t = jnp.minimum(state.step, guide.offset.shape[1] - 1)
-    xs, moves, memories = split(groups, params), [], []
-    for m, (x, seen, g) in enumerate(
-      zip(xs, split(groups, updates), split(groups, exact), strict=True)
-    ):
-      memory, phi = features.update(state.memory[m], x, seen, value)
-      u = x - state.last[m]
-      s = unit_state(coordinate_state(x, g, u, phi), joint)
-      a = s @ guide.gain[m, t].T + guide.offset[m, t]
-      moves.append(jnp.ravel(a))
+    t = jnp.minimum(state.step, T - 1)
+    trees = (params, updates, exact)
+    xs, seen, gs = (split(groups, tree) for tree in trees)
+    moves, memories = [], []
+    for m, x in enumerate(xs):
+      memory, phi = features.update(state.memory[m], x, seen[m], value)
+      s = coordinate_state(x, gs[m], x - state.last[m], phi)  # [n, F + 3]
+      s = jnp.ravel(s.T)[None] if A > 1 else s  # [1, D] or [n, D]
+      moves.append(jnp.ravel(s @ guide.gain[m, t].T + guide.offset[m, t]))
       memories.append(memory)
-    return (
-      merge(groups, moves, updates),
-      ControllerState(state.step + 1, xs, memories),
-    )
+    state = ControllerState(state.step + 1, xs, memories)
+    return merge(groups, moves, updates), state
 
   return optax.GradientTransformationExtraArgs(init, update)
 
 
-class ExplorationState(NamedTuple):
-  step: chex.Array
+def mixture(first, second, use_second):
+  """Both optimizers watch the run; one of them moves."""
+  first, second = map(optax.with_extra_args_support, (first, second))
+
+  def init(params):
+    return first.init(params), second.init(params)
+
+  def update(updates, state, params=None, **extra_args):
+    one, state_one = first.update(updates, state[0], params, **extra_args)
+    two, state_two = second.update(updates, state[1], params, **extra_args)
+    choose = lambda a, b: jnp.where(use_second, b, a)
+    return jax.tree.map(choose, one, two), (state_one, state_two)
+
+  return optax.GradientTransformationExtraArgs(init, update)
 
 
-def exploration(
-  variance: chex.Array,
-  groups: Groups,
-  key: chex.PRNGKey,
-  *,
-  limits: tuple,
-  common: float = 0.0,
-  joint: bool = False,
-) -> optax.GradientTransformation:
+def exploration(variance, groups, key, limits, common=0.0):
   """Adds noise to actions: N(0, diag G_t), within limits of the action itself.
 
       std = clip(√G_t, low · rms, high · rms),  rms over the group's actions
@@ -118,42 +122,37 @@ def exploration(
   next; G_t alone would soon drown or freeze them.
 
   Args:
-    variance: diagonal of G, [M, T, A].
+    variance: diagonal of G, [M, T, A]; A = 1: the same for all coordinates.
     groups: of the parameters.
     key: of the noise.
     limits: (low, high).
     common: share c of the noise, in [0, 1], that all coordinates have in common
       along the action: √c z_0 a / rms + √(1 - c) z.  It lets the curvature
       along the direction of movement show.
-    joint: variances of each coordinate (A = n) or one for all (A = 1).
 
   Returns:
     Optax transformation, to be chained after the one that acts.
   """
   low, high = limits
+  M, T = variance.shape[:2]
 
   def init(params):
     del params
-    return ExplorationState(jnp.zeros((), jnp.int32))
+    return jnp.zeros((), jnp.int32)  # t
 
-  def update(updates, state, params=None):
+  def update(updates, step, params=None):
     del params
-    t = jnp.minimum(state.step, variance.shape[1] - 1)
+    std = jnp.sqrt(variance[:, jnp.minimum(step, T - 1)])  # [M, A]
     actions = split(groups, updates)
-    ends = [sum(a.size for a in actions[: m + 1]) for m in range(len(actions))]
-    draws = jax.random.normal(
-      jax.random.fold_in(key, state.step), (ends[-1] + len(actions),)
-    )
+    ends = np.cumsum([a.size for a in actions])
+    key_step = jax.random.fold_in(key, step)
+    # One draw for every coordinate, then z_0 of every group.
+    *draws, z_0 = jnp.split(jax.random.normal(key_step, (ends[-1] + M,)), ends)
     moves = []
-    for m, (a, z) in enumerate(zip(actions, jnp.split(draws, ends))):
+    for m, (a, z) in enumerate(zip(actions, draws, strict=True)):
       rms = jnp.sqrt(jnp.mean(a**2)) + 1e-30
-      spread = jnp.sqrt(variance[m, t])
-      std = jnp.clip(spread if joint else spread[0], low * rms, high * rms)
-      z = (
-        jnp.sqrt(1 - common) * z
-        + jnp.sqrt(common) * draws[ends[-1] + m] * a / rms
-      )
-      moves.append(a + std * z)
-    return merge(groups, moves, updates), ExplorationState(state.step + 1)
+      z = jnp.sqrt(1 - common) * z + jnp.sqrt(common) * z_0[m] * a / rms
+      moves.append(a + jnp.clip(std[m], low * rms, high * rms) * z)
+    return merge(groups, moves, updates), step + 1
 
   return optax.GradientTransformation(init, update)

@@ -1,113 +1,120 @@
-"""What a run costs, as a quadratic function of one unit's state."""
+"""What a run costs, as a quadratic function of one unit's state.
+
+`taylor`, `gradient_share`, `sample_taylor` and `sample_gradient` are values to
+be handed to `badmm` or `mirror_descent`; each knows what it needs.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import chex
 import jax.numpy as jnp
 
-from l2o_jax.gps.dynamics import symmetric_eigen
-from l2o_jax.gps.lqr import Cost, inverse
-
-NAMES = ('gradient_share', 'sample_gradient', 'sample_taylor', 'taylor')
-OF_SAMPLES = ('sample_gradient', 'sample_taylor')  # for `untied_step`
+from l2o_jax.gps.linalg import inverse
+from l2o_jax.gps.lqr import Cost
 
 
-def _block(matrices, vectors, constants, first, dimension):
-  """Cost on the rows of the state from `first` on."""
-  rows = slice(first, first + vectors.shape[-1])
-  times = vectors.shape[0]
-  quadratic = jnp.zeros((times, dimension, dimension), matrices.dtype)
-  linear = jnp.zeros((times, dimension), matrices.dtype)
-  return Cost(
-    quadratic.at[:, rows, rows].set(matrices),
-    linear.at[:, rows].set(vectors),
-    constants,
-  )
+class Scaled(NamedTuple):
+  """Samples of one guide in units in which states are of order one.
 
-
-def taylor(
-  x: chex.Array,
-  gradients: chex.Array,
-  hessian: chex.Array,
-  values: chex.Array,
-  dimension: int,
-) -> Cost:
-  """f itself, to second order in x around the samples, mean over them.
-
-      C_xx = mean H,  d_x = mean(∇f - C x),  h = mean(f - x^T d - x^T C x / 2)
-
-  (Li & Malik 2016, section 3.5; 2017, section 3.3, literally.)  With A = 1 the
-  means run over the coordinates of a group as well: d_x then carries no
-  direction that a single coordinate could follow, and nothing improves.
-
-  Args:
-    x: [S, T + 1, A].
-    gradients: exact, likewise.
-    hessian: mean H over samples, positive semi-definite, [T + 1, A, A].
+  Attributes:
+    states: (x, g, ...) [S, T + 1, D].
+    slopes: exact ∂f/∂x, [S, T + 1, A].
     values: f of each sample, [S, T + 1].
-    dimension: D; x comes first in the state.
+    curvature: dg/da, positive definite, [T + 1, A, A].
+    hessian: ∂²f/∂x², positive semi-definite, [T + 1, A, A]: the recorded one,
+      mean over samples, where the cost model needs it, else by secants.
   """
-  d = jnp.mean(gradients - jnp.einsum('tij,stj->sti', hessian, x), 0)
-  h = jnp.mean(
-    values
-    - jnp.einsum('ti,sti->st', d, x)
-    - jnp.einsum('sti,tij,stj->st', x, hessian, x) / 2,
-    0,
-  )
-  return _block(hessian, d, h, 0, dimension)
+
+  states: chex.Array
+  slopes: chex.Array
+  values: chex.Array
+  curvature: chex.Array
+  hessian: chex.Array
 
 
-def sample_taylor(
-  gradients: chex.Array,
-  curvature: chex.Array | None,
-  values: chex.Array,
-  dimension: int,
-) -> Cost:
-  """f to second order around every sample, in deviations from that sample.
+class CostModel(NamedTuple):
+  """How samples become a cost.
 
-      C_xx = H of all samples,  d_x = ∇f and h = f of each
-
-  The expansion of `taylor`, but the linear term is not averaged over samples:
-  with A = 1 each coordinate keeps its own direction.
-
-  Args:
-    gradients: exact, [S, T + 1, A].
-    curvature: H, positive definite, [T + 1, A, A].  None: to first order, C =
-      0.  Then LQR has no use for feedback and leaves that of psi° as it is.
-    values: f of each sample, [S, T + 1].
-    dimension: D; x comes first in the state.
-
-  Returns:
-    Cost for `untied_step`: linear [S, T + 1, D], constant [S, T + 1].
+  Attributes:
+    fit: Scaled -> (Cost, its typical size []).
+    of_samples: every sample has its own linear and constant term: linear
+      [S, T + 1, D], constant [S, T + 1], for `untied_step`.
+    needs_hessian: of the exact objective, along the rollouts.
   """
-  times, A = gradients.shape[1:]
-  if curvature is None:
-    curvature = jnp.zeros((times, A, A), gradients.dtype)
-  rest = [(0, 0), (0, dimension - A)]
-  return Cost(
-    jnp.pad(curvature, rest + rest[1:]),
-    jnp.pad(gradients, [(0, 0)] + rest),
-    values,
-  )
+
+  fit: Callable[[Scaled], tuple[Cost, chex.Scalar]]
+  of_samples: bool = False
+  needs_hessian: bool = False
 
 
-def gradient_share(curvature: chex.Array, dimension: int) -> Cost:
-  """A unit's own share of f - f*, 1/2 g^T H⁻¹ g.
-
-  Exact where f is a quadratic with curvature H.  It depends on the unit's own
-  state, so that a rule tied over a group has something to descend.
-
-  Args:
-    curvature: H, positive definite, [T + 1, A, A].
-    dimension: D; g comes second in the state, after x.
-  """
-  zero = jnp.zeros(curvature.shape[:2], curvature.dtype)
-  return _block(
-    inverse(curvature), zero, zero[:, 0], curvature.shape[-1], dimension
-  )
+def _place(matrices, first: int, size: int):
+  """[T + 1, A, A] -> [T + 1, D, D], the other rows and columns zero."""
+  rest = (first, size - first - matrices.shape[-1])
+  return jnp.pad(matrices, ((0, 0), rest, rest))
 
 
-def positive(hessian: chex.Array, floor: float = 1e-6) -> chex.Array:
-  """Symmetric, its eigenvalues not below floor times the largest."""
-  values, vectors = symmetric_eigen(hessian)
-  largest = jnp.max(jnp.abs(values), -1, keepdims=True)
-  values = jnp.maximum(values, floor * largest + 1e-30)
-  return vectors @ (values[..., None] * vectors.mT)
+def _excess(values):
+  return jnp.mean(values) - jnp.min(values)
+
+
+def _taylor(seen: Scaled):
+  A, D = seen.slopes.shape[-1], seen.states.shape[-1]
+  x, H = seen.states[..., :A], seen.hessian
+  Hx = jnp.einsum('tij,stj->sti', H, x)
+  d = jnp.mean(seen.slopes - Hx, 0)  # [T + 1, A]
+  model = jnp.einsum('ti,sti->st', d, x) + jnp.einsum('sti,sti->st', x, Hx) / 2
+  linear = jnp.pad(d, ((0, 0), (0, D - A)))
+  cost = Cost(_place(H, 0, D), linear, jnp.mean(seen.values - model, 0))
+  return cost, _excess(seen.values)
+
+
+def _gradient_share(seen: Scaled):
+  A, D = seen.slopes.shape[-1], seen.states.shape[-1]
+  g, inverted = seen.states[..., A : 2 * A], inverse(seen.curvature)
+  zero = jnp.zeros((len(inverted), D), g.dtype)
+  size = jnp.mean(jnp.einsum('sti,tij,stj->st', g, inverted, g)) / 2
+  return Cost(_place(inverted, A, D), zero, zero[:, 0]), size
+
+
+def _around_samples(hessian, seen: Scaled):
+  A, D = seen.slopes.shape[-1], seen.states.shape[-1]
+  linear = jnp.pad(seen.slopes, ((0, 0), (0, 0), (0, D - A)))
+  cost = Cost(_place(hessian, 0, D), linear, seen.values)
+  return cost, _excess(seen.values)
+
+
+def _sample_taylor(seen: Scaled):
+  return _around_samples(seen.hessian, seen)
+
+
+def _sample_gradient(seen: Scaled):
+  return _around_samples(jnp.zeros_like(seen.hessian), seen)
+
+
+# f itself, to second order in x around the samples, mean over them:
+#
+#     C_xx = mean H,  d_x = mean(∇f - C x),  h = mean(f - x^T d - x^T C x / 2)
+#
+# (Li & Malik 2016, section 3.5; 2017, section 3.3, literally.)  With A = 1 the
+# means run over the coordinates of a group as well: d_x then carries no
+# direction that a single coordinate could follow, and nothing improves.  It is
+# right for guides of whole functions.
+taylor = CostModel(_taylor, needs_hessian=True)
+
+# A unit's own share of f - f*, 1/2 g^T H⁻¹ g, with H by secants.  Exact where f
+# is a quadratic with curvature H.  It depends on the unit's own state, so that
+# a rule tied over a group has something to descend.
+gradient_share = CostModel(_gradient_share)
+
+# f to second order around every sample, in deviations from that sample:
+#
+#     C_xx = H of all samples,  d_x = ∇f and h = f of each
+#
+# The expansion of `taylor`, but the linear term is not averaged over samples:
+# with A = 1 each coordinate keeps its own direction.
+sample_taylor = CostModel(_sample_taylor, of_samples=True)
+
+# The same to first order, C = 0.  LQR then has no use for feedback and leaves
+# the policy's as it is, so that the policy can follow; its steps are cruder.
+sample_gradient = CostModel(_sample_gradient, of_samples=True)

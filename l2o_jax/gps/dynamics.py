@@ -2,19 +2,26 @@
 
 Samples are pooled over rollouts and over the coordinates of the group: that is
 the convolution of convolutional guided policy search (Li & Malik 2017, section
-3.4).  S samples; states [S, T + 1, D] begin with x [A], g [A], u [A].
+3.4).  States [S, T + 1, D] begin with x [A], g [A], u [A].
 """
 
+from typing import NamedTuple
+
 import chex
-import jax
 import jax.numpy as jnp
 
-from l2o_jax.gps.lqr import Controller, Dynamics, inverse, positive_solve
+from l2o_jax.gps import linalg
+from l2o_jax.gps.linalg import from_diagonal, inverse, positive_solve
+from l2o_jax.gps.lqr import Controller, Dynamics
+
+# An input's variance grows by this share of itself: histories are nearly
+# collinear, and K must stay small for want of samples, not by shrinking G.
+RIDGE = 1e-3
+# Curvature relative to its median over t: an estimate beyond these is noise.
+CURVATURE_LIMITS = (0.2, 5.0)
 
 
-def regress(
-  inputs: chex.Array, outputs: chex.Array, blend: float, ridge: float
-):
+def regress(inputs, outputs, blend: float, ridge: float = RIDGE):
   """Linear regression at every t, with a prior from the other times.
 
       y_t = W_t x_t + b_t + N(0, R_t)
@@ -24,45 +31,30 @@ def regress(
   where inputs are nearly collinear.
 
   Args:
-    inputs: x, [S, T, P].
-    outputs: y, [S, T, Q].
+    inputs: x, [S, T, I].
+    outputs: y, [S, T, O].
     blend: β in [0, 1].
     ridge: ρ >= 0.
 
   Returns:
-    (W [T, Q, P], b [T, Q], R [T, Q, Q]).
+    (W [T, O, I], b [T, O], R [T, O, O]).
   """
   split = inputs.shape[-1]
-  z = jnp.concatenate([inputs, outputs], -1)
+  z = jnp.concatenate([inputs, outputs], -1)  # [S, T, I + O]
   mean = jnp.mean(z, 0)
   z = z - mean
-  covariance = jnp.einsum('sti,stj->tij', z, z) / z.shape[0]
-  covariance = (1 - blend) * covariance + blend * jnp.mean(
-    covariance, 0, keepdims=True
-  )
+  own = jnp.einsum('sti,stj->tij', z, z) / z.shape[0]
+  covariance = (1 - blend) * own + blend * jnp.mean(own, 0, keepdims=True)
   xx, xy = covariance[:, :split, :split], covariance[:, :split, split:]
-  size = jnp.einsum('tii->ti', xx)
+  size = linalg.diagonal(xx)
   floor = 1e-12 * jnp.mean(size) + 1e-300
-  regular = xx + jax.vmap(jnp.diag)(ridge * size + floor)
-  W = positive_solve(regular, xy).mT
+  W = positive_solve(xx + from_diagonal(ridge * size + floor), xy).mT
   R = covariance[:, split:, split:] - W @ xy - xy.mT @ W.mT + W @ xx @ W.mT
-  b = mean[:, split:] - jnp.einsum('tqp,tp->tq', W, mean[:, :split])
+  b = mean[:, split:] - jnp.einsum('toi,ti->to', W, mean[:, :split])
   return W, b, (R + R.mT) / 2
 
 
-def symmetric_eigen(matrix: chex.Array):
-  """Eigenvalues [..., A] and vectors of the symmetric part."""
-  if matrix.shape[-1] == 1:
-    return matrix[..., 0], jnp.ones_like(matrix)
-  return jnp.linalg.eigh((matrix + matrix.mT) / 2)
-
-
-def secant_curvature(
-  gradients: chex.Array,
-  actions: chex.Array,
-  limits: tuple[float, float],
-  window: int = 7,
-) -> chex.Array:
+def secant_curvature(gradients, actions, limits=CURVATURE_LIMITS, window=7):
   """H of g_{t+1} - g_t = H a_t, the same for all samples of a time.
 
       H = (Σ Δg a^T) (Σ a a^T)⁻¹,  sums over samples and 7 times
@@ -81,23 +73,22 @@ def secant_curvature(
   Returns:
     [T + 1, A, A]; the last is repeated.
   """
-  size = actions.shape[-1]
   change = gradients[:, 1:] - gradients[:, :-1]
   square = jnp.einsum('sti,stj->tij', actions, actions)
-  weight = 1 / (jnp.trace(square, axis1=1, axis2=2) + 1e-300)[:, None, None]
   product = jnp.einsum('sti,stj->tij', change, actions)
+  trace = lambda matrices: jnp.trace(matrices, axis1=1, axis2=2)[:, None, None]
+  weight = 1 / (trace(square) + 1e-300)
 
-  def smooth(terms):
+  def smooth(terms):  # [T, A, A]
     pad = window // 2
     padded = jnp.pad(terms * weight, ((pad, pad), (0, 0), (0, 0)))
     return sum(padded[i : i + terms.shape[0]] for i in range(window))
 
   square, product = smooth(square), smooth(product)
-  regular = square + 1e-6 * jnp.trace(square, axis1=1, axis2=2)[
-    :, None, None
-  ] * jnp.eye(size)
+  # A few samples do not move along all A directions.
+  regular = square + 1e-6 * trace(square) * jnp.eye(square.shape[-1])
   H = positive_solve(regular, product.mT).mT
-  values, vectors = symmetric_eigen(H)
+  values, vectors = linalg.symmetric_eigen(H)
   typical = jnp.median(jnp.mean(values, -1))
   typical = jnp.where(typical > 0, typical, jnp.median(jnp.abs(values)))
   typical = jnp.maximum(typical, 1e-12)
@@ -106,15 +97,29 @@ def secant_curvature(
   return jnp.concatenate([H, H[-1:]])
 
 
+class Known(NamedTuple):
+  """What need not be regressed.
+
+  Attributes:
+    step_ratios: (r_x, r_u): the rows of x and u are x' = x + r_x a and u' =
+      r_u a; the ratios are those of the units in which actions and states are
+      given.
+    curvature: H [T + 1, A, A]: the rows of g are
+
+          H_{t+1}⁻¹ g_{t+1} = H_t⁻¹ g_t + a_t + (regression of the rest on s_t)
+
+    alone: nothing else moves g: the rest is a constant b_t.  So it is where the
+      unit is all of f; where it is one coordinate of many, the rest is what the
+      others do.
+  """
+
+  step_ratios: tuple[chex.Scalar, chex.Scalar]
+  curvature: chex.Array
+  alone: bool = False
+
+
 def fit_dynamics(
-  states: chex.Array,
-  actions: chex.Array,
-  *,
-  blend: float = 0.05,
-  ridge: float = 1e-3,
-  step_ratios: tuple | None = None,
-  curvature: chex.Array | None = None,
-  alone: bool = False,
+  states, actions, blend=0.05, ridge=RIDGE, known: Known | None = None
 ) -> Dynamics:
   """s_{t+1} = A_t s_t + B_t a_t + c_t + N(0, F_t) from samples.
 
@@ -123,17 +128,7 @@ def fit_dynamics(
     actions: [S, T, A].
     blend: see `regress`.
     ridge: see `regress`.
-    step_ratios: (r_x, r_u): the rows of x and u are known, x' = x + r_x a and
-      u' = r_u a; the ratios are those of the units in which actions and states
-      are given.  None: they are regressed like all others.
-    curvature: H [T + 1, A, A]: the rows of g are
-
-          H_{t+1}⁻¹ g_{t+1} = H_t⁻¹ g_t + a_t + (regression of the rest on s_t)
-
-      None: they are regressed like all others.
-    alone: nothing else moves g: the rest is a constant b_t.  So it is where the
-      unit is all of f; where it is one coordinate of many, the rest is what the
-      others do.
+    known: None: all rows are regressed.
 
   Returns:
     Dynamics; F is the covariance of the residuals.
@@ -141,53 +136,37 @@ def fit_dynamics(
   D, A = states.shape[-1], actions.shape[-1]
   now, after = states[:, :-1], states[:, 1:]
   W, b, _ = regress(jnp.concatenate([now, actions], -1), after, blend, ridge)
-  state, action = W[..., :D], W[..., D:]
-  eye, place = jnp.eye(A), lambda i: slice(i * A, (i + 1) * A)
-  if step_ratios is not None:
-    for i, ratio in zip((0, 2), step_ratios):
-      state = state.at[:, place(i)].set(0)
-      action = action.at[:, place(i)].set(ratio * eye)
-      b = b.at[:, place(i)].set(0)
-    state = state.at[:, place(0), place(0)].set(eye)
-  if curvature is not None:
-    inverted = inverse(curvature)
-    scaled = jnp.einsum('tij,stj->sti', inverted, states[..., place(1)])
+  state, action = W[..., :D], W[..., D:]  # [T, D, D], [T, D, A]
+  x, g, u = (slice(i * A, (i + 1) * A) for i in range(3))
+  eye = jnp.eye(A)
+  if known is not None:
+    for rows, ratio in zip((x, u), known.step_ratios, strict=True):
+      state = state.at[:, rows].set(0)
+      action = action.at[:, rows].set(ratio * eye)
+      b = b.at[:, rows].set(0)
+    state = state.at[:, x, x].set(eye)
+    curvature = known.curvature
+    inverted = inverse(curvature)  # [T + 1, A, A]
+    scaled = jnp.einsum('tij,stj->sti', inverted, states[..., g])
     rest = scaled[:, 1:] - scaled[:, :-1] - actions
-    if alone:
-      r = jnp.mean(rest, 0)
-      R = jnp.zeros((*r.shape, D), r.dtype)
+    if known.alone:
+      r, R = jnp.mean(rest, 0), jnp.zeros((rest.shape[1], A, D), rest.dtype)
     else:
       R, r, _ = regress(now, rest, blend, ridge)
-    R = R.at[:, :, place(1)].add(inverted[:-1])
-    state = state.at[:, place(1)].set(curvature[1:] @ R)
-    action = action.at[:, place(1)].set(curvature[1:])
-    b = b.at[:, place(1)].set(jnp.einsum('tij,tj->ti', curvature[1:], r))
-  error = (
-    after
-    - jnp.einsum('tij,stj->sti', state, now)
-    - jnp.einsum('tij,stj->sti', action, actions)
-    - b
-  )
+    R = R.at[:, :, g].add(inverted[:-1])
+    state = state.at[:, g].set(curvature[1:] @ R)
+    action = action.at[:, g].set(curvature[1:])
+    b = b.at[:, g].set(jnp.einsum('tij,tj->ti', curvature[1:], r))
+  moved = jnp.einsum('tij,stj->sti', action, actions)
+  error = after - jnp.einsum('tij,stj->sti', state, now) - moved - b
+  noise = jnp.einsum('sti,stj->tij', error, error) / error.shape[0]
   mean = jnp.mean(states[:, 0], 0)
   spread = states[:, 0] - mean
-  return Dynamics(
-    state,
-    action,
-    b,
-    jnp.einsum('sti,stj->tij', error, error) / error.shape[0],
-    mean,
-    jnp.einsum('si,sj->ij', spread, spread) / spread.shape[0],
-  )
+  start = jnp.einsum('si,sj->ij', spread, spread) / spread.shape[0]
+  return Dynamics(state, action, b, noise, mean, start)
 
 
-def fit_controller(
-  states: chex.Array,
-  actions: chex.Array,
-  variance: chex.Array,
-  *,
-  blend: float = 0.05,
-  ridge: float = 1e-3,
-) -> Controller:
+def fit_controller(states, actions, variance, blend=0.05, ridge=RIDGE):
   """A policy's mean actions as a linear function of the state, at every t.
 
   Args:
@@ -198,4 +177,4 @@ def fit_controller(
     ridge: see `regress`.
   """
   K, k, S = regress(states, actions, blend, ridge)
-  return Controller(K, k, S + jax.vmap(jnp.diag)(variance))
+  return Controller(K, k, S + from_diagonal(variance))

@@ -1,9 +1,7 @@
 """Linear-quadratic control under a Kullback-Leibler constraint.
 
 Everything is for ONE guide: one coordinate group (of one function); `vmap`
-makes it many.  Letters beside base.py's: A, actions of a unit.  A unit is what
-the guide acts on: a coordinate, so A = 1 (Li & Malik 2017, section 3.4), or a
-function's whole parameter vector, so A = n (Li & Malik 2016).
+makes it many.
 """
 
 from typing import NamedTuple
@@ -11,6 +9,12 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+
+from l2o_jax.gps.linalg import inverse, log_determinant
+
+# Of the search for η.  The range is that of the released code of 2016; within
+# it bisection in factors of 10 needs some 30 trials at worst.
+LOWEST_ETA, HIGHEST_ETA, MAX_TRIALS = 1e-8, 1e16, 60
 
 
 class Controller(NamedTuple):
@@ -61,61 +65,7 @@ class Cost(NamedTuple):
   constant: chex.Array
 
 
-def _eliminate(matrix, right):
-  """matrix⁻¹ right and log|matrix| by Gauss-Jordan elimination.
-
-  Without pivoting, which positive definite matrices do not need; nan where a
-  pivot is not positive.  Not LAPACK: on a CPU of two cores two of XLA's batched
-  calls at a time wait for each other for ever (jaxlib 0.10.2).
-  """
-  size, batch = matrix.shape[-1], matrix.shape[:-2]
-  right = jnp.broadcast_to(right, (*batch, *right.shape[-2:]))
-  joined = jnp.concatenate([matrix, right.astype(matrix.dtype)], -1)
-
-  def step(i, carry):
-    joined, log = carry
-    row = jax.lax.dynamic_index_in_dim(joined, i, -2)
-    column = jax.lax.dynamic_index_in_dim(joined, i, -1)
-    pivot = jax.lax.dynamic_index_in_dim(row, i, -1)
-    pivot = jnp.where(pivot > 0, pivot, jnp.nan)
-    row = row / pivot
-    here = jnp.arange(size)[:, None] == i
-    joined = jnp.where(here, row, joined - column * row)
-    return joined, log + jnp.log(pivot[..., 0, 0])
-
-  joined, log = jax.lax.fori_loop(
-    0, size, step, (joined, jnp.zeros(batch, joined.dtype))
-  )
-  return joined[..., size:], log
-
-
-def inverse(matrix: chex.Array) -> chex.Array:
-  """Of positive definite matrices [..., A, A]; nan where they are not."""
-  if matrix.shape[-1] == 1:
-    return jnp.where(matrix > 0, 1 / matrix, jnp.nan)
-  return positive_solve(matrix, jnp.eye(matrix.shape[-1]))
-
-
-def positive_solve(matrix: chex.Array, right: chex.Array) -> chex.Array:
-  """matrix⁻¹ right, [..., D, D], [..., D, K]; nan if not positive definite."""
-  return _eliminate(matrix, right)[0]
-
-
-def _log_determinant(matrix):
-  if matrix.shape[-1] == 1:
-    return jnp.log(matrix[..., 0, 0])
-  return _eliminate(matrix, jnp.zeros((matrix.shape[-1], 0)))[1]
-
-
-def backward(
-  dynamics: Dynamics,
-  cost: Cost,
-  multipliers: chex.Array,
-  penalties: chex.Array,
-  policy: Controller,
-  eta: chex.Scalar,
-  previous: Controller,
-) -> tuple[Controller, chex.Array]:
+def backward(dynamics, cost, lam, nu, policy, eta, previous):
   r"""The guide that minimizes cost and divergences (Riccati recursion).
 
       min_psi  E_psi[ sum_t c_t(s_t) - λ_t^T a_t ]
@@ -137,53 +87,40 @@ def backward(
   Args:
     dynamics: of the states.
     cost: of the states; actions cost nothing by themselves.
-    multipliers: λ [T, A].
-    penalties: ν [T].
+    lam: λ [T, A].
+    nu: ν [T].
     policy: pi, linearized.
-    eta: η, multiplier of the step-size constraint.
+    eta: η, multiplier of the step-size constraint, [].
     previous: psi°.
 
   Returns:
     (psi, valid): valid [] is False where some Q_aa is not positive definite or
     anything is not finite; psi then means nothing.
   """
-  policy_precision = inverse(policy.noise)
-  previous_precision = inverse(previous.noise)
+  # Precisions instead of covariances, and each with its weight: ν S⁻¹, η G°⁻¹.
+  pi = policy._replace(noise=nu[:, None, None] * inverse(policy.noise))
+  old = previous._replace(noise=eta * inverse(previous.noise))
 
   def step(carry, inputs):
-    V, v = carry
-    (A, B, c, C, d, lam, nu, K_pi, k_pi, P_pi, K_old, k_old, P_old) = inputs
-    P_pi, P_old = nu * P_pi, eta * P_old
+    V, v = carry  # of t + 1: [D, D], [D]
+    (A, B, c), (C, d), lam, nu, (K_pi, k_pi, P_pi), old = inputs
+    K_old, k_old, P_old = old
     r = V @ c + v
     Q_ss = C + A.T @ V @ A + K_pi.T @ P_pi @ K_pi + K_old.T @ P_old @ K_old
-    Q_as = B.T @ V @ A - P_pi @ K_pi - P_old @ K_old
+    Q_as = B.T @ V @ A - P_pi @ K_pi - P_old @ K_old  # [A, D]
     Q_aa = B.T @ V @ B + P_pi + P_old
     q_s = d + A.T @ r + K_pi.T @ P_pi @ k_pi + K_old.T @ P_old @ k_old
     q_a = B.T @ r - P_pi @ k_pi - P_old @ k_old - lam
-    Q_aa = (Q_aa + Q_aa.T) / 2
-    covariance = inverse(Q_aa)
+    covariance = inverse((Q_aa + Q_aa.T) / 2)
     K, k = -covariance @ Q_as, -covariance @ q_a
     V = Q_ss + Q_as.T @ K
     return (((V + V.T) / 2, q_s + Q_as.T @ k), (K, k, (eta + nu) * covariance))
 
+  stages = (cost.quadratic[:-1], cost.linear[:-1])
   _, (K, k, G) = jax.lax.scan(
     step,
     (cost.quadratic[-1], cost.linear[-1]),
-    (
-      dynamics.state,
-      dynamics.action,
-      dynamics.offset,
-      cost.quadratic[:-1],
-      cost.linear[:-1],
-      multipliers,
-      penalties,
-      policy.gain,
-      policy.offset,
-      policy_precision,
-      previous.gain,
-      previous.offset,
-      previous_precision,
-    ),
+    (dynamics[:3], stages, lam, nu, pi, old),
     reverse=True,
   )
   guide = Controller(K, k, (G + G.mT) / 2)
@@ -202,39 +139,27 @@ def forward(dynamics: Dynamics, guide: Controller):
   """
 
   def step(carry, inputs):
-    mean, covariance = carry
-    A, B, c, F, K, k, G = inputs
+    mean, covariance = carry  # of t: [D], [D, D]
+    (A, B, c, F), (K, k, G) = inputs
     closed = A + B @ K
     mean_next = closed @ mean + B @ k + c
     covariance_next = closed @ covariance @ closed.T + B @ G @ B.T + F
     return (mean_next, covariance_next), carry
 
-  last, (means, covariances) = jax.lax.scan(
-    step,
-    (dynamics.initial_mean, dynamics.initial_covariance),
-    (*dynamics[:4], *guide),
-  )
-  return (
-    jnp.concatenate([means, last[0][None]]),
-    jnp.concatenate([covariances, last[1][None]]),
-  )
+  first = (dynamics.initial_mean, dynamics.initial_covariance)
+  last, marginals = jax.lax.scan(step, first, (dynamics[:4], guide))
+  join = lambda before, end: jnp.concatenate([before, end[None]])  # t = T too
+  return jax.tree.map(join, marginals, last)
 
 
-def expected_cost(
-  cost: Cost, mean: chex.Array, covariance: chex.Array
-) -> chex.Array:
+def expected_cost(cost: Cost, mean, covariance) -> chex.Array:
   """E[c_t(s_t)] = 1/2 (m^T C m + tr(C P)) + d^T m + h, [T + 1]."""
   second = covariance + mean[:, :, None] * mean[:, None, :]
-  return (
-    jnp.einsum('tij,tij->t', cost.quadratic, second) / 2
-    + jnp.einsum('ti,ti->t', cost.linear, mean)
-    + cost.constant
-  )
+  curved = jnp.einsum('tij,tij->t', cost.quadratic, second) / 2
+  return curved + jnp.einsum('ti,ti->t', cost.linear, mean) + cost.constant
 
 
-def divergence(
-  new: Controller, old: Controller, mean: chex.Array, covariance: chex.Array
-) -> chex.Array:
+def divergence(new: Controller, old: Controller, mean, covariance):
   """E[KL(new_t ‖ old_t)] over states N(m_t, P_t) of t = 0 ... T - 1, [T].
 
       1/2 (tr(G°⁻¹ G) - A + log|G°|/|G| + E[Δ^T G°⁻¹ Δ]),
@@ -242,17 +167,14 @@ def divergence(
 
   `mean` and `covariance` are those of `forward`, [T + 1, ...].
   """
-  precision = inverse(old.noise)
   mean, covariance = mean[:-1], covariance[:-1]
   K = new.gain - old.gain
   shift = jnp.einsum('tad,td->ta', K, mean) + new.offset - old.offset
+  # E[Δ Δ^T], [T, A, A]
   second = K @ covariance @ K.mT + shift[:, :, None] * shift[:, None, :]
-  logs = _log_determinant(old.noise) - _log_determinant(new.noise)
-  return (
-    jnp.einsum('tij,tij->t', precision, new.noise + second)
-    - new.offset.shape[-1]
-    + logs
-  ) / 2
+  trace = jnp.einsum('tij,tij->t', inverse(old.noise), new.noise + second)
+  logs = log_determinant(old.noise) - log_determinant(new.noise)
+  return (trace - new.offset.shape[-1] + logs) / 2
 
 
 class StepInfo(NamedTuple):
@@ -263,7 +185,7 @@ class StepInfo(NamedTuple):
     kl: sum_t E[KL(psi ‖ psi°)].
     trials: backward passes.
     cost: sum_t E[c_t(s_t)] that the model predicts for psi.
-    previous_cost: and for psi°.
+    previous_cost: that it predicts for psi°.
   """
 
   eta: chex.Scalar
@@ -273,17 +195,7 @@ class StepInfo(NamedTuple):
   previous_cost: chex.Scalar
 
 
-def constrained_step(
-  dynamics: Dynamics,
-  cost: Cost,
-  multipliers: chex.Array,
-  penalties: chex.Array,
-  policy: Controller,
-  previous: Controller,
-  bound: chex.Scalar,
-  eta: chex.Scalar,
-  max_trials: int = 60,
-) -> tuple[Controller, StepInfo]:
+def constrained_step(dynamics, cost, lam, nu, policy, previous, bound, eta):
   """The best guide with sum_t E[KL(psi ‖ psi°)] <= ε.
 
   Dual search for η: geometric bisection within [1e-8, 1e16], a move changes η
@@ -293,38 +205,43 @@ def constrained_step(
   out it is the best that did not, at first psi° itself.
 
   Args:
-    dynamics: see `backward`, as are cost, multipliers, penalties, policy.
+    dynamics: of the states.
     cost: of the states.
-    multipliers: λ [T, A].
-    penalties: ν [T].
+    lam: λ [T, A].
+    nu: ν [T].
     policy: pi, linearized.
     previous: psi°.
     bound: ε > 0.
     eta: where to start.
-    max_trials: backward passes at most.
 
   Returns:
     (psi, StepInfo).
   """
 
   def attempt(eta):
-    guide, valid = backward(
-      dynamics, cost, multipliers, penalties, policy, eta, previous
-    )
-    mean, covariance = forward(dynamics, guide)
-    kl = jnp.sum(divergence(guide, previous, mean, covariance))
+    guide, valid = backward(dynamics, cost, lam, nu, policy, eta, previous)
+    kl = jnp.sum(divergence(guide, previous, *forward(dynamics, guide)))
     return guide, jnp.where(valid & jnp.isfinite(kl), kl, jnp.inf)
 
-  guide, eta, kl, trials = search_eta(attempt, previous, bound, eta, max_trials)
-  after, before = jax.vmap(
-    lambda psi: jnp.sum(expected_cost(cost, *forward(dynamics, psi)))
-  )(jax.tree.map(lambda *x: jnp.stack(x), guide, previous))
+  guide, eta, kl, trials = search_eta(attempt, previous, bound, eta)
+  both = jax.tree.map(lambda *x: jnp.stack(x), guide, previous)
+  total = lambda psi: jnp.sum(expected_cost(cost, *forward(dynamics, psi)))
+  after, before = jax.vmap(total)(both)
   return guide, StepInfo(eta, kl, trials, after, before)
 
 
-def search_eta(
-  attempt, otherwise, bound: chex.Scalar, eta: chex.Scalar, max_trials: int = 60
-):
+class Search(NamedTuple):
+  """For η, between two trials: the next η, its brackets, the best so far."""
+
+  eta: chex.Scalar
+  below: chex.Scalar  # the largest η that violated the constraint
+  above: chex.Scalar  # the smallest that did not
+  best: tuple  # (step, η, KL)
+  trials: chex.Scalar
+  done: chex.Scalar
+
+
+def search_eta(attempt, otherwise, bound: chex.Scalar, eta: chex.Scalar):
   """The smallest η whose step keeps KL <= ε (see `constrained_step`).
 
   Args:
@@ -332,58 +249,36 @@ def search_eta(
     otherwise: the step if none fits.
     bound: ε > 0.
     eta: where to start.
-    max_trials: attempts at most.
 
   Returns:
     (step, η, KL, number of attempts).
   """
-  low, high = 1e-8, 1e16
 
-  def search(carry):
-    trials, eta, below, above, best, best_eta, best_kl, _ = carry
+  def trial(search):
+    eta = search.eta
     step, kl = attempt(eta)
     fits = kl <= bound
-    best, best_eta, best_kl = jax.tree.map(
-      lambda new, old: jnp.where(fits, new, old),
-      (step, eta, kl),
-      (best, best_eta, best_kl),
-    )
-    below = jnp.where(fits, below, eta)
-    above = jnp.where(fits, eta, above)
-    done = fits & ((kl >= 0.9 * bound) | (eta <= low))
+    choose = lambda new, old: jnp.where(fits, new, old)
+    best = jax.tree.map(choose, (step, eta, kl), search.best)
+    below = jnp.where(fits, search.below, eta)
+    above = jnp.where(fits, eta, search.above)
+    done = fits & ((kl >= 0.9 * bound) | (eta <= LOWEST_ETA))
     eta = jnp.clip(jnp.sqrt(below * above), eta / 10, eta * 10)
-    eta = jnp.where(eta < 1.1 * low, low, eta)
-    return trials + 1, eta, below, above, best, best_eta, best_kl, done
+    # The middle comes ever closer to the lower end, but never there.
+    eta = jnp.where(eta < 1.1 * LOWEST_ETA, LOWEST_ETA, eta)
+    return Search(eta, below, above, best, search.trials + 1, done)
 
-  eta = jnp.clip(
-    jnp.asarray(eta, jax.tree.leaves(otherwise)[0].dtype), low, high
-  )
-  one = jnp.ones_like(eta)
-  trials, _, _, _, step, eta, kl, _ = jax.lax.while_loop(
-    lambda carry: ~carry[-1] & (carry[0] < max_trials),
-    search,
-    (
-      jnp.int32(0),
-      eta,
-      low * one,
-      high * one,
-      otherwise,
-      eta,
-      0 * one,
-      jnp.bool_(False),
-    ),
-  )
-  return step, eta, kl, trials
+  dtype = jax.tree.leaves(otherwise)[0].dtype
+  low, high = (jnp.asarray(x, dtype) for x in (LOWEST_ETA, HIGHEST_ETA))
+  eta = jnp.clip(jnp.asarray(eta, dtype), low, high)
+  best = (otherwise, eta, jnp.zeros_like(eta))
+  start = Search(eta, low, high, best, jnp.int32(0), jnp.bool_(False))
+  more = lambda search: ~search.done & (search.trials < MAX_TRIALS)
+  found = jax.lax.while_loop(more, trial, start)
+  return *found.best, found.trials
 
 
-def untied_step(
-  dynamics: Dynamics,
-  cost: Cost,
-  previous: Controller,
-  bound: chex.Scalar,
-  eta: chex.Scalar,
-  max_trials: int = 60,
-) -> tuple[chex.Array, chex.Array, StepInfo]:
+def untied_step(dynamics, cost, previous, bound, eta):
   r"""Every sample's own change of its actions, all else tied.
 
   In the deviations δs, δa from a sample i,
@@ -406,63 +301,41 @@ def untied_step(
     previous: psi°; its offset is not used.
     bound: ε > 0.
     eta: where to start the search.
-    max_trials: backward passes at most.
 
   Returns:
     (k [S, T, A], G [T, A, A], StepInfo with the mean costs of a sample; that of
     the step includes η times the divergence of the offsets).
   """
   zero = jnp.zeros_like
-  dynamics = dynamics._replace(
-    offset=zero(dynamics.offset),
-    noise=zero(dynamics.noise),
-    initial_mean=zero(dynamics.initial_mean),
-    initial_covariance=zero(dynamics.initial_covariance),
-  )
+  # In deviations from a sample nothing is left of means, offsets and noise.
+  dynamics = Dynamics(*dynamics[:2], *map(zero, dynamics[2:]))
   tied = Cost(cost.quadratic, zero(cost.linear[0]), zero(cost.constant[0]))
   previous = previous._replace(offset=zero(previous.offset))
-  T, A = previous.offset.shape
+  none = (previous.offset, zero(previous.offset[:, 0]), previous)  # no λ, ν
+  size = lambda precision, k: (  # k^T G⁻¹ k, sum over t, mean over samples
+    jnp.einsum('tsa,tab,tsb->', k, precision, k) / k.shape[1]
+  )
   precision = inverse(previous.noise)
+  slopes = cost.linear.swapaxes(0, 1)  # [T + 1, S, D]
 
   def attempt(eta):
-    guide, valid = backward(
-      dynamics,
-      tied,
-      zero(previous.offset),
-      jnp.zeros(T),
-      previous,
-      eta,
-      previous,
-    )
+    guide, valid = backward(dynamics, tied, *none, eta, previous)
 
     def step(v, inputs):
-      A, B, K, G, d = inputs
-      k = -v @ B @ G / eta
+      (A, B), K, G, d = inputs
+      k = -v @ B @ G / eta  # G / η = Q_aa⁻¹
       return d + v @ (A + B @ K), k
 
-    _, k = jax.lax.scan(
-      step,
-      cost.linear[:, -1],
-      (
-        dynamics.state,
-        dynamics.action,
-        guide.gain,
-        guide.noise,
-        cost.linear[:, :-1].swapaxes(0, 1),
-      ),
-      reverse=True,
-    )
+    stages = (dynamics[:2], guide.gain, guide.noise, slopes[:-1])
+    _, k = jax.lax.scan(step, slopes[-1], stages, reverse=True)  # [T, S, A]
     spread = divergence(guide, previous, *forward(dynamics, guide))
-    kl = (
-      jnp.sum(spread)
-      + jnp.einsum('tsa,tab,tsb->', k, precision, k) / k.shape[1] / 2
-    )
+    kl = jnp.sum(spread) + size(precision, k) / 2
     return (k, guide.noise), jnp.where(valid & jnp.isfinite(kl), kl, jnp.inf)
 
-  nothing = jnp.zeros((T, cost.linear.shape[0], A), previous.offset.dtype)
-  (k, G), eta, kl, trials = search_eta(
-    attempt, (nothing, previous.noise), bound, eta, max_trials
-  )
-  fall = eta / 2 * jnp.einsum('tsa,tab,tsb->', k, inverse(G), k) / k.shape[1]
+  T, A = previous.offset.shape
+  nothing = jnp.zeros((T, slopes.shape[1], A), slopes.dtype)
+  otherwise = (nothing, previous.noise)
+  (k, G), eta, kl, trials = search_eta(attempt, otherwise, bound, eta)
   before = jnp.mean(jnp.sum(cost.constant, -1))
-  return (k.swapaxes(0, 1), G, StepInfo(eta, kl, trials, before - fall, before))
+  fall = eta / 2 * size(inverse(G), k)
+  return k.swapaxes(0, 1), G, StepInfo(eta, kl, trials, before - fall, before)

@@ -1,131 +1,283 @@
 """The policy's side: what it would do along samples, and its regression."""
 
+from typing import NamedTuple
+
+import chex
 import jax
 import jax.numpy as jnp
 import optax
 
-from l2o_jax.base import Cell, Features, LearnedOptimizer
+from l2o_jax.base import Cell, Features, LearnedOptimizer, Theta
 from l2o_jax.cells.standardised import standardised
 from l2o_jax.coordinatewise import coordinatewise
 from l2o_jax.groups import Groups, grouped
 
+ONE_GROUP = Groups(lambda params: 'all', ('all',))
 
-def policy_optimizer(
+
+class Policy(NamedTuple):
+  """What is trained, in parts (see `make_policy`).
+
+  Attributes:
+    features: what it sees of a coordinate.
+    cell: its program, in the units of its task (`standardised`).
+    groups: each has its own guide; M of them.
+    shared: one theta for all groups; else theta is {group: theta}.
+    coordinates: n, if the cell sees and moves all of them; None: one.
+    learned: the same as an optimizer.
+  """
+
+  features: Features
+  cell: Cell
+  groups: Groups
+  shared: bool
+  coordinates: int | None
+  learned: LearnedOptimizer
+
+
+def make_policy(
   features: Features,
   cell: Cell,
   groups: Groups | None = None,
   *,
   shared: bool = False,
-  joint_size: int | None = None,
-) -> LearnedOptimizer:
-  """The policy that `guided_policy_search` trains, as a learned optimizer.
+  coordinates: int | None = None,
+) -> Policy:
+  """A policy to be trained; `standardised` is put around its cell.
 
   Args:
     features: what it sees of a coordinate.
     cell: its program.
-    groups: one theta for each; None: one for all.
-    shared: one for all even so.
-    joint_size: n, if the cell sees and moves all coordinates at once.
+    groups: coordinate groups, one theta for each; None: one group.
+    shared: one theta for all groups, although each has its own guide.
+    coordinates: n, for a cell that communicates: it sees and moves all n
+      coordinates of a function at once (Li & Malik 2016).
+
+  Raises:
+    ValueError: groups and coordinates are both given, or coordinates without a
+      cell that communicates, or the reverse.
   """
-  cell = standardised(cell, coordinates=joint_size or 1)
+  if coordinates is not None and groups is not None:
+    raise ValueError('make_policy: a policy of all coordinates has no groups')
+  if cell.communicates != (coordinates is not None):
+    raise ValueError(
+      'make_policy: `coordinates` and a cell that communicates need each other'
+    )
+  cell = standardised(cell, coordinates=coordinates or 1)
   learned = coordinatewise(features, cell)
-  if groups is None or shared:
-    return learned
-  return grouped(learned, groups)
+  shared = shared or groups is None
+  if not shared:
+    learned = grouped(learned, groups)
+  groups = groups or ONE_GROUP
+  return Policy(features, cell, groups, shared, coordinates, learned)
 
 
-def replay(cell: Cell, theta, observations, joint_size=None):
+class Regression(NamedTuple):
+  """How the policy learns actions.
+
+  Attributes:
+    steps: of Adam in every alternation or epoch.
+    first_steps: in the first iteration of guided policy search, in which the
+      policy starts from nothing.  0: theta is given, and so are its units.
+    batch_size: samples a step, with replacement.
+    learning_rate: or a schedule of it over the iterations; within one it falls
+      to 10 % by a cosine.
+    precision_power: p of the weights (precision of the target)^p, relative to
+      their median over a group's guides and times, at most 10.  1 follows from
+      the objective; with 1/2 the guides of steep functions, whose G is tiny,
+      count less, and unseen functions gained from that.
+  """
+
+  steps: int = 300
+  first_steps: int = 600
+  batch_size: int = 128
+  learning_rate: float | optax.Schedule = 1e-3
+  precision_power: float = 0.5
+
+
+def of_iteration(knobs: Regression, iteration, first=False) -> Regression:
+  """Steps and learning rate of one iteration, as arrays."""
+  rate = knobs.learning_rate
+  rate = rate(iteration) if callable(rate) else rate
+  steps = jnp.where(first, knobs.first_steps, knobs.steps)
+  return knobs._replace(steps=steps, learning_rate=rate)
+
+
+def _stack(policy: Policy, theta: Theta) -> Theta:
+  """All thetas side by side, leaves [M or 1, ...]."""
+  if policy.shared:
+    return jax.tree.map(lambda x: x[None], theta)
+  each = (theta[name] for name in policy.groups.names)
+  return jax.tree.map(lambda *xs: jnp.stack(xs), *each)
+
+
+def _unstack(policy: Policy, stacked: Theta) -> Theta:
+  """The inverse of `_stack`."""
+  of = lambda m: jax.tree.map(lambda x: x[m], stacked)
+  if policy.shared:
+    return of(0)
+  return {name: of(m) for m, name in enumerate(policy.groups.names)}
+
+
+def _pool(policy: Policy, x: chex.Array) -> chex.Array:
+  """[P, M, S, ...] -> one axis of samples for each theta, [M or 1, S', ...]."""
+  if policy.shared:
+    return x.reshape(1, -1, *x.shape[3:])
+  x = jnp.swapaxes(x, 0, 1)
+  return x.reshape(x.shape[0], -1, *x.shape[3:])
+
+
+def _unpool(policy: Policy, x: chex.Array, shape) -> chex.Array:
+  """The inverse of `_pool`; shape [P, M, S]."""
+  P, M, S = shape
+  if policy.shared:
+    return x.reshape(P, M, S, *x.shape[2:])
+  return jnp.swapaxes(x.reshape(M, P, S, *x.shape[2:]), 0, 1)
+
+
+def calibrated(policy: Policy, theta: Theta, observations, actions) -> Theta:
+  """theta in the units of samples: mean, std and output of `standardised`.
+
+  Args:
+    policy: whose theta.
+    theta: its weights.
+    observations: what it sees, [P, M, S, T, F A].
+    actions: [P, M, S, T, A].
+  """
+  o, a = _pool(policy, observations), _pool(policy, actions)
+  std = jnp.std(o, (1, 2))
+  units = {
+    'mean': jnp.mean(o, (1, 2)),  # [M or 1, F A]
+    'std': jnp.where(std > 1e-6, std, 1),
+    'output': jnp.sqrt(jnp.mean(a**2, (1, 2, 3))),
+  }
+  return _unstack(policy, {**_stack(policy, theta), **units})
+
+
+def actions_along(policy: Policy, theta: Theta, observations) -> chex.Array:
   """The cell's actions along recorded observations.
 
   Args:
-    cell: of a unit.
-    theta: its weights.
-    observations: [S, T, F].
+    policy: whose cell.
+    theta: of one group.
+    observations: [S, T, F A].
 
   Returns:
     [S, T, A].
   """
+  cell, n = policy.cell, policy.coordinates
+  o = observations.transpose(1, 2, 0)  # [T, F A, S]
+  T, _, S = o.shape
+  if cell.whole and n is None:
+    move, state = cell.step, cell.initial_state(S)
+  else:  # of one unit: x [F] or [F, n]
+    move = jax.vmap(cell.step, (None, -1, -1), -1)
+    state = cell.initial_state(n) if cell.whole else cell.initial_state()
+    spread = lambda s: jnp.broadcast_to(s[..., None], (*s.shape, S))
+    state = jax.tree.map(spread, state)
+  if n is not None:
+    o = o.reshape(T, -1, n, S)
 
-  samples = observations.shape[0]
-  state = cell.initial_state(samples)
+  def step(state, o):
+    actions, state = move(theta, o, state)
+    return state, actions  # [S] or [A, S]
 
-  def step(state, o):  # [F, S], or of joint policies [F A, S]
-    if cell.communicates:
-      one = lambda o: cell.step(theta, o.reshape(-1, joint_size), ())[0]
-      return state, jax.vmap(one, -1, -1)(o)  # [A, S]
-    actions, state = cell.step(theta, o, state)
-    return state, actions
-
-  _, actions = jax.lax.scan(step, state, observations.transpose(1, 2, 0))
-  if actions.ndim == 2:
-    actions = actions[:, None]
-  return actions.transpose(2, 0, 1)
+  _, actions = jax.lax.scan(step, state, o)
+  return actions.reshape(T, -1, S).transpose(2, 0, 1)
 
 
-def regression(
-  cell: Cell,
-  theta,
-  observations,
-  targets,
-  weights,
-  key,
-  num_steps,
-  *,
-  batch_size: int,
-  learning_rate: float,
-  clip_norm: float = 1.0,
-):
+def policy_actions(policy, theta, observations) -> chex.Array:
+  """`actions_along` for all guides, [P, M, S, T, F A] -> [P, M, S, T, A]."""
+  along = lambda theta, o: actions_along(policy, theta, o)
+  mu = jax.vmap(along)(_stack(policy, theta), _pool(policy, observations))
+  return _unpool(policy, mu, observations.shape[:3])
+
+
+def regression(policy, theta, observations, targets, weights, key, knobs):
   """Fits the cell's mean actions to targets, through time.
 
       min_theta  mean_{s,t} w_t ‖μ_theta(o_s0 ... o_st) - target_st‖²
 
   The sequences are those that occurred: the policy's own actions do not feed
-  back.  Adam, gradients clipped; the rate falls to 10 % by a cosine.
+  back.  Adam, gradients clipped to norm 1; the rate falls to 10 % by a cosine.
 
   Args:
-    cell: of a unit.
-    theta: where to start.
-    observations: [S, T, F].
+    policy: whose cell.
+    theta: of one group, where to start.
+    observations: [S, T, F A].
     targets: [S, T, A].
     weights: w, [S, T].
     key: draws minibatches of samples.
-    num_steps: of Adam; may be traced.
-    batch_size: samples a step, with replacement.
-    learning_rate: of Adam.
-    clip_norm: global norm.
+    knobs: steps and learning rate may be traced (see `of_iteration`).
 
   Returns:
     (theta, loss before, loss after), each loss the mean over 20 steps.
   """
-  opt = optax.chain(optax.clip_by_global_norm(clip_norm), optax.adam(1.0))
+  opt = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1.0))
   count = observations.shape[0]
 
   def loss(theta, rows):
-    error = (
-      replay(cell, theta, observations[rows], targets.shape[-1]) - targets[rows]
-    )
+    error = actions_along(policy, theta, observations[rows]) - targets[rows]
     return jnp.mean(weights[rows] * jnp.sum(error**2, -1))
 
   def step(i, carry):
-    theta, state, first, last = carry
-    rows = jax.random.randint(
-      jax.random.fold_in(key, i), (batch_size,), 0, count
-    )
+    theta, state, before, after = carry
+    key_rows = jax.random.fold_in(key, i)
+    rows = jax.random.randint(key_rows, (knobs.batch_size,), 0, count)
     value, gradient = jax.value_and_grad(loss)(theta, rows)
     updates, state = opt.update(gradient, state, theta)
-    rate = learning_rate * (0.55 + 0.45 * jnp.cos(jnp.pi * i / num_steps))
-    theta = optax.apply_updates(
-      theta, jax.tree.map(lambda u: rate * u, updates)
-    )
-    return (
-      theta,
-      state,
-      first + jnp.where(i < 20, value, 0) / 20,
-      last + jnp.where(i >= num_steps - 20, value, 0) / 20,
-    )
+    fall = 0.55 + 0.45 * jnp.cos(jnp.pi * i / knobs.steps)
+    updates = optax.tree.scale(knobs.learning_rate * fall, updates)
+    before += jnp.where(i < 20, value, 0) / 20
+    after += jnp.where(i >= knobs.steps - 20, value, 0) / 20
+    return optax.apply_updates(theta, updates), state, before, after
 
   zero = jnp.zeros((), jnp.float32)
-  theta, _, first, last = jax.lax.fori_loop(
-    0, num_steps, step, (theta, opt.init(theta), zero, zero)
-  )
-  return theta, first, last
+  start = (theta, opt.init(theta), zero, zero)
+  theta, _, before, after = jax.lax.fori_loop(0, knobs.steps, step, start)
+  return theta, before, after
+
+
+class Lesson(NamedTuple):
+  """What the policy is to learn in one go.
+
+  Attributes:
+    observations: [P, M, S, T, F A].
+    targets: actions [P, M, S, T, A].
+    precision: of the targets, [P, M, T].
+    accept: functions whose samples count, [P].
+  """
+
+  observations: chex.Array
+  targets: chex.Array
+  precision: chex.Array
+  accept: chex.Array
+
+
+def learn(policy: Policy, theta: Theta, lesson: Lesson, knobs, key):
+  """`regression` of all thetas.
+
+  Args:
+    policy: whose.
+    theta: where to start.
+    lesson: what to learn.
+    knobs: of this iteration, see `of_iteration`.
+    key: draws minibatches.
+
+  Returns:
+    (theta, root of the mean squared error in units of the action []).
+  """
+  weights = lesson.precision**knobs.precision_power
+  weights = weights / jnp.median(weights, (0, 2), keepdims=True)
+  weights = jnp.minimum(weights, 10.0) * lesson.accept[:, None, None]
+  stacked, A = _stack(policy, theta), lesson.targets.shape[-1]
+  # [P, M, T] -> [P, M, S, T] -> [M or 1, S', T]
+  weights = jnp.broadcast_to(weights[:, :, None], lesson.targets.shape[:-1])
+  unit = stacked['output'][:, None, None]
+  weights = _pool(policy, weights) / unit**2 / A
+  o = _pool(policy, lesson.observations)
+  targets = _pool(policy, lesson.targets)
+  keys = jax.random.split(key, len(o))
+  fit = lambda *args: regression(policy, *args, knobs)
+  stacked, _, error = jax.vmap(fit)(stacked, o, targets, weights, keys)
+  return _unstack(policy, stacked), jnp.sqrt(jnp.mean(error))

@@ -1,6 +1,7 @@
 """Rollouts of guide and policy, and the samples that they leave."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -8,10 +9,53 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from l2o_jax.base import Features, Optimizee
-from l2o_jax.gps.controller import coordinate_state
-from l2o_jax.groups import Groups, merge, sample, split
+from l2o_jax.base import Optimizee, Theta
+from l2o_jax.gps.controller import coordinate_state, exploration, mixture
+from l2o_jax.groups import merge, sample, split
 from l2o_jax.unroll import unroll
+
+
+class Rollouts(NamedTuple):
+  """Which runs an iteration makes, and what is looked at.
+
+  Attributes:
+    num_steps: T >= 2.
+    functions: keys [P] of the functions to train on, each with its own guides
+      (2016).  None: one guide a group for all, each rollout on another function
+      that `init` draws.  Every iteration runs the same functions from the same
+      x_0.
+    num_rollouts: N >= 2 of each function (or in all); 20 in 2016.
+    num_coordinates: J of each group and rollout, redrawn every iteration.
+    noise: (low, high), standard deviation of the noise relative to the actions
+      of a group; see `exploration`.
+    initial_noise: the same for rollouts of the first guide or of a teacher.
+    common_noise: see `exploration`.
+  """
+
+  num_steps: int
+  functions: chex.PRNGKey | None = None
+  num_rollouts: int = 20
+  num_coordinates: int = 64
+  noise: tuple[float, float] = (0.02, 0.6)
+  initial_noise: float = 0.3
+  common_noise: float = 0.0
+
+
+def check(knobs: Rollouts, who: str) -> None:
+  """Raises a ValueError where there is nothing to fit."""
+  if knobs.num_steps < 2 or knobs.num_rollouts < 2:
+    raise ValueError(
+      f'{who}: num_steps and num_rollouts must be at least 2, got '
+      f'{knobs.num_steps} and {knobs.num_rollouts}'
+    )
+
+
+def function_keys(knobs: Rollouts, key: chex.PRNGKey) -> chex.PRNGKey:
+  """Of the function and x_0 of every rollout, [P, N]."""
+  N = knobs.num_rollouts
+  if knobs.functions is None:
+    return jax.random.split(jax.random.fold_in(key, 1), N)[None]
+  return jnp.tile(knobs.functions[:, None], (1, N))
 
 
 class Rollout(NamedTuple):
@@ -37,28 +81,6 @@ class Rollout(NamedTuple):
   actions: chex.Array
 
 
-def mixture(
-  first: optax.GradientTransformation,
-  second: optax.GradientTransformation,
-  use_second: chex.Array,
-) -> optax.GradientTransformationExtraArgs:
-  """Both optimizers watch the run; one of them moves."""
-  first, second = map(optax.with_extra_args_support, (first, second))
-
-  def init(params):
-    return first.init(params), second.init(params)
-
-  def update(updates, state, params=None, **extra_args):
-    one, state_one = first.update(updates, state[0], params, **extra_args)
-    two, state_two = second.update(updates, state[1], params, **extra_args)
-    return (
-      jax.tree.map(lambda a, b: jnp.where(use_second, b, a), one, two),
-      (state_one, state_two),
-    )
-
-  return optax.GradientTransformationExtraArgs(init, update)
-
-
 def objective_of(optimizee: Optimizee, task):
   """params -> exact f, whether or not the family has minibatches."""
   if optimizee.objective is not None:
@@ -66,43 +88,35 @@ def objective_of(optimizee: Optimizee, task):
   return lambda params: optimizee.loss(params, task, jax.random.key(0))
 
 
-def rollout(
-  optimizee: Optimizee,
-  make_opt,
-  function_key: chex.PRNGKey,
-  key: chex.PRNGKey,
-  num_steps: int,
-  groups: Groups,
-  *,
-  num_coordinates: int,
-  joint: bool,
-  with_hessian: bool,
-) -> Rollout:
+def rollout(knobs, policy, optimizee, make_opt, keys, with_hessian=False):
   """One run of T steps.
 
   Args:
+    knobs: Rollouts.
+    policy: Policy; its groups and coordinates are looked at.
     optimizee: the family.
-    make_opt: (exact gradient as a function of params) -> optimizer.
-    function_key: draws f and x_0.
-    key: draws minibatches, coordinates and probes.
-    num_steps: T.
-    groups: of the parameters.
-    num_coordinates: J; with `joint` the size of the one group.
-    joint: see `Rollout.curvature`.
+    make_opt: (exact gradient as a function of params, None if the optimizer
+      sees it anyway) -> optimizer.
+    keys: one draws f and x_0; one minibatches, coordinates and probes.
     with_hessian: otherwise curvature is zero.
+
+  Returns:
+    Rollout.
   """
-  params, task = optimizee.init(function_key)
+  groups, joint = policy.groups, policy.coordinates is not None
+  J = policy.coordinates or knobs.num_coordinates
+  params, task = optimizee.init(keys[0])
   f = objective_of(optimizee, task)
-  key_loss, key_sample, key_probe = jax.random.split(key, 3)
-  indices = sample(groups, params, key_sample, num_coordinates)
+  key_loss, key_sample, key_probe = jax.random.split(keys[1], 3)
   sizes = [x.size for x in split(groups, params)]
-  indices = jnp.stack(indices) + np.cumsum([0] + sizes[:-1])[:, None]
+  starts = np.cumsum([0] + sizes[:-1])  # of the groups in one long vector
+  indices = jnp.stack(sample(groups, params, key_sample, J))  # [M, J]
+  indices += starts[:, None]
   pick = lambda tree: jnp.concatenate(split(groups, tree))[indices]
 
   def hessian(params):
     if not with_hessian:
-      size = (num_coordinates,) * joint
-      return jnp.zeros((len(groups.names), num_coordinates, *size))
+      return jnp.zeros(indices.shape + (J,) * joint)
     if joint:
       vector = split(groups, params)[0]
       return jax.hessian(lambda x: f(merge(groups, [x], params)))(vector)[None]
@@ -110,53 +124,87 @@ def rollout(
     _, product = jax.jvp(jax.grad(f), (params,), (probe,))
     return pick(jax.tree.map(jnp.multiply, probe, product))
 
-  def observe(params, value, gradients):
-    if optimizee.objective is None:
-      exact, exact_gradients = value, gradients
-    else:
-      exact, exact_gradients = jax.value_and_grad(f)(params)
-    return (
-      pick(params),
-      pick(gradients),
-      pick(exact_gradients),
-      hessian(params),
-      value,
-      exact,
-    )
+  def record(step):
+    exact = (step.loss, step.gradients)
+    if optimizee.objective is not None:
+      exact = jax.value_and_grad(f)(step.params)
+    seen = pick(step.params), pick(step.gradients), pick(exact[1])
+    moved = pick(step.updates)
+    return Rollout(*seen, hessian(step.params), step.loss, exact[0], moved)
 
-  opt = make_opt(jax.grad(f) if optimizee.objective is not None else None)
+  opt = make_opt(None if optimizee.objective is None else jax.grad(f))
   # One step more, whose action is dropped: x_T is seen as all others are, by
   # the same code.
-  keys = jax.random.split(key_loss, num_steps + 2)
+  keys = jax.random.split(key_loss, knobs.num_steps + 2)
   loss = lambda params, key: optimizee.loss(params, task, key)
-  _, trajectory = unroll(
-    loss,
-    opt,
-    params,
-    opt.init(params),
-    keys,
-    record=lambda step: (
-      observe(step.params, step.loss, step.gradients),
-      pick(step.updates),
-    ),
+  state = opt.init(params)
+  _, trajectory = unroll(loss, opt, params, state, keys, record=record)
+  run = trajectory.record
+  return run._replace(actions=run.actions[:-1])
+
+
+class Cast(NamedTuple):
+  """Who acts in the rollouts of an iteration.
+
+  Attributes:
+    theta: of the policy.
+    first: (guide of the function, exact gradient as a function of params or
+      None) -> optimizer that moves where the policy does not.
+    guides: leaves [P, ...].
+    use_policy: whose rollouts these are, [N].
+    variance: of the noise before it is cut, [P, M, T, A].
+    limits: (low, high), see `exploration`.
+  """
+
+  theta: Theta
+  first: Callable
+  guides: Any
+  use_policy: chex.Array
+  variance: chex.Array
+  limits: Any
+
+
+def collect(knobs, policy, optimizee, cast, functions, key, with_hessian=False):
+  """All rollouts of an iteration: Rollout with leaves [P, N, ...].
+
+  Args:
+    knobs: Rollouts.
+    policy: Policy.
+    optimizee: the family.
+    cast: Cast.
+    functions: keys [P, N].
+    key: draws all else.
+    with_hessian: see `rollout`.
+  """
+
+  def run(guide, variance, function, key, use_policy):
+    key, key_noise = jax.random.split(key)
+
+    def make_opt(gradient):
+      learned = policy.learned.transform(cast.theta)
+      opt = mixture(cast.first(guide, gradient), learned, use_policy)
+      common, groups = knobs.common_noise, policy.groups
+      noise = exploration(variance, groups, key_noise, cast.limits, common)
+      return optax.chain(opt, noise)
+
+    keys = (function, key)
+    return rollout(knobs, policy, optimizee, make_opt, keys, with_hessian)
+
+  each = jax.vmap(run, (None, None, 0, 0, 0))
+  keys = jax.random.split(key, functions.shape)
+  return jax.vmap(each, (0, 0, 0, 0, None))(
+    cast.guides, cast.variance, functions, keys, cast.use_policy
   )
-  seen, actions = trajectory.record
-  return Rollout(*seen, actions[:-1])
 
 
 class Samples(NamedTuple):
-  """Rollouts from the units' point of view; S of them for each guide.
-
-  P guides a group (one a function, or one in all), M groups.  A unit is a
-  coordinate (A = 1, S = rollouts · J), or with `joint` all coordinates of the
-  group at once, feature-major (A = J, S = rollouts).
+  """Rollouts from the units' point of view.
 
   Attributes:
-    states: [P, M, S, T + 1, D A], D counted for a coordinate.
+    states: [P, M, S, T + 1, D].
     observations: what the policy sees, [P, M, S, T, F A].
     actions: [P, M, S, T, A].
-    seen: gradients that the optimizer saw [P, M, S, T + 1, A].
-    exact: gradients [P, M, S, T + 1, A].
+    exact: gradients of the objective, [P, M, S, T + 1, A].
     values: exact objective, [P, M, S, T + 1].
     curvature: mean over the samples, [P, M, T + 1, A, A].
   """
@@ -164,90 +212,45 @@ class Samples(NamedTuple):
   states: chex.Array
   observations: chex.Array
   actions: chex.Array
-  seen: chex.Array
   exact: chex.Array
   values: chex.Array
   curvature: chex.Array
 
 
-def retraced(opt: optax.GradientTransformation, samples: Samples) -> chex.Array:
-  """What an optimizer of single coordinates would have done along samples.
-
-  It sees their x and gradients; its own actions do not feed back.
-
-  Args:
-    opt: such as `optax.rmsprop(...)`.
-    samples: of any optimizer's rollouts.
-
-  Returns:
-    Actions [P, M, S, T, A].
-  """
-  size = samples.seen.shape[-1]
-  x, g = (
-    jnp.moveaxis(z[..., :-1, :size], -2, 0)
-    for z in (samples.states, samples.seen)
-  )
-
-  def step(state, inputs):
-    x, g = inputs
-    action, state = opt.update(g, state, x)
-    return state, action
-
-  _, actions = jax.lax.scan(step, opt.init(x[0]), (x, g))
-  return jnp.moveaxis(actions, 0, -2)
+def by_unit(z: chex.Array, joint: bool) -> chex.Array:
+  """[P, N, T, M, J] or [..., K] -> [P, M, S, T, K A], feature-major."""
+  P, N, T, M, J, K = (*z.shape, 1)[:6]
+  z = z.reshape(P, N, T, M, J, K)
+  if joint:  # A = J, S = N
+    return z.transpose(0, 3, 1, 2, 5, 4).reshape(P, M, N, T, K * J)
+  return z.transpose(0, 3, 1, 4, 2, 5).reshape(P, M, N * J, T, K)
 
 
-def _history(features: Features, rollout: Rollout):
-  """Runs features along a recorded run: [T + 1, M, J, F]."""
+def history(features, rollouts) -> chex.Array:
+  """Features along recorded runs, [P, N, T + 1, M, J, F]."""
 
-  def step(memory, inputs):
-    return features.update(memory, *inputs)
+  def of_one(run):
+    update = lambda memory, inputs: features.update(memory, *inputs)
+    inputs = (run.x, run.seen, run.values)
+    return jax.lax.scan(update, features.init(run.x[0]), inputs)[1]
 
-  _, seen = jax.lax.scan(
-    step, features.init(rollout.x[0]), (rollout.x, rollout.seen, rollout.values)
-  )
-  return seen
+  return jax.vmap(jax.vmap(of_one))(rollouts)
 
 
-def to_samples(
-  rollouts: Rollout, state_features: Features, features: Features, joint: bool
-) -> Samples:
-  """Rollouts [P, N] -> Samples."""
-
-  def of_one(rollout):
-    u = jnp.concatenate(
-      [jnp.zeros_like(rollout.x[:1]), rollout.x[1:] - rollout.x[:-1]]
-    )
-    return (
-      coordinate_state(
-        rollout.x, rollout.exact, u, _history(state_features, rollout)
-      ),
-      _history(features, rollout)[:-1],
-    )
-
-  states, observations = jax.vmap(jax.vmap(of_one))(rollouts)
-
-  def units(z):  # [P, N, T, M, J, K]
-    P, N, T, M, J, K = z.shape
-    if joint:
-      return z.transpose(0, 3, 1, 2, 5, 4).reshape(P, M, N, T, K * J)
-    return z.transpose(0, 3, 1, 4, 2, 5).reshape(P, M, N * J, T, K)
-
-  P, N, length, M, J, _ = states.shape
-  values = jnp.broadcast_to(
-    rollouts.objective[:, None, :, None], (P, M, N, 1 if joint else J, length)
-  )
-  curvature = jnp.mean(rollouts.curvature, 1)  # over rollouts
-  if joint:
-    curvature = curvature.transpose(0, 2, 1, 3, 4)
-  else:
-    curvature = jnp.mean(curvature, -1).transpose(0, 2, 1)[..., None, None]
-  return Samples(
-    units(states),
-    units(observations),
-    units(rollouts.actions[..., None]),
-    units(rollouts.seen[..., None]),
-    units(rollouts.exact[..., None]),
-    values.reshape(P, M, -1, length),
-    curvature,
-  )
+def to_samples(rollouts, state_features, features, joint) -> Samples:
+  """Rollout [P, N] -> Samples; Φ and the policy's features along the runs."""
+  x = rollouts.x  # [P, N, T + 1, M, J]
+  u = jnp.concatenate([jnp.zeros_like(x[:, :, :1]), jnp.diff(x, axis=2)], 2)
+  phi = history(state_features, rollouts)
+  states = coordinate_state(x, rollouts.exact, u, phi)
+  observations = history(features, rollouts)[:, :, :-1]
+  P, N, length, M, J = x.shape
+  values = rollouts.objective[:, None, :, None]
+  values = jnp.broadcast_to(values, (P, M, N, 1 if joint else J, length))
+  # Over rollouts, and unless joint over coordinates: [P, M, T + 1, A, A].
+  curvature = jnp.mean(rollouts.curvature, 1).swapaxes(1, 2)
+  if not joint:
+    curvature = jnp.mean(curvature, -1)[..., None, None]
+  parts = (states, observations, rollouts.actions, rollouts.exact)
+  parts = (by_unit(z, joint) for z in parts)
+  return Samples(*parts, values.reshape(P, M, -1, length), curvature)

@@ -9,8 +9,8 @@ from absl.testing import absltest, parameterized
 from experiments.common.conjugate_gradient import (
   conjugate_gradient,
   scale_by_conjugate_gradient,
-  with_value_fn,
 )
+from l2o_jax.unroll import unroll
 
 
 class ConjugateGradientTest(parameterized.TestCase):
@@ -46,27 +46,14 @@ class ConjugateGradientTest(parameterized.TestCase):
       )
 
   def test_line_search_descends(self):
-    f = lambda x: jnp.sum((x - 1) ** 4 + x**2)
-    opt = with_value_fn(
-      conjugate_gradient(
-        1.0, linesearch=optax.scale_by_backtracking_linesearch(20)
-      ),
-      f,
-    )
-
-    @jax.jit
-    def run(x):
-      def step(carry, _):
-        x, state = carry
-        value, g = jax.value_and_grad(f)(x)
-        updates, state = opt.update(g, state, x, value=value)
-        return (optax.apply_updates(x, updates), state), value
-
-      return jax.lax.scan(step, (x, opt.init(x)), length=30)[1]
-
-    values = np.asarray(run(jnp.array([3.0, -2.0])))
-    self.assertLess(np.diff(values).max(), 1e-6)
-    np.testing.assert_allclose(values[-1], 2 * 0.289273, rtol=1e-4)
+    """`unroll` hands over what the search needs."""
+    f = lambda x, key: jnp.sum((x - 1) ** 4 + x**2)
+    search = optax.scale_by_backtracking_linesearch(20)
+    opt, x = conjugate_gradient(1.0, linesearch=search), jnp.array([3.0, -2.0])
+    keys = jax.random.split(jax.random.key(0), 31)
+    _, run = jax.jit(lambda x: unroll(f, opt, x, opt.init(x), keys))(x)
+    self.assertLess(np.diff(run.losses).max(), 1e-6)
+    np.testing.assert_allclose(run.losses[-1], 2 * 0.289273, rtol=1e-4)
 
   def test_bad_rule(self):
     with self.assertRaisesRegex(ValueError, "got 'steepest'"):

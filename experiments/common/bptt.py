@@ -1,0 +1,110 @@
+"""Meta-training by truncated back-propagation, as the flags say."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments.common import run as run_lib
+from experiments.common.cli import log
+from experiments.common.settings import Bptt, UsageError
+from experiments.common.training import Progress, Stage, Training, meta_train
+from l2o_jax import blocks
+from l2o_jax.base import MetaTrainer
+from l2o_jax.truncated_bptt import truncated_bptt
+from l2o_jax.unroll import unroll
+
+
+def sharding(num_optimizees: int) -> jax.sharding.NamedSharding | None:
+  """The optimizees spread over all devices; None where there is one of either.
+
+  Raises:
+    UsageError: they cannot be divided evenly.
+  """
+  count = jax.device_count()
+  if num_optimizees == 1 and count > 1 and jax.process_count() == 1:
+    log(f'uses 1 of {count} devices; --num_optimizees={count} uses all')
+  elif num_optimizees % count:
+    raise UsageError(
+      f'--num_optimizees={num_optimizees} is not a multiple of '
+      f'the {count} devices'
+    )
+  if num_optimizees == 1 or count == 1:
+    return None
+  kinds = (jax.sharding.AxisType.Auto,)
+  mesh = jax.make_mesh((count,), ('optimizees',), axis_types=kinds)
+  spec = jax.sharding.PartitionSpec('optimizees')
+  return jax.sharding.NamedSharding(mesh, spec)
+
+
+def make_trainer(
+  t: Training, bptt: Bptt, rate, num_epochs, scale
+) -> MetaTrainer:
+  """Truncated back-propagation on Adam."""
+  num_steps = t.run.num_steps
+  num_unrolls = num_steps // bptt.unroll_length
+  weights = {
+    'all': jnp.ones(num_steps + 1),
+    'rising': jnp.geomspace(1.0, 100.0, num_steps + 1),
+    'final': jnp.zeros(num_steps + 1).at[-1].set(1.0),
+  }[bptt.weights]
+  if bptt.learning_rate_schedule == 'cosine':
+    count = max(num_epochs * num_unrolls, 1)
+    rate = optax.cosine_decay_schedule(rate, count, alpha=0.01)
+  meta_optimizer = optax.adam(rate)
+  if bptt.clip_norm:
+    clip = optax.clip_by_global_norm(bptt.clip_norm)
+    meta_optimizer = optax.chain(clip, meta_optimizer)
+  return truncated_bptt(
+    t.learned,
+    meta_optimizer,
+    unroll_length=bptt.unroll_length,
+    num_unrolls=num_unrolls,
+    num_optimizees=bptt.num_optimizees,
+    weights=scale * weights,
+    second_derivatives=bptt.second_derivatives,
+    remat={'none': False, 'segments': 'segments'}.get(bptt.remat, True),
+    clip_each=bptt.clip_each or None,
+    sharding=t.sharding,
+    unroll=blocks.unroll if bptt.remat == 'blocks' else unroll,
+  )
+
+
+def train(
+  t: Training, bptt: Bptt, theta=None, scale: float = 1.0
+) -> tuple[Progress, dict]:
+  """Searches the meta learning rate if asked to, then meta-trains.
+
+  Args:
+    t: without stages.
+    bptt: the flags.
+    theta: to start from.
+    scale: of the meta-loss; 1/K where an optimizee sums K functions.
+
+  Returns:
+    (the last Progress, {'meta_learning_rate'} for the summary).
+  """
+  t = t._replace(sharding=sharding(bptt.num_optimizees))
+
+  def go(path, rate, num_epochs):
+    trainer = make_trainer(t, bptt, rate, num_epochs, scale)
+    stages = (Stage(trainer, num_epochs),)
+    return meta_train(t._replace(path=path, stages=stages), theta)
+
+  rate = bptt.learning_rate
+  if bptt.search_trials:
+    random = np.random.default_rng(t.run.seed)
+    rates = 10 ** random.uniform(-4, -2, bptt.search_trials)
+    losses = []
+    for i, trial in enumerate(rates):
+      path = t.path / 'search' / f'{i:02d}'
+      if run_lib.is_writer():
+        path.mkdir(parents=True, exist_ok=True)
+        run_lib.write_json(path / 'trial.json', {'learning_rate': trial})
+      losses.append(float(go(path, trial, bptt.search_epochs).best))
+      log(f'search: meta learning rate {trial:.3g} gives {losses[-1]:.4g}')
+    rate = float(rates[np.argmin(losses)])
+  progress = go(t.path, rate, t.run.num_epochs)
+  if jax.process_count() > 1:  # the rest is the writer's, at its own pace
+    jax.distributed.shutdown()
+  return progress, {'meta_learning_rate': rate}

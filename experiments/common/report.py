@@ -1,0 +1,208 @@
+"""Statistics of a comparison, its files, its tables."""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+
+import numpy as np
+
+from experiments.common import plots
+from experiments.common import run as run_lib
+from experiments.common.cli import say
+
+_COLUMNS = ('mean', 'quartile_1', 'median', 'quartile_3')
+
+
+def _moments(losses):
+  """mean, quartile_1, median, quartile_3 over tasks [B, ...]."""
+  x = np.asarray(losses, np.float64)
+  with np.errstate(invalid='ignore', over='ignore'):  # what diverged: inf, nan
+    return x.mean(0), *np.quantile(x, [0.25, 0.5, 0.75], axis=0)
+
+
+def statistics(curves: dict, settings: dict) -> dict[str, dict]:
+  """{optimizer: statistics of its losses [B, K + 1]}, with ranks.
+
+  `mean` is over steps and tasks, `final` over tasks.  What diverged comes last.
+  """
+  rows = {}
+  for name, losses in curves.items():
+    final = np.asarray(losses[:, -1], np.float64)
+    mean, low, median, high = (float(v) for v in _moments(final))
+    with np.errstate(invalid='ignore', over='ignore'):
+      rows[name] = {
+        'setting': settings.get(name),
+        'mean': float(np.mean(losses, dtype=np.float64)),
+        'final': mean,
+        'final_stderr': float(final.std() / np.sqrt(len(final))),
+        'final_median': median,
+        'final_quartiles': [low, high],
+      }
+  for by in ('mean', 'final'):
+    value = lambda name: np.nan_to_num(rows[name][by], nan=np.inf)
+    for rank, name in enumerate(sorted(rows, key=value), 1):
+      rows[name][f'rank_by_{by}'] = rank
+  return rows
+
+
+def mean_ranks(panels: dict) -> dict[str, dict]:
+  """{optimizer: {'mean', 'final'}}, ranks by each, mean over the panels."""
+  rank = lambda name, by: [
+    rows[name][f'rank_by_{by}'] for rows in panels.values()
+  ]
+  return {
+    name: {by: float(np.mean(rank(name, by))) for by in ('mean', 'final')}
+    for name in next(iter(panels.values()))
+  }
+
+
+def margin(losses: dict, name: str, others: Sequence[str]) -> np.ndarray:
+  """Best competitor's loss less one's own, for each function, [B, T + 1].
+
+      min_c f_b(x_t of c) - f_b(x_t)
+
+  (Li & Malik 2016, section 5: the mean over b is positive where `name` beats
+  all others.)  The best competitor is another one for every function and step.
+  A competitor above f_b(x_0), such as one that diverged, counts as f_b(x_0).
+
+  Args:
+    losses: {optimizer: [B, T + 1]}.
+    name: whose margin.
+    others: competitors.
+  """
+  found = [np.asarray(losses[other], np.float64) for other in others]
+  best = np.min([np.where(x <= x[:, :1], x, x[:, :1]) for x in found], 0)
+  own = np.asarray(losses[name], np.float64)
+  return best - np.where(np.isnan(own), np.inf, own)
+
+
+def margins(losses: dict, name: str, together: Sequence[str]) -> dict:
+  """{competitors: margin}, over some of them together, and over each."""
+  groups = [tuple(together)] + [(other,) for other in losses if other != name]
+  return {', '.join(g): margin(losses, name, g) for g in groups if g}
+
+
+def victory(margins: dict, horizon: int) -> dict[str, dict]:
+  """Of mean margins: from step 2 to the horizon, and after it."""
+  rows = {}
+  for name, each in margins.items():
+    mean = each.mean(0)
+    before, after = mean[2 : horizon + 1], mean[horizon + 1 :]
+    rows[name] = {
+      'mean_2_to_horizon': float(before.mean()),
+      'positive_2_to_horizon': float((before > 0).mean()),
+      'positive_after': float((after > 0).mean()) if len(after) else None,
+    }
+  return rows
+
+
+def without_nan(value):
+  """JSON knows no nan and inf: null."""
+  if isinstance(value, dict):
+    return {k: without_nan(v) for k, v in value.items()}
+  if isinstance(value, list | tuple):
+    return [without_nan(v) for v in value]
+  bad = isinstance(value, float) and not np.isfinite(value)
+  return None if bad else value
+
+
+def write_curves(path, panels: dict, every: dict[str, int]) -> None:
+  """One line for each panel, optimizer and step: mean and quartiles."""
+  out = io.StringIO()
+  writer = csv.writer(out, lineterminator='\n')
+  writer.writerow(['panel', 'optimizer', 'step', *_COLUMNS])
+  for title, curves in panels.items():
+    for name, losses in curves.items():
+      for i, row in enumerate(zip(*_moments(losses))):
+        step = i * every.get(title, 1)
+        writer.writerow([title, name, step, *(f'{v:.6g}' for v in row)])
+  run_lib.write(path, out.getvalue())
+
+
+def read_curves(path) -> dict[str, dict[str, dict[str, np.ndarray]]]:
+  """{panel: {optimizer: {'step', 'mean', 'quartile_1', ...}}}."""
+  found: dict = {}
+  for row in csv.DictReader(io.StringIO(run_lib.read_text(path))):
+    curve = found.setdefault(row['panel'], {}).setdefault(row['optimizer'], {})
+    for column in ('step', *_COLUMNS):
+      curve.setdefault(column, []).append(float(row[column]))
+  to_arrays = lambda curve: {k: np.array(v) for k, v in curve.items()}
+  return {
+    title: {name: to_arrays(curve) for name, curve in curves.items()}
+    for title, curves in found.items()
+  }
+
+
+def draw(path) -> None:
+  """learning_curves.png of a run directory's curves.csv and summary.json."""
+  summary = json.loads(run_lib.read_text(path / 'summary.json'))
+  curves = read_curves(path / 'curves.csv')
+  plots.learning_curves(
+    path / 'learning_curves.png', curves, summary['learned']
+  )
+
+
+def show(path) -> None:
+  """Prints the tables of a run directory's summary.json."""
+  summary = json.loads(run_lib.read_text(path / 'summary.json'))
+  panels, by = summary['panels'], summary['by']
+  parts = [table(title, rows, by) for title, rows in panels.items()]
+  if len(panels) > 1:
+    parts.append(_rank_table(summary['mean_rank'], by))
+  if 'margin_of_victory' in summary:
+    parts.append(_margin_table(summary['margin_of_victory']))
+  files = 'learning_curves.png summary.json curves.csv theta.npz'
+  say('\n'.join([*parts, f'\nwritten: {path}/{files}']))
+
+
+def _number(value, digits=4):
+  return 'diverges' if value is None else f'{value:.{digits}g}'
+
+
+def _setting(setting):
+  show = lambda v: f'{v:.3g}' if isinstance(v, float) else str(v)
+  return ', '.join(f'{k} {show(v)}' for k, v in (setting or {}).items())
+
+
+def table(title: str, rows: dict[str, dict], by: str) -> str:
+  """One panel as text, the best first."""
+  settings = {name: _setting(row['setting']) for name, row in rows.items()}
+  wide = max(map(len, rows))
+  setting_wide = max(7, *map(len, settings.values()))
+  head = f'{"mean":>10}{"final":>10}{"± s.e.":>10}{"median":>10}  quartiles'
+  lines = [
+    f'\n{title}',
+    f'{"optimizer":<{wide}}  {"setting":<{setting_wide}}{head}',
+  ]
+  for name, row in sorted(rows.items(), key=lambda kv: kv[1][f'rank_by_{by}']):
+    values = [
+      row['mean'],
+      row['final'],
+      row['final_stderr'],
+      row['final_median'],
+    ]
+    digits = (4, 4, 2, 4)
+    numbers = [f'{_number(v, d):>10}' for v, d in zip(values, digits)]
+    between = ' … '.join(_number(v) for v in row['final_quartiles'])
+    start = f'{name:<{wide}}  {settings[name]:<{setting_wide}}'
+    lines.append(start + ''.join(numbers) + f'  {between}')
+  return '\n'.join(lines)
+
+
+def _rank_table(ranks, by):
+  wide = max(map(len, ranks))
+  lines = [f'\n{"mean rank":<{wide}}{"by mean":>10}{"by final":>10}']
+  for name, row in sorted(ranks.items(), key=lambda kv: kv[1][by]):
+    lines.append(f'{name:<{wide}}{row["mean"]:>10.2f}{row["final"]:>10.2f}')
+  return '\n'.join(lines)
+
+
+def _margin_table(rows):
+  wide = max(24, *map(len, rows))
+  lines = [f'\n{"margin of victory over":<{wide}}{"mean, 2 … T":>14}{"> 0":>8}']
+  for name, row in rows.items():
+    mean = _number(row['mean_2_to_horizon'])
+    share = _number(row['positive_2_to_horizon'], 2)
+    lines.append(f'{name:<{wide}}{mean:>14}{share:>8}')
+  return '\n'.join(lines)

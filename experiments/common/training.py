@@ -1,0 +1,406 @@
+"""Meta-training that can be stopped and resumed, and the selection of theta."""
+
+import json
+import os
+import pathlib
+import re
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.common import run as run_lib
+from experiments.common import settings as settings_lib
+from experiments.common import signals
+from experiments.common.cli import NonFinite, log
+from experiments.common.settings import UsageError
+from l2o_jax import checkpoint
+from l2o_jax.base import LearnedOptimizer, MetaTrainer, Optimizee
+from l2o_jax.learned_optimizers import load_learned, save_learned
+
+KEEP = 2  # checkpoints
+SAVE_PERIOD = 60.0  # seconds between checkpoints, at most
+
+# What a curve [..., K + 1] is judged by.
+SCORES = {
+  'final': lambda curves: curves[..., -1],
+  'mean': lambda curves: curves.mean(-1),
+}
+
+
+class Stage(NamedTuple):
+  """A trainer and for how many epochs it works."""
+
+  trainer: MetaTrainer
+  num_epochs: int
+
+
+class Training(NamedTuple):
+  """What a run of meta-training is made of.
+
+  Attributes:
+    path: run directory.
+    run: settings of the run.
+    learned: the optimizer whose theta is trained.
+    optimizee: trained on.
+    validate: theta -> mean losses [K + 1] on fixed held-out tasks.
+    by: 'final' or 'mean': by which of these losses theta is selected.
+    stages: one after the other; theta goes from each into the next.
+    sharding: what the trainers were given.
+    facts: what theta.npz says of itself.
+  """
+
+  path: pathlib.Path
+  run: settings_lib.Run
+  learned: LearnedOptimizer
+  optimizee: Optimizee
+  validate: Callable[[Any], jax.Array]
+  by: str = 'final'
+  stages: Sequence[Stage] = ()
+  sharding: jax.sharding.NamedSharding | None = None
+  facts: dict = {}
+
+
+class Progress(NamedTuple):
+  """A run after so many epochs: all that a checkpoint holds.
+
+  Attributes:
+    state: of the stage's trainer.
+    best_theta: selected so far.
+    best: its validation loss; infinite if there was no finite one.
+    best_epoch: its epoch.
+    skipped: meta-steps without a finite meta-gradient, in all.
+    skipped_in_a_row: how many of them since the last one with a finite
+      meta-gradient.
+  """
+
+  state: Any
+  best_theta: Any
+  best: np.ndarray
+  best_epoch: np.ndarray
+  skipped: np.ndarray
+  skipped_in_a_row: np.ndarray
+
+
+def prepare(
+  experiment, settings, path, learned, optimizee, **parts
+) -> Training:
+  """A Training without stages; theta.npz will say what run.json says."""
+  facts = {}
+  if run_lib.is_writer():
+    facts = run_lib.read_record(path)
+    facts = {k: v for k, v in facts.items() if k not in ('seconds', 'finished')}
+  return Training(path, settings.run, learned, optimizee, facts=facts, **parts)
+
+
+def given_theta(learned: LearnedOptimizer, settings):
+  """That of --theta, None without; it must be for this very optimizer.
+
+  Raises:
+    CheckpointError: it cannot be read, or is for another optimizer.
+  """
+  path = settings.run.theta
+  return None if path is None else load_learned(path, learned)[1]
+
+
+def first_keys(seed: int) -> tuple[jax.Array, jax.Array]:
+  """Of a run: the key of every trainer's init, and the key of all epochs."""
+  return tuple(jax.random.split(jax.random.key(seed)))
+
+
+def meta_train(t: Training, theta=None) -> Progress:
+  """Runs the trainers and selects theta by validation.
+
+  Epoch i draws from fold_in(key(seed), i), and validation, every
+  `evaluation_period` epochs from 0 on and at the end, is a function of theta
+  alone: a run that was stopped and resumed is bitwise the same run.
+
+  Args:
+    t: the parts.
+    theta: to start from instead of a random one.
+
+  Returns:
+    The last Progress.
+
+  Raises:
+    signals.Stopped: a signal came; the state is saved.
+    NonFinite: too many meta-steps in a row were skipped, or no theta has a
+      finite validation loss; the state is saved.
+  """
+  key_init, key_epochs = first_keys(t.run.seed)
+  first, progress = _resume(t, key_init, theta)
+  total = sum(stage.num_epochs for stage in t.stages)
+  step, clock = None, Clock()
+  with _metrics(t.path, first) as metrics:
+    for epoch in range(first, total + 1):
+      _announce(epoch, total, saving=True)
+      line = {'epoch': epoch}
+      if epoch % t.run.evaluation_period == 0 or epoch == total:
+        if epoch > first:
+          _save(t, epoch, progress, metrics, clock)  # before what may take long
+        progress, found = _validate(t, epoch, progress, clock)
+        line.update(found)
+        log(_report(t, epoch, total, progress, found, clock))
+      if epoch < total:
+        step = step or _compile(t, epoch, key_epochs, progress, clock)
+        progress, found = _epoch(t, epoch, step, progress, clock)
+        line.update(found)
+        if (stage := _stage(t, epoch + 1)) != _stage(t, epoch):
+          state = _state(t, stage, key_init, progress.state.theta)
+          step, progress = None, progress._replace(state=state)
+      metrics.write(json.dumps(_without_nan(line)) + '\n')
+      metrics.flush()
+      _leave_if_asked(t, epoch, total, progress, metrics, clock)
+    if total > first:
+      _save(t, total, progress, metrics, clock)
+  signals.announce('stopped; the same command resumes', saving=False)
+  if not np.isfinite(progress.best):
+    raise NonFinite(f'no theta has a finite validation loss; see {t.path}')
+  return progress
+
+
+class Clock:
+  """Seconds of this session, without those of compilation.
+
+  Attributes:
+    started: when it began.
+    saved: when the last checkpoint was written.
+    epochs: epochs done.
+    training: seconds that they took.
+    validation: seconds of the last validation.
+  """
+
+  def __init__(self):
+    self.started = self.saved = time.monotonic()
+    self.epochs, self.training, self.validation = 0, 0.0, 0.0
+
+
+def _announce(epoch, total, *, saving):
+  where = f'stopped after epoch {epoch} of {total}'
+  signals.announce(f'{where}; the same command resumes', saving=saving)
+
+
+def _stage(t, epoch):
+  """Number of the stage that an epoch belongs to; the last one at the end."""
+  ends = np.cumsum([stage.num_epochs for stage in t.stages])
+  return min(int(np.searchsorted(ends, epoch, 'right')), len(ends) - 1)
+
+
+def _state(t, stage, key, theta=None):
+  """A trainer's first state; every stage starts from the same key."""
+  state = t.stages[stage].trainer.init(key)
+  if theta is not None:
+    state = state._replace(theta=jax.tree.map(jnp.copy, theta))
+  if t.sharding is None:
+    return state
+  replicated = t.sharding.update(spec=jax.sharding.PartitionSpec())
+  return jax.device_put(state, replicated)
+
+
+def _resume(t, key_init, theta):
+  """(epochs done, Progress) of the newest readable checkpoint, or the start."""
+  directory, damaged = t.path / 'checkpoints', None
+  if run_lib.is_writer():
+    directory.mkdir(exist_ok=True)
+
+  def start(stage):
+    state = _state(t, stage, key_init, theta)
+    best_theta = jax.tree.map(np.array, state.theta)
+    zero = np.int64(0)
+    return Progress(state, best_theta, np.float64(np.inf), zero, zero, zero)
+
+  for path in reversed(_checkpoints(directory)):
+    try:
+      epochs = int(checkpoint.metadata(path)['epochs'])
+      progress = checkpoint.load(path, start(_stage(t, epochs)))
+    except (checkpoint.CheckpointError, KeyError, TypeError) as error:
+      damaged = f'{error}'
+      log(f'{damaged}; trying the one before')
+      continue
+    log(f'resumed at epoch {epochs}')
+    _restore_theta(t, progress)
+    return epochs, progress
+  if damaged:
+    raise UsageError(f'no checkpoint can be read: {damaged}')
+  return 0, start(0)
+
+
+def _checkpoints(directory):
+  """Our own files, oldest first; others are nobody's business."""
+  ours = re.compile(r'\d{8}\.npz')
+  return sorted(p for p in directory.glob('*.npz') if ours.fullmatch(p.name))
+
+
+def _restore_theta(t, progress):
+  """Writes theta.npz again if it is lost, damaged or of another epoch."""
+  if not (np.isfinite(progress.best) and run_lib.is_writer()):
+    return
+  try:
+    _, found = load_learned(t.path / 'theta.npz', t.learned)
+    same = jax.tree.map(np.array_equal, found, progress.best_theta)
+    if all(jax.tree.leaves(same)):
+      return
+    reason = 'theta.npz is of another epoch'
+  except checkpoint.CheckpointError as error:
+    reason = str(error)
+  log(f'{reason}; written again from the checkpoint')
+  _write_theta(t, progress)
+
+
+def _write_theta(t, progress):
+  if run_lib.is_writer():
+    what = {'epochs': int(progress.best_epoch), 'validation_loss': t.by}
+    facts = t.facts | what | {'validation': float(progress.best)}
+    save_learned(t.path / 'theta.npz', t.learned, progress.best_theta, facts)
+
+
+def _metrics(path, first):
+  """metrics.jsonl, open for the lines from epoch `first` on."""
+  if not run_lib.is_writer():
+    return open(os.devnull, 'a')
+  file = path / 'metrics.jsonl'
+  if file.exists():
+    run_lib.write(file, ''.join(_whole_lines(file, first)))
+  elif first:
+    raise UsageError(f'{file} is lost; the run cannot be resumed without it')
+  return open(file, 'a')
+
+
+def _whole_lines(file, first):
+  """The lines of epochs 0 ... first - 1; what follows will be written again.
+
+  Raises:
+    UsageError: one is missing, or there are two that differ.
+  """
+  found = {}
+  for line in run_lib.read_text(file).splitlines(True):
+    try:
+      epoch = json.loads(line)['epoch']
+      ours = line.endswith('\n') and 0 <= epoch < first
+    except (ValueError, KeyError, TypeError, RecursionError):
+      if line.endswith('\n'):
+        raise UsageError(f'{file} is damaged') from None
+      continue  # torn when the run was killed
+    if ours and found.setdefault(epoch, line) != line:
+      raise UsageError(f'{file} has two different lines of epoch {epoch}')
+  missing = sorted(set(range(first)) - set(found))
+  if missing:
+    raise UsageError(f'{file} has no line of epoch {missing[0]}')
+  return [found[epoch] for epoch in range(first)]
+
+
+def _save(t, epochs, progress, metrics, clock):
+  """A checkpoint; the lines that it counts on are on the disk before it."""
+  if not run_lib.is_writer():
+    return
+  os.fsync(metrics.fileno())
+  directory, now = t.path / 'checkpoints', time.monotonic()
+  name = directory / f'{epochs:08d}.npz'
+  checkpoint.save(name, progress, metadata={'epochs': epochs})
+  for old in _checkpoints(directory)[:-KEEP]:
+    old.unlink()
+  if (t.path / 'run.json').exists():
+    before = run_lib.read_record(t.path).get('seconds') or 0.0
+    seconds = round(before + now - clock.started, 1)
+    run_lib.note(t.path, seconds=seconds)
+  clock.started = clock.saved = now
+
+
+def _validate(t, epoch, progress, clock):
+  """(progress with the best theta so far, what to add to the metrics)."""
+  began = time.monotonic()
+  # A copy: the next step donates the state.
+  theta = jax.tree.map(np.array, progress.state.theta)
+  curve = np.asarray(t.validate(theta), np.float64)
+  found = {name: float(score(curve)) for name, score in SCORES.items()}
+  clock.validation = time.monotonic() - began
+  if found[t.by] < progress.best:
+    now, best = np.int64(epoch), np.float64(found[t.by])
+    progress = progress._replace(best_theta=theta, best=best, best_epoch=now)
+    _write_theta(t, progress)
+  return progress, {f'validation_{k}': v for k, v in found.items()}
+
+
+def _report(t, epoch, total, progress, found, clock):
+  """A validation as a line of the log."""
+  losses = ', '.join(f'{k} loss {found[f"validation_{k}"]:.4g}' for k in SCORES)
+  words = [f'epoch {epoch}/{total}  validation: {losses}']
+  if epoch == 0:
+    words.append('before any meta-training')
+  else:
+    best = f'{progress.best:.4g} at epoch {progress.best_epoch}'
+    words.append(f'lowest {t.by} loss {best}')
+  if progress.skipped:
+    words.append(f'{progress.skipped} meta-steps skipped')
+  if clock.epochs:
+    each = clock.training / clock.epochs
+    left = total - epoch
+    validations = -(-left // t.run.evaluation_period)
+    seconds = left * each + validations * clock.validation
+    end = time.strftime('%H:%M', time.localtime(time.time() + seconds))
+    words.append(f'{each:.2g} s/epoch' + f', ends at about {end}' * bool(left))
+  return '; '.join(words)
+
+
+def _compile(t, epoch, key, progress, clock):
+  trainer, began = t.stages[_stage(t, epoch)].trainer, time.monotonic()
+  log('compiling')
+  step = jax.jit(
+    lambda state, optimizee, epoch: trainer.step(
+      state, optimizee, jax.random.fold_in(key, epoch)
+    ),
+    donate_argnums=0,
+  )
+  step = step.lower(progress.state, t.optimizee, epoch).compile()
+  log(f'the step is compiled, in {time.monotonic() - began:.1f} s')
+  return step
+
+
+def _epoch(t, epoch, step, progress, clock):
+  """(progress after an epoch, what to add to the metrics)."""
+  began = time.monotonic()
+  state, info = step(progress.state, t.optimizee, epoch)
+  skipped = np.asarray(info.skipped)
+  trailing = int(np.cumprod(skipped[::-1]).sum())
+  whole = trailing == skipped.size
+  in_a_row = trailing + whole * int(progress.skipped_in_a_row)
+  progress = progress._replace(
+    state=state,
+    skipped=progress.skipped + skipped.sum(),
+    skipped_in_a_row=np.int64(in_a_row),
+  )
+  found = {
+    'meta_loss': float(jnp.sum(info.meta_loss)),
+    'skipped': int(progress.skipped),
+    **{name: float(value) for name, value in info.summary.items()},
+  }
+  clock.training += time.monotonic() - began
+  clock.epochs += 1
+  return progress, found
+
+
+def _without_nan(line):
+  """JSON knows no nan and inf: null."""
+  return {k: v if np.isfinite(v) else None for k, v in line.items()}
+
+
+def _leave_if_asked(t, epoch, total, progress, metrics, clock):
+  """Saves when it is time to; raises where the run is to end here."""
+  stop = signals.received() and epoch < total
+  in_a_row = progress.skipped_in_a_row
+  hopeless = in_a_row >= t.run.max_nonfinite and epoch < total
+  late = time.monotonic() - clock.saved > SAVE_PERIOD
+  if epoch < total and (stop or hopeless or late):
+    _save(t, epoch + 1, progress, metrics, clock)
+  if stop:
+    _announce(epoch + 1, total, saving=True)
+    raise signals.Stopped
+  if hopeless:
+    raise NonFinite(
+      f'no finite meta-gradient in the last {in_a_row} meta-steps, at epoch '
+      f'{epoch + 1} of {total}; the last good theta is in '
+      f'{t.path / "checkpoints"}'
+    )

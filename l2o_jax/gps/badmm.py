@@ -1,0 +1,147 @@
+"""Guided policy search by Bregman ADMM, the form of both papers."""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from l2o_jax.gps import costs, iteration
+from l2o_jax.gps.dynamics import fit_controller
+from l2o_jax.gps.iteration import choose, guide_actions
+from l2o_jax.gps.linalg import diagonal, from_diagonal
+from l2o_jax.gps.lqr import constrained_step
+from l2o_jax.gps.model import explored, fit_model, scaled, unscaled
+from l2o_jax.gps.policy import Lesson, learn, policy_actions
+
+# As in the released code of 2016.  A first ν of 0.1 was worse.
+FIRST_PENALTY, DUAL_RATE = 0.01, 0.2
+
+
+class Dual(NamedTuple):
+  """What ties a guide and the policy together.
+
+  Attributes:
+    multipliers: λ [T, A], in the model's units of cost and the action's own.
+    penalties: ν [T].
+    eta: η [], where to start the search.
+  """
+
+  multipliers: chex.Array
+  penalties: chex.Array
+  eta: chex.Array
+
+
+def _divergence_of_policy(mu, variance, guide, states):
+  """KL_t(pi ‖ psi), pi = N(mu [S, T, A], variance [A]), mean over states, [T].
+
+  Only the diagonal of G counts.
+  """
+  G = diagonal(guide.noise)
+  distance = jnp.mean((mu - guide_actions(guide, states)) ** 2, 0)
+  ratio = variance / G
+  return jnp.sum(ratio - 1 - jnp.log(ratio) + distance / G, -1) / 2
+
+
+def _adapted(nu, kl):
+  """ν_t ×2 where KL_t >= mean + std / 2, ×1/2 where KL_t < mean - std."""
+  mean, std = jnp.mean(kl), jnp.std(kl)
+  lower = jnp.where(kl < mean - std, 0.5, 1.0)
+  return nu * jnp.where(kl >= mean + 0.5 * std, 2.0, lower)
+
+
+def badmm(
+  cost: costs.CostModel = costs.gradient_share,
+  *,
+  blend: float = 0.05,
+  inner_iterations: int = 2,
+  policy_rollouts: float = 0.0,
+) -> iteration.Improve:
+  r"""Bregman ADMM (Li & Malik 2016, section 3; 2017, section 3.3).
+
+      theta <- argmin sum_t λ_t^T E[μ_pi] + ν_t KL(pi ‖ psi)       (regression)
+      λ_t   <- λ_t + α ν_t G_t⁻¹ (E[μ_pi] - E[μ_psi])
+      psi   <- argmin sum_t E[c - λ_t^T a] + ν_t KL(psi ‖ pi),
+               sum_t KL(psi ‖ psi°) <= ε                            (LQR)
+
+  alternate; then ν_t changes (`_adapted`).  The regression's targets are
+  a - G_t λ_t / ν_t, as follows from the objective; public codes have a -
+  ν_t G_t λ_t, which leaves λ without effect.
+
+  Args:
+    cost: what LQR minimizes.
+    blend: weight of the other times in the fits, 0 ... 1 (see `regress`).
+    inner_iterations: alternations of an iteration; 4 in 2016.
+    policy_rollouts: share of the rollouts that the policy makes, after the
+      first iteration.  0 is the papers'; with the guide's alone the policy is
+      trained on states that it will not visit.
+
+  Returns:
+    Improve; its dual is Dual [P, M, ...].
+
+  Raises:
+    ValueError: a cost of samples.
+  """
+  if cost.of_samples:
+    raise ValueError(
+      'badmm: a cost of samples gives each sample its own '
+      'actions, no guide to roll out: it needs mirror_descent'
+    )
+
+  def init(shape):
+    P, M, T, A = shape
+    nu = jnp.full((P, M, T), FIRST_PENALTY, jnp.float32)
+    return Dual(jnp.zeros((P, M, T, A)), nu, jnp.ones((P, M)))
+
+  def improve_one(samples, mu, guide, dual, kl_step, limits):
+    """The new guide, Dual, Report; mu: the policy's actions [S, T, A]."""
+    model = fit_model(samples, cost, blend)
+    psi, mu, nu = scaled(guide, model), mu / model.action_unit, dual.penalties
+    variance = explored(psi, model, limits)  # [T, A]
+    psi = psi._replace(noise=from_diagonal(variance))
+    own = guide_actions(psi, model.states)
+    pi_variance = jnp.sum(nu) / jnp.sum(nu[:, None] / variance, 0)  # [A]
+    spread = jnp.broadcast_to(pi_variance, variance.shape)
+    pi = fit_controller(model.states, mu, spread, blend=blend)
+    apart = jnp.mean(mu - own, 0) / variance
+    lam = dual.multipliers * model.action_unit
+    lam += DUAL_RATE * nu[:, None] * apart
+    bound = kl_step * variance.size
+    task = (model.dynamics, model.cost, lam, nu, pi)
+    new, info = constrained_step(*task, psi, bound, dual.eta)
+    kl = _divergence_of_policy(mu, pi_variance, new, model.states)
+    dual = Dual(lam / model.action_unit, _adapted(nu, kl), info.eta)
+    fall = 1 - info.cost / info.previous_cost
+    report = iteration.Report(info.kl, jnp.sum(kl), fall)
+    return unscaled(new, model), dual, report
+
+  def step(policy, iterate, seen):
+    samples = seen.samples
+
+    def alternate(now, inner):
+      G, nu = diagonal(now.guide.noise), now.dual.penalties  # [P, M, T (, A)]
+      own = guide_actions(now.guide, samples.states[..., :-1, :])
+      shift = G * now.dual.multipliers / nu[..., None]
+      targets = own - shift[:, :, None]
+      precision = nu / jnp.mean(G, -1)
+      lesson = Lesson(samples.observations, targets, precision, seen.accept)
+      key = jax.random.fold_in(seen.key, inner)
+      theta, error = learn(policy, now.theta, lesson, seen.regression, key)
+      mu = policy_actions(policy, theta, samples.observations)
+      # Steps of an alternation all start from the guide that was rolled out,
+      # and ν_t changes with the last one only, as in the released code.
+      guide, dual, report = iteration.for_each_guide(
+        improve_one, samples, mu, iterate.guide, now.dual, *seen.trust
+      )
+      last = inner == inner_iterations - 1
+      nu = jnp.where(last, dual.penalties, nu)
+      new, old = (guide, dual._replace(penalties=nu)), (now.guide, now.dual)
+      kept = choose(seen.accept, new, old)
+      return iteration.Iterate(theta, *kept), (report, error)
+
+    inner = jnp.arange(inner_iterations)
+    iterate, reports = jax.lax.scan(alternate, iterate, inner)
+    return iterate, *jax.tree.map(lambda x: x[-1], reports)
+
+  share = policy_rollouts
+  return iteration.Improve(init, step, cost, share, judges_policy=False)

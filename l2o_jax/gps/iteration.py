@@ -1,0 +1,117 @@
+"""What an iteration of guided policy search hands to `improve`."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from l2o_jax.base import Theta
+from l2o_jax.gps.costs import CostModel
+from l2o_jax.gps.lqr import Controller
+from l2o_jax.gps.policy import Regression
+from l2o_jax.gps.rollouts import Samples
+
+
+class Iterate(NamedTuple):
+  """What an iteration improves.
+
+  Attributes:
+    theta: weights of the policy.
+    guide: psi, Controller [P, M, T, ...].
+    dual: multipliers of the constraints; `Improve.init` says which.
+  """
+
+  theta: Theta
+  guide: Controller
+  dual: chex.ArrayTree
+
+
+class Evidence(NamedTuple):
+  """What the rollouts of an iteration have shown, and how far it may go.
+
+  Attributes:
+    samples: of all guides; zero where they are not accepted.
+    accept: functions whose rollouts were no worse than before, [P].
+    trust: how far guides may go: (largest KL(new ‖ old) for each time and
+      action [P, M], limits of the noise that made the rollouts [P, M, 2]).
+    first: whether theta starts from nothing, [].
+    regression: of this iteration, see `of_iteration`.
+    key: of the regression.
+  """
+
+  samples: Samples
+  accept: chex.Array
+  trust: tuple[chex.Array, chex.Array]
+  first: chex.Array
+  regression: Regression
+  key: chex.PRNGKey
+
+
+class Report(NamedTuple):
+  """Of one guide's step.
+
+  Attributes:
+    kl: from the previous guide, summed over t.
+    policy_kl: KL(pi ‖ psi), summed over t.
+    predicted: relative fall of the modelled cost.
+  """
+
+  kl: chex.Array
+  policy_kl: chex.Array
+  predicted: chex.Array
+
+
+class Improve(NamedTuple):
+  """A form of guided policy search: `badmm(...)` or `mirror_descent(...)`.
+
+  Attributes:
+    init: shape (P, M, T, A) -> dual of the first iterate.
+    step: Policy, Iterate, Evidence -> (Iterate, Report [P, M], error of the
+      regression []).
+    cost: the cost model; the rollouts record what it needs.
+    policy_rollouts: share of the rollouts that the policy makes.
+    judges_policy: whether an iteration is judged by the policy's rollouts, and
+      theta is taken back with the guides; else by those of the guides.
+  """
+
+  init: Callable
+  step: Callable
+  cost: CostModel
+  policy_rollouts: float
+  judges_policy: bool
+
+
+def for_each_guide(step: Callable, *args) -> Any:
+  """`step` of one guide -> of [P, M] guides, in float64.
+
+  Covariances of histories are close to singular in float32.
+
+  Args:
+    step: function of one guide's arrays.
+    *args: leaves [P, M, ...]; results are float32 again.
+  """
+  shape = jax.tree.leaves(args)[0].shape[:2]
+  flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), args)
+  with jax.enable_x64(True):
+    flat = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), flat)
+    out = jax.vmap(step)(*flat)
+    back = lambda x: x.reshape(*shape, *x.shape[1:]).astype(jnp.float32)
+    return jax.tree.map(back, out)
+
+
+def choose(condition: chex.Array, new: Any, old: Any) -> Any:
+  """`jnp.where` for trees; `condition` [] or [P] against leaves [P, ...]."""
+
+  def one(a, b):
+    rest = (1,) * (a.ndim - condition.ndim)
+    return jnp.where(condition.reshape(condition.shape + rest), a, b)
+
+  return jax.tree.map(one, new, old)
+
+
+def guide_actions(guide: Controller, states: chex.Array) -> chex.Array:
+  """K_t s_t + k_t, states [..., S, T, D] -> [..., S, T, A]."""
+  moved = jnp.einsum('...tad,...std->...sta', guide.gain, states)
+  return moved + guide.offset[..., None, :, :]

@@ -1,0 +1,77 @@
+"""Guided policy search as mirror descent: the policy is its own guide."""
+
+import jax
+import jax.numpy as jnp
+
+from l2o_jax.gps import costs, iteration
+from l2o_jax.gps.dynamics import fit_controller
+from l2o_jax.gps.iteration import choose, guide_actions
+from l2o_jax.gps.linalg import diagonal
+from l2o_jax.gps.lqr import constrained_step, untied_step
+from l2o_jax.gps.model import explored, fit_model, scaled, unscaled
+from l2o_jax.gps.policy import Lesson, learn, policy_actions
+
+
+def mirror_descent(
+  cost: costs.CostModel = costs.sample_taylor, *, blend: float = 0.05
+) -> iteration.Improve:
+  """Mirror descent (Montgomery & Levine 2016): no λ and ν.
+
+      psi <- argmin E[c]  with  KL(psi ‖ pi_lin) <= ε             (LQR)
+      theta <- regression on  pi(o) + (psi - pi_lin)(s)
+
+  or with a cost of samples an offset for every sample (`untied_step`) in the
+  place of psi - pi_lin.  The policy itself is rolled out, so that it learns on
+  the states that it visits, and rollouts judge it.  In an iteration that starts
+  from nothing it learns the first guide's actions instead.
+
+  Args:
+    cost: what LQR minimizes.
+    blend: weight of the other times in the fits, 0 ... 1 (see `regress`).
+
+  Returns:
+    Improve; its dual is η [P, M], where to start the search.
+  """
+
+  def improve_one(samples, mu, guide, eta, kl_step, limits):
+    """The new guide, the change of action [S, T, A], η, Report."""
+    model = fit_model(samples, cost, blend)
+    variance = explored(scaled(guide, model), model, limits)  # [T, A]
+    states, mu = model.states, mu / model.action_unit
+    pi = fit_controller(states, mu, variance, blend=blend)
+    bound = kl_step * variance.size
+    task = (model.dynamics, model.cost)
+    if cost.of_samples:
+      change, noise, info = untied_step(*task, pi, bound, eta)
+      new = pi._replace(noise=noise)
+    else:
+      none = (jnp.zeros_like(variance), jnp.zeros(len(variance)), pi)  # no λ, ν
+      new, info = constrained_step(*task, *none, pi, bound, eta)
+      change = guide_actions(jax.tree.map(jnp.subtract, new, pi), states)
+    fall = 1 - info.cost / info.previous_cost
+    report = iteration.Report(info.kl, info.kl, fall)
+    return unscaled(new, model), change * model.action_unit, info.eta, report
+
+  def step(policy, iterate, seen):
+    samples = seen.samples
+    mu = policy_actions(policy, iterate.theta, samples.observations)
+    guide, change, eta, report = iteration.for_each_guide(
+      improve_one, samples, mu, iterate.guide, iterate.dual, *seen.trust
+    )
+    own = guide_actions(iterate.guide, samples.states[..., :-1, :])
+    targets = jnp.where(seen.first, own, mu + change)
+    guide = choose(seen.first, iterate.guide, guide)
+    precision = 1 / jnp.mean(diagonal(guide.noise), -1)  # [P, M, T]
+    lesson = Lesson(samples.observations, targets, precision, seen.accept)
+    theta, error = learn(
+      policy, iterate.theta, lesson, seen.regression, seen.key
+    )
+    # One theta for all functions: it is accepted with all of them or not.
+    theta = choose(seen.accept[0], theta, iterate.theta)
+    kept = choose(seen.accept, (guide, eta), (iterate.guide, iterate.dual))
+    return iteration.Iterate(theta, *kept), report, error
+
+  def init(shape):
+    return jnp.ones(shape[:2])
+
+  return iteration.Improve(init, step, cost, 1.0, judges_policy=True)

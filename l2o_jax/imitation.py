@@ -1,0 +1,147 @@
+"""Meta-training by imitation of a known optimizer, as a MetaTrainer."""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from l2o_jax.base import Info, MetaTrainer, Theta
+from l2o_jax.gps import policy as policies
+from l2o_jax.gps import rollouts as runs
+from l2o_jax.gps.iteration import choose
+from l2o_jax.gps.policy import Policy, Regression
+
+
+class ImitationState(NamedTuple):
+  """Between two epochs.
+
+  Attributes:
+    theta: weights of the policy.
+    function_keys: of each rollout's function and x_0, [P, N].
+    epoch: number of epochs since the teacher was last rolled out, [].
+  """
+
+  theta: Theta
+  function_keys: chex.PRNGKey
+  epoch: chex.Array
+
+
+def steps_along(opt, x: chex.Array, g: chex.Array) -> chex.Array:
+  """What an optimizer of single coordinates would have done along samples.
+
+  It sees their x and gradients; its own actions do not feed back.
+
+  Args:
+    opt: such as `optax.rmsprop(...)`.
+    x: [..., T, A].
+    g: gradients, likewise.
+
+  Returns:
+    Actions [..., T, A].
+  """
+  x, g = (jnp.moveaxis(z, -2, 0) for z in (x, g))
+
+  def step(state, inputs):
+    x, g = inputs
+    action, state = opt.update(g, state, x)
+    return state, action
+
+  _, actions = jax.lax.scan(step, opt.init(x[0]), (x, g))
+  return jnp.moveaxis(actions, 0, -2)
+
+
+def imitation(
+  policy: Policy,
+  teacher: optax.GradientTransformation,
+  rollouts: runs.Rollouts,
+  *,
+  regression: Regression = Regression(steps=600),
+  scale: float = 0.0,
+) -> MetaTrainer:
+  """A learned optimizer learns the steps of a known one.
+
+  The first epoch rolls the teacher out, sets the units of theta by what was
+  seen, and theta learns the teacher's steps along these runs (behavioural
+  cloning).  Every further epoch rolls the policy out, and theta learns what the
+  teacher would have done there (DAgger, Ross et al. 2011).  Exploration is
+  added to both.  Of use by itself, and as the start of guided policy search:
+  `guided_policy_search(...).init(key)._replace(theta=state.theta)`.
+
+  An epoch with a rollout that is not finite is skipped, and the next one rolls
+  the teacher out again.
+
+  Args:
+    policy: what is trained (`make_policy`).
+    teacher: an optimizer of single coordinates, such as `optax.rmsprop(...)`.
+    rollouts: which runs; of the noise, `initial_noise` counts.
+    regression: of the policy, `steps` an epoch; the precision of a target is
+      1 / E[a_t²], so that errors count relative to the steps of that time.
+    scale: s >= 0; gradients and losses of each rollout are multiplied by
+      exp(U(-s, s)), as are the gradients that the teacher sees.  Most
+      optimizers are invariant to this, and the policy learns to be.
+
+  Returns:
+    MetaTrainer with state ImitationState; Info.losses are exact [P, N, T + 1],
+    Info.summary has regression_error, in units of the action, and policy_cost,
+    sum over t of f along the policy's rollouts, nan where the teacher acts.
+
+  Raises:
+    ValueError: fewer than 2 steps or rollouts.
+  """
+  runs.check(rollouts, 'imitation')
+  joint, M = policy.coordinates is not None, len(policy.groups.names)
+
+  def init(key):
+    theta = policy.learned.init(jax.random.fold_in(key, 0))
+    keys = runs.function_keys(rollouts, key)
+    return ImitationState(theta, keys, jnp.zeros((), jnp.int32))
+
+  def roll_out(state, optimizee, key):
+    P, N = state.function_keys.shape
+    use_policy = jnp.full(N, state.epoch > 0)
+    # Of any variance: the noise is as large as its limits say.
+    variance = jnp.ones((P, M, rollouts.num_steps, 1))
+    limits = (rollouts.initial_noise,) * 2
+    first = lambda guide, gradient: teacher
+    cast = runs.Cast(state.theta, first, (), use_policy, variance, limits)
+    keys = state.function_keys
+    return runs.collect(rollouts, policy, optimizee, cast, keys, key)
+
+  def rescaled(seen, key):
+    if not scale:
+      return seen
+    shape = seen.values.shape[:2]  # [P, N]
+    draws = jax.random.uniform(key, shape, minval=-scale, maxval=scale)
+    factor = jnp.exp(draws)[..., None]
+    gradients = seen.seen * factor[..., None, None]
+    return seen._replace(seen=gradients, values=seen.values * factor)
+
+  def step(state, optimizee, key):
+    key_rollouts, key_policy, key_scale = jax.random.split(key, 3)
+    exact = roll_out(state, optimizee, key_rollouts)
+    seen = rescaled(exact, key_scale)
+    o = runs.history(policy.features, seen)
+    parts = (o[:, :, :-1], seen.x[:, :, :-1], seen.seen[:, :, :-1])
+    parts = (runs.by_unit(z, joint) for z in (*parts, seen.actions))
+    o, x, g, actions = parts  # [P, M, S, T, F A], [P, M, S, T, A] thrice
+    targets = steps_along(teacher, x, g)
+    precision = 1 / (1e-30 + jnp.mean(targets**2, (2, 4)))  # [P, M, T]
+    everyone = jnp.ones(len(o))
+    lesson = policies.Lesson(o, targets, precision, everyone)
+    units = policies.calibrated(policy, state.theta, o, actions)
+    theta = choose(state.epoch == 0, units, state.theta)
+    knobs = policies.of_iteration(regression, state.epoch)
+    theta, error = policies.learn(policy, theta, lesson, knobs, key_policy)
+
+    cost = jnp.mean(jnp.sum(exact.objective, -1))
+    finite = jnp.isfinite(cost)
+    policy_cost = jnp.where(state.epoch > 0, cost, jnp.nan)
+    summary = {'regression_error': error, 'policy_cost': policy_cost}
+    info = Info(exact.objective, cost[None], ~finite[None], summary)
+    theta = choose(finite, theta, state.theta)
+    epoch = jnp.where(finite, state.epoch + 1, 0)
+    return ImitationState(theta, state.function_keys, epoch), info
+
+  return MetaTrainer(init, step)

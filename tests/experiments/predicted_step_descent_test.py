@@ -1,0 +1,130 @@
+"""Stages as the flags say; data of the comparison; a run by back-propagation."""
+
+import json
+import pathlib
+import tempfile
+from unittest import mock
+
+import jax
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from experiments import predicted_step_descent as psd
+from experiments.common import cli, comparison, projected, report, training
+from l2o_jax.datasets import DatasetError
+from tests.experiments import toy
+
+TINY = {
+  'num_epochs': 3,
+  'num_steps': 4,
+  'inputs': 3,
+  'hidden': 2,
+  'lstm_units': 2,
+  'objective_size': 50,
+  'num_rollouts': 2,
+  'num_coordinates': 2,
+  'state_depth': 0,
+  'regression_steps': 2,
+  'num_validation': 2,
+  'num_tuning': 1,
+  'num_test': 2,
+  'panels': ('same',),
+  'baselines': ('SGD',),
+}
+RNG = np.random.default_rng(0)
+DATA = RNG.integers(0, 256, (30, 4, 4, 1), np.uint8), np.arange(30) % 3
+OPTIMIZEE = projected.make_optimizee(DATA, 3, 2, 5)
+
+
+class PredictedStepDescentTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    directory = self.enterContext(tempfile.TemporaryDirectory())
+    self.path = pathlib.Path(directory) / 'run'
+    for module in (cli, training, comparison):
+      self.enterContext(mock.patch.object(module, 'log'))
+    self.enterContext(mock.patch.object(report, 'say'))
+
+  def settings(self, **flags):
+    flags = {**TINY, **flags}
+    return toy.make_settings(self.path, psd.EXPERIMENT, **flags)
+
+  def check_stages(self, s, tuned):
+    """All programs can be traced, and theta goes from one into the next."""
+    learned = psd.learned_optimizer(s.policy)
+    stages = psd.make_stages(s, learned, tuned)
+    key, theta = jax.random.key(0), learned.init(jax.random.key(1))
+    for stage in stages:
+      state = stage.trainer.init(key)._replace(theta=theta)
+      state, info = jax.eval_shape(stage.trainer.step, state, OPTIMIZEE, key)
+      self.assertEqual(info.losses.shape[-1], 5)
+      same = jax.tree.map(lambda a, b: a.shape == b.shape, state.theta, theta)
+      self.assertTrue(all(jax.tree.leaves(same)))
+    return [stage.num_epochs for stage in stages]
+
+  def test_mirror_descent(self):
+    tuned = {'rate': 0.1, 'momentum': 0.9}
+    self.assertEqual(self.check_stages(self.settings(), tuned), [3])
+
+  def test_bregman_admm_of_the_other_features(self):
+    how = {'trainer': 'badmm', 'features': 'log_and_sign', 'shared': True}
+    tuned = {'rate': 0.1, 'momentum': 0.9}
+    self.assertEqual(self.check_stages(self.settings(**how), tuned), [3])
+
+  def test_imitation_then_guided_policy_search(self):
+    how = {'initial': 'ADAM_decaying', 'imitation_epochs': 2}
+    s = self.settings(**how, imitation_scale=1.0)
+    self.assertEqual(self.check_stages(s, {'rate': 0.1}), [2, 1])
+
+  def test_a_smaller_scale(self):
+    """Only the output of each group's policy."""
+    learned = psd.learned_optimizer(psd.Policy(lstm_units=2))
+    theta = learned.init(jax.random.key(0))
+    small = psd.scaled(theta, 0.01)
+    self.assertEqual(float(small['w0']['output']), np.float32(0.01))
+    small['w0']['output'] = theta['w0']['output']
+    jax.tree.map(np.testing.assert_array_equal, small['w0'], theta['w0'])
+
+  def test_a_run_by_back_propagation(self):
+    """With two --test_data of one stem, told apart (D.1)."""
+    data = []
+    for name in ('one', 'two'):
+      (self.path.parent / name).mkdir()
+      data.append(str(self.path.parent / name / 'images.npz'))
+      np.savez(data[-1], train_images=DATA[0], train_labels=DATA[1])
+    how = {'trainer': 'bptt', 'unroll_length': 2, 'num_epochs': 1}
+    s = self.settings(**how, test_data=tuple(data), features='log_and_sign')
+    psd.main(s)
+    summary = json.loads((self.path / 'summary.json').read_text())
+    titles = [f'{name}, same' for name in data]
+    self.assertEqual(list(summary['panels']), titles)
+    names = ['LSTM, log-and-sign, by back-propagation', 'SGD']
+    self.assertEqual(list(summary['mean_rank']), names)
+
+  def test_bad_test_data_is_found_first(self):
+    """Before any meta-training, and nothing is made (D.1)."""
+    bad = str(self.path.parent / 'bad.npz')
+    np.savez(bad, other=DATA[1])
+    for name in (bad, '/nowhere.npz', 'no_such_data'):
+      with self.assertRaises(DatasetError):
+        psd.main(self.settings(test_data=(name,)))
+    self.assertFalse(self.path.exists())
+
+  def test_panels(self):
+    """Sizes, steps and minibatches of the paper, relative to the flags."""
+    s = self.settings(inputs=48, hidden=48, panels=('wide_long', 'same'))
+    problem = psd.make_problem(OPTIMIZEE, 'tuning', 1, 4)
+    panels = list(psd.make_panels(s, {'data': DATA}, problem))
+    titles = ['data, wide_long', 'data, same']
+    self.assertEqual([panel.title for panel in panels], titles)
+    params, _ = panels[0].test.optimizee.init(jax.random.key(0))
+    self.assertEqual(params[0]['w'].shape, (100, 200))
+    self.assertEqual(panels[0].test.num_steps, 8)
+    self.assertIs(panels[0].tuning, problem)
+    s = self.settings(tune_each=True)
+    (panel,) = psd.make_panels(s, {'data': DATA}, problem)
+    self.assertIs(panel.tuning.optimizee, panel.test.optimizee)
+
+
+if __name__ == '__main__':
+  absltest.main()
