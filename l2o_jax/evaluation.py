@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from l2o_jax.base import Optimizee
+from l2o_jax.checks import positive, require
 from l2o_jax.unroll import unroll
 
 
@@ -43,11 +44,9 @@ def learning_curves(
   Raises:
     ValueError: `every` does not divide T.
   """
-  if num_steps < 1 or every < 1 or num_steps % every:
-    raise ValueError(
-      f'learning_curves: every must divide num_steps, got {every} and '
-      f'{num_steps}'
-    )
+  positive('learning_curves', num_steps=num_steps, every=every)
+  divides = num_steps % every == 0
+  require(divides, f'learning_curves: {every=} must divide {num_steps=}')
 
   def losses_of(key):  # [T / k + 1]
     key_init, key_loss = jax.random.split(key)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from l2o_jax.base import LearnedOptimizer
+from l2o_jax.checks import require
 from l2o_jax.cpu import draw_all
 
 
@@ -49,9 +50,8 @@ def grouped(learned: LearnedOptimizer, groups: Groups) -> LearnedOptimizer:
     ValueError: no groups, or a name twice.
   """
   names = groups.names
-  wrong = isinstance(names, str) or len(set(names)) < len(names) or not names
-  if wrong:
-    raise ValueError(f'grouped: groups must be distinct names, got {names!r}')
+  right = not isinstance(names, str) and 0 < len(names) == len(set(names))
+  require(right, f'grouped: groups must be distinct names, got {names!r}')
 
   def init(key):
     keys = jax.random.split(key, len(names))
@@ -70,8 +70,7 @@ def _labels(groups, tree):
   name_all = lambda name, part: jax.tree.map(lambda _: name, part)
   names = jax.tree.leaves(jax.tree.map(name_all, labels, tree))
   unknown = set(names) ^ set(groups.names)
-  if unknown:
-    raise ValueError(f'groups: labels and names differ: {sorted(unknown)}')
+  require(not unknown, f'groups: labels and names differ: {sorted(unknown)}')
   return names
 
 

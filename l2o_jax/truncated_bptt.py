@@ -11,6 +11,8 @@ import numpy as np
 import optax
 
 from l2o_jax.base import Info, LearnedOptimizer, MetaTrainer, Optimizee
+from l2o_jax.checks import positive, require
+from l2o_jax.unroll import check_remat
 from l2o_jax.unroll import unroll as plain_unroll
 
 
@@ -176,43 +178,34 @@ def meta_loss(
   return loss, (params, opt_states, losses)
 
 
-def _check(
-  unroll_length,
-  num_unrolls,
-  num_optimizees,
-  weights,
-  remat,
-  clip_each,
-  sharding,
-):
-  sizes = {
-    'unroll_length': unroll_length,
-    'num_unrolls': num_unrolls,
-    'num_optimizees': num_optimizees,
-  }
-  for name, size in sizes.items():
-    if size < 1:
-      raise ValueError(f'truncated_bptt: {name} must be positive, got {size}')
-  if remat not in (False, True, 'segments'):
-    raise ValueError(
-      f"truncated_bptt: remat must be False, True or 'segments', got {remat!r}"
-    )
-  wanted = (unroll_length * num_unrolls + 1,)
-  if weights.shape != wanted or not np.isfinite(weights).all():
-    raise ValueError(
-      f'truncated_bptt: weights must be finite, of shape '
-      f'{wanted}, got {weights.shape}'
-    )
-  if clip_each is not None and not clip_each > 0:
-    raise ValueError(
-      f'truncated_bptt: clip_each must be positive, got {clip_each!r}'
-    )
-  if sharding is not None and num_optimizees % sharding.num_devices:
-    raise ValueError(
-      f'truncated_bptt: num_optimizees must be a multiple of '
-      f'the {sharding.num_devices} devices, got '
-      f'{num_optimizees}'
-    )
+def _clipped(differentiate, bound, count):
+  """The mean of the optimizees' own gradients, each clipped to a norm."""
+
+  def one(theta, *batch):
+    batch = jax.tree.map(lambda x: x[None], batch)
+    (loss, aux), gradient = differentiate(theta, *batch)
+    return loss, jax.tree.map(lambda x: x[0], aux), gradient
+
+  def all_of_them(theta, *batch):
+    losses, aux, gradients = jax.vmap(one)(_copies(theta, count), *batch)
+    leaves, structure = jax.tree.flatten(gradients)
+    sums, _ = optax.per_example_global_norm_clip(leaves, bound)
+    mean = structure.unflatten([x / count for x in sums])
+    return (jnp.mean(losses), aux), mean
+
+  return all_of_them
+
+
+def _meta_update(meta_optimizer, state, loss, gradient):
+  """MetaState, whether the step was skipped, norm of the gradient."""
+  norm = optax.tree.norm(gradient)
+  updates, opt_state = meta_optimizer.update(
+    gradient, state.opt_state, state.theta
+  )
+  moved = MetaState(optax.apply_updates(state.theta, updates), opt_state)
+  finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+  state = jax.tree.map(functools.partial(jnp.where, finite), moved, state)
+  return state, ~finite, norm
 
 
 def truncated_bptt(
@@ -266,92 +259,69 @@ def truncated_bptt(
     ValueError: a size is not positive, weights are of another length or not
       finite, or B cannot be divided by the devices of `sharding`.
   """
-  num_steps = unroll_length * num_unrolls
-  if weights is None:
-    weights = np.ones(max(num_steps, 0) + 1, np.float32)
-  weights = np.asarray(weights)
-  _check(
-    unroll_length,
-    num_unrolls,
-    num_optimizees,
-    weights,
-    remat,
-    clip_each,
-    sharding,
-  )
-  spread = (
-    (lambda batch: batch)
-    if sharding is None
-    else (lambda batch: jax.lax.with_sharding_constraint(batch, sharding))
-  )
+  sizes = {'unroll_length': unroll_length, 'num_unrolls': num_unrolls}
+  positive('truncated_bptt', **sizes, num_optimizees=num_optimizees)
+  check_remat('truncated_bptt', remat)
+  clip = clip_each is None or clip_each > 0
+  require(clip, f'truncated_bptt: clip_each must be positive: {clip_each!r}')
+  num_losses = unroll_length * num_unrolls + 1
+  weights = np.ones(num_losses) if weights is None else np.asarray(weights)
+  shape = f'truncated_bptt: weights must have shape ({num_losses},)'
+  require(weights.shape == (num_losses,), f'{shape}, got {weights.shape}')
+  require(np.isfinite(weights).all(), 'truncated_bptt: weights must be finite')
+  devices = 1 if sharding is None else sharding.num_devices
+  even = f'truncated_bptt: num_optimizees must be a multiple of the {devices}'
+  require(not num_optimizees % devices, f'{even} devices, got {num_optimizees}')
+  spread = lambda batch: batch
+  if sharding is not None:
+    spread = lambda batch: jax.lax.with_sharding_constraint(batch, sharding)
   # [U, T + 1]: the last loss of an unroll and the first of the next are at the
   # same x.
-  windows = np.lib.stride_tricks.sliding_window_view(
-    weights, unroll_length + 1
-  )[::unroll_length]
-  options = {
-    'second_derivatives': second_derivatives,
-    'remat': remat,
-    'unroll': unroll,
-  }
-
-  def gradient_of(theta, optimizee, weights, *batch):
-    """((L, (params, opt_states, losses)), dL / d theta) of an unroll."""
-    differentiate = jax.value_and_grad(
-      lambda theta, *batch: meta_loss(
-        theta, learned, optimizee, *batch, weights=weights, **options
-      ),
-      has_aux=True,
-    )
-    if clip_each is None:
-      return differentiate(theta, *batch)
-
-    def differentiate_one(theta, *one):
-      (loss, aux), gradient = differentiate(
-        theta, *jax.tree.map(lambda x: x[None], one)
-      )
-      return loss, jax.tree.map(lambda x: x[0], aux), gradient
-
-    losses, aux, gradients = jax.vmap(differentiate_one)(
-      _copies(theta, num_optimizees), *batch
-    )
-    leaves, structure = jax.tree.flatten(gradients)
-    leaves, _ = optax.per_example_global_norm_clip(leaves, clip_each)
-    mean = structure.unflatten([x / num_optimizees for x in leaves])
-    return (jnp.mean(losses), aux), mean
+  windows = np.lib.stride_tricks.sliding_window_view(weights, unroll_length + 1)
+  windows = jnp.asarray(windows[::unroll_length], jnp.float32)
+  options = {'second_derivatives': second_derivatives, 'remat': remat}
 
   def init(key):
     theta = learned.init(key)
     return MetaState(theta, meta_optimizer.init(theta))
 
+  def start(theta, optimizee, key):
+    """tasks, x_0 and states of B fresh optimizees."""
+    keys = spread(jax.random.split(key, num_optimizees))
+    params, tasks = spread(jax.vmap(optimizee.init)(keys))
+    states = spread(jax.vmap(learned.transform(theta).init)(params))
+    return tasks, params, states
+
   def step(state, optimizee, key):
     key_init, key_loss = jax.random.split(key)
-    key_init = spread(jax.random.split(key_init, num_optimizees))
-    params, tasks = spread(jax.vmap(optimizee.init)(key_init))
-    opt = learned.transform(state.theta)
-    opt_states = spread(jax.vmap(opt.init)(params))
+    tasks, params, states = start(state.theta, optimizee, key_init)
     shape = (num_unrolls, num_optimizees, unroll_length + 1)
     keys = jax.random.split(key_loss, shape)
 
     def meta_step(carry, inputs):
-      state, params, opt_states = carry
+      state, params, states = carry
       keys, weights = inputs
-      (loss, (params, opt_states, losses)), gradient = gradient_of(
-        state.theta, optimizee, weights, tasks, params, opt_states, spread(keys)
+      of_theta = lambda theta, *batch: meta_loss(
+        theta,
+        learned,
+        optimizee,
+        *batch,
+        weights=weights,
+        unroll=unroll,
+        **options,
       )
-      norm = optax.tree.norm(gradient)
-      updates, opt_state = meta_optimizer.update(
-        gradient, state.opt_state, state.theta
-      )
-      moved = MetaState(optax.apply_updates(state.theta, updates), opt_state)
-      finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-      state = jax.tree.map(functools.partial(jnp.where, finite), moved, state)
-      return (state, params, opt_states), (losses, loss, ~finite, norm)
+      differentiate = jax.value_and_grad(of_theta, has_aux=True)
+      if clip_each is not None:
+        differentiate = _clipped(differentiate, clip_each, num_optimizees)
+      batch = tasks, params, states, spread(keys)
+      (loss, (*carry, losses)), gradient = differentiate(state.theta, *batch)
+      state, skipped, norm = _meta_update(meta_optimizer, state, loss, gradient)
+      return (state, *carry), (losses, loss, skipped, norm)
 
     # Truncation: parameters and states cross from unroll to unroll as the
     # carry of this scan, which nothing differentiates.
     (state, _, _), (losses, loss, skipped, norm) = jax.lax.scan(
-      meta_step, (state, params, opt_states), (keys, jnp.asarray(windows))
+      meta_step, (state, params, states), (keys, windows)
     )
     summary = {'gradient_norm': jnp.max(norm)}
     return state, Info(losses, loss, skipped, summary)

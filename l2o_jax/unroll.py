@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from l2o_jax.checks import require
+
 
 class Step(NamedTuple):
   """What `record` is shown of step t.
@@ -65,9 +67,16 @@ def _value_and_grad(loss, params, key):
   """Of f [], or of f_1 ... f_B [B] that share no parameters."""
   value, pull_back = jax.vjp(lambda params: loss(params, key), params)
   leading = {jnp.shape(x)[:1] for x in jax.tree.leaves(params)}
-  if value.ndim and leading != {value.shape}:
-    raise ValueError(f'unroll: the loss must be a scalar, got {value.shape}')
+  several = value.ndim == 1 and leading == {value.shape}
+  wrong = f'unroll: the loss must be a scalar, got shape {value.shape}'
+  require(value.ndim == 0 or several, wrong)
   return value, pull_back(jnp.ones_like(value))[0]
+
+
+def check_remat(who, remat):
+  """Raises a ValueError for what is not a value of `remat`."""
+  known = remat in (False, True, 'segments')
+  require(known, f"{who}: remat must be False, True or 'segments': {remat!r}")
 
 
 def _scan_segments(step, carry, keys):
@@ -133,12 +142,8 @@ def unroll(
   Raises:
     ValueError: unknown `remat`, no keys, or a loss that is not a scalar.
   """
-  if remat not in (False, True, 'segments'):
-    raise ValueError(
-      f"unroll: remat must be False, True or 'segments', got {remat!r}"
-    )
-  if not len(keys):
-    raise ValueError('unroll: keys must be T + 1, at least one')
+  check_remat('unroll', remat)
+  require(len(keys), 'unroll: keys must be T + 1, at least one')
   opt = optax.with_extra_args_support(opt)
   see = (lambda x: x) if second_derivatives else jax.lax.stop_gradient
 

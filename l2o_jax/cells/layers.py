@@ -34,9 +34,3 @@ def linear_init(key: chex.PRNGKey, fan_in: int, fan_out: int) -> Theta:
   """{'w': [F, K] of `truncated_normal`, 'b': [K] zero}."""
   w = truncated_normal(key, fan_in, (fan_in, fan_out))
   return {'w': w, 'b': jnp.zeros(fan_out, jnp.float32)}
-
-
-def check_sizes(who: str, sizes) -> None:
-  """Raises a ValueError unless all sizes are positive integers."""
-  if any(size < 1 or size != int(size) for size in sizes):
-    raise ValueError(f'{who}: sizes must be positive, got {tuple(sizes)}')

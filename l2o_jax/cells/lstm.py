@@ -6,12 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from l2o_jax.base import Cell
-from l2o_jax.cells.layers import (
-  check_sizes,
-  linear,
-  linear_init,
-  truncated_normal,
-)
+from l2o_jax.cells.layers import linear, linear_init, truncated_normal
+from l2o_jax.checks import positive, require
 from l2o_jax.cpu import sigmoid, tanh
 
 
@@ -79,12 +75,9 @@ def lstm_cell(
     ValueError: a layer size is not positive, or averaged exceeds a layer.
   """
   hidden = tuple(hidden)
-  check_sizes('lstm_cell', hidden)
-  if not 0 <= averaged <= min(hidden, default=0):
-    raise ValueError(
-      'lstm_cell: averaged must lie between 0 and the smallest layer of '
-      f'{hidden}, got {averaged}'
-    )
+  positive('lstm_cell', hidden=min(hidden, default=1))
+  within = f'lstm_cell: averaged must fit the layers {hidden}, got {averaged}'
+  require(0 <= averaged <= min(hidden, default=0), within)
 
   def init(key, num_features):
     keys = jax.random.split(key, len(hidden) + 1)

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import jax
 
 from l2o_jax.base import Cell
-from l2o_jax.cells.layers import check_sizes, linear, linear_init
+from l2o_jax.cells.layers import linear, linear_init
+from l2o_jax.checks import positive, require
 
 
 def mlp_cell(
@@ -34,7 +35,7 @@ def mlp_cell(
     ValueError: a size is not positive.
   """
   hidden, outputs = tuple(hidden), 1 if coordinates is None else coordinates
-  check_sizes('mlp_cell', hidden + (outputs,))
+  positive('mlp_cell', hidden=min(hidden, default=1), coordinates=outputs)
 
   def init(key, num_features):
     keys = jax.random.split(key, len(hidden) + 1)
@@ -50,10 +51,10 @@ def mlp_cell(
   def step(theta, x, state):
     if coordinates is None:
       return net(theta, x)[0], state
-    if x.shape[1:] != (coordinates,):
-      raise ValueError(
-        f'mlp_cell: theta is for {coordinates} coordinates, got {x.shape[1:]}'
-      )
+    wrong = (
+      f'mlp_cell: theta is for {coordinates} coordinates, got {x.shape[1:]}'
+    )
+    require(x.shape[1:] == (coordinates,), wrong)
     return net(theta, x.reshape(-1)), state  # [F, n] -> [F n] -> [n]
 
   joint = coordinates is not None

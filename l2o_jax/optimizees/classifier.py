@@ -1,5 +1,6 @@
 """Neural networks that classify images, trained on minibatches."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import chex
@@ -9,6 +10,7 @@ import optax
 from jax.tree_util import Partial
 
 from l2o_jax.base import Optimizee
+from l2o_jax.checks import positive, require
 from l2o_jax.cpu import draw_all
 
 ACTIVATIONS = {
@@ -38,15 +40,11 @@ def mlp(
     ValueError: unknown activation, or fewer than two positive sizes.
   """
   sizes = tuple(sizes)
-  if activation not in ACTIVATIONS:
-    raise ValueError(
-      f'mlp: activation must be one of {sorted(ACTIVATIONS)}, '
-      f'got {activation!r}'
-    )
-  if len(sizes) < 2 or min(sizes) < 1:
-    raise ValueError(
-      f'mlp: sizes must be at least two positive numbers, got {sizes}'
-    )
+  known = sorted(ACTIVATIONS)
+  found = f'mlp: activation must be one of {known}, got {activation!r}'
+  require(activation in ACTIVATIONS, found)
+  enough = len(sizes) > 1 and min(sizes) > 0
+  require(enough, f'mlp: sizes must be at least two positive numbers: {sizes}')
 
   def init(key):
     layers = list(zip(sizes, sizes[1:]))
@@ -71,6 +69,24 @@ def mlp(
     return x @ params[-1]['w'] + params[-1]['b']
 
   return init, apply
+
+
+def _check(images, labels, net):
+  kind = f'{images.dtype} {tuple(images.shape)}'
+  right = images.dtype in (jnp.uint8, jnp.float32) and images.ndim > 1
+  require(right, f'classifier: images must be uint8 or float32, got {kind}')
+  wanted, found = images.shape[:1], tuple(labels.shape)
+  same = f'classifier: labels must have shape {wanted}, got {found}'
+  require(found == wanted, same)
+  params = jax.eval_shape(net[0], jax.random.key(0))
+  size = math.prod(images.shape[1:])
+  one = jax.ShapeDtypeStruct((1, size), jnp.float32)
+  classes = jax.eval_shape(net[1], params, one).shape[-1]
+  low, high = int(labels.min(initial=0)), int(labels.max(initial=0))
+  between = (
+    f'classifier: labels must lie in 0 ... {classes - 1}, got {low} ... {high}'
+  )
+  require(0 <= low and high < classes, between)
 
 
 def classifier(
@@ -100,26 +116,11 @@ def classifier(
 
   Raises:
     ValueError: images are neither uint8 nor float32, labels are not as many as
-      images, or a size is not positive.
+      images or not among the net's outputs, or a size is not positive.
   """
-  if images.dtype not in (jnp.uint8, jnp.float32) or images.ndim < 2:
-    raise ValueError(
-      f'classifier: images must be uint8 or float32 [N, ...], '
-      f'got {images.dtype} {tuple(images.shape)}'
-    )
-  if labels.shape != images.shape[:1]:
-    raise ValueError(
-      f'classifier: labels must have shape '
-      f'({images.shape[0]},), got {tuple(labels.shape)}'
-    )
-  if batch_size < 1:
-    raise ValueError(
-      f'classifier: batch_size must be positive, got {batch_size}'
-    )
-  if objective_size is not None and objective_size < 1:
-    raise ValueError(
-      f'classifier: objective_size must be positive, got {objective_size}'
-    )
+  _check(images, labels, net)
+  size = 1 if objective_size is None else objective_size
+  positive('classifier', batch_size=batch_size, objective_size=size)
   init_net, apply = net
 
   def init(key):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from l2o_jax.base import Optimizee
+from l2o_jax.checks import positive, require
 from l2o_jax.cpu import draw
 
 _ENTRIES = {'normal': jax.random.normal, 'uniform': jax.random.uniform}
@@ -42,19 +43,16 @@ def quadratic(
   Raises:
     ValueError: unknown entries or reduction, or a size that is not positive.
   """
-  if entries not in _ENTRIES:
-    raise ValueError(
-      f"quadratic: entries must be 'normal' or 'uniform', got {entries!r}"
-    )
-  if dimension < 1 or (batch is not None and batch < 1):
-    raise ValueError(
-      f'quadratic: dimension and batch must be positive, got '
-      f'{dimension} and {batch}'
-    )
-  if reduction not in _REDUCTIONS:
-    raise ValueError(
-      f"quadratic: reduction must be 'mean' or 'sum', got {reduction!r}"
-    )
+  positive(
+    'quadratic', dimension=dimension, batch=1 if batch is None else batch
+  )
+  choices = {
+    'entries': (entries, _ENTRIES),
+    'reduction': (reduction, _REDUCTIONS),
+  }
+  for name, (value, known) in choices.items():
+    one_of = f'quadratic: {name} must be one of {sorted(known)}, got {value!r}'
+    require(value in known, one_of)
   shape = (dimension,) if batch is None else (batch, dimension)
 
   def init(key):

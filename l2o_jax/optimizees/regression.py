@@ -11,13 +11,8 @@ import optax
 from jax.tree_util import Partial
 
 from l2o_jax.base import Optimizee
+from l2o_jax.checks import positive, require
 from l2o_jax.cpu import draw_all
-
-
-def _check(name, **sizes):
-  for key, size in sizes.items():
-    if size < 1:
-      raise ValueError(f'{name}: {key} must be positive, got {size}')
 
 
 def _gaussians(key, count, points, dimension, random_covariance):
@@ -52,7 +47,7 @@ def logistic_regression(
   Raises:
     ValueError: a size is not positive.
   """
-  _check('logistic_regression', dimension=dimension, points=points)
+  positive('logistic_regression', dimension=dimension, points=points)
 
   def init(key):
     keys = jax.random.split(key, 3)
@@ -92,11 +87,10 @@ def robust_regression(
   Raises:
     ValueError: a size or c is not positive.
   """
-  _check(
+  positive(
     'robust_regression', dimension=dimension, points=points, clusters=clusters
   )
-  if not scale > 0:
-    raise ValueError(f'robust_regression: scale must be positive, got {scale}')
+  require(scale > 0, f'robust_regression: scale must be positive, got {scale}')
 
   def init(key):
     keys = jax.random.split(key, 5)
@@ -145,7 +139,7 @@ def small_net(
   Raises:
     ValueError: a size is too small.
   """
-  _check(
+  positive(
     'small_net',
     dimension=dimension,
     hidden=hidden,

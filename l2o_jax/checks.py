@@ -1,0 +1,14 @@
+"""Bad arguments: one line that names what was wrong."""
+
+
+def require(condition, message: str) -> None:
+  """Raises a ValueError with this message unless the condition holds."""
+  if not condition:
+    raise ValueError(message)
+
+
+def positive(who: str, **sizes) -> None:
+  """Raises a ValueError unless all are whole numbers of at least 1."""
+  for name, size in sizes.items():
+    whole = size >= 1 and size == int(size)
+    require(whole, f'{who}: {name} must be positive, got {size}')
