@@ -13,8 +13,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from l2o_jax import Cell, coordinatewise, gradient, learning_curves
-from l2o_jax import truncated_bptt
+from l2o_jax import (
+  Cell,
+  coordinatewise,
+  gradient,
+  learning_curves,
+  truncated_bptt,
+)
 from l2o_jax.cells.layers import linear, linear_init
 from l2o_jax.optimizees import quadratic
 
