@@ -7,13 +7,12 @@ import numpy as np
 import optax
 from absl.testing import absltest, parameterized
 
-from l2o_jax import imitation as module
 from l2o_jax.base import Optimizee
 from l2o_jax.cells.lstm import lstm_cell
 from l2o_jax.features import gradient, log_and_sign
 from l2o_jax.gps.policy import Regression, make_policy
 from l2o_jax.gps.rollouts import Rollouts
-from l2o_jax.imitation import imitation
+from l2o_jax.imitation import imitation, steps_along
 from l2o_jax.optimizees.quadratic import quadratic
 from l2o_jax.unroll import unroll
 from tests.gps.problems import BY_NAME, QUICKLY, bowls
@@ -55,7 +54,7 @@ class ImitationTest(parameterized.TestCase):
     x, g, moved = run.record  # [T, 5]
     if units == 1:  # five units of one coordinate
       x, g, moved = (z.T[..., None] for z in (x, g, moved))
-    got = module.steps_along(opt, x, g)
+    got = steps_along(opt, x, g)
     np.testing.assert_allclose(got, moved, rtol=1e-5, atol=1e-7)
 
   def test_learns_the_steps_of_adam(self):
