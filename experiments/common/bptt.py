@@ -7,8 +7,9 @@ import optax
 
 from experiments.common import run as run_lib
 from experiments.common.cli import log
+from experiments.common.progress import Progress
 from experiments.common.settings import Bptt, UsageError
-from experiments.common.training import Progress, Stage, Training, meta_train
+from experiments.common.training import Stage, Training, meta_train
 from l2o_jax import blocks
 from l2o_jax.base import MetaTrainer
 from l2o_jax.truncated_bptt import truncated_bptt
