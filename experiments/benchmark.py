@@ -71,17 +71,11 @@ class Settings(NamedTuple):
   run: Benchmark = Benchmark()
 
 
-def cores() -> list[int]:
-  """Those that this process may use."""
-  count = os.cpu_count() or 1
-  known = hasattr(os, 'sched_getaffinity')
-  return sorted(os.sched_getaffinity(0)) if known else list(range(count))
-
-
 def check(s: Settings) -> None:
   """Before anything is measured."""
-  if s.run.threads > len(cores()):
-    raise settings.UsageError(f'--threads: there are {len(cores())} cores')
+  count = len(getattr(os, 'sched_getaffinity', lambda pid: range(1))(0))
+  if s.run.threads > count:
+    raise settings.UsageError(f'--threads: of {count} cores')
   file = pathlib.Path(s.run.workdir) / 'benchmark.json'
   try:
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -96,13 +90,7 @@ EXPERIMENT = settings.Experiment(
 
 
 class Measured(NamedTuple):
-  """One implementation at one workload.
-
-  Attributes:
-    run: does the work once and waits for its end.
-    compile_seconds: before the first run; None where it cannot be told apart.
-    peak_bytes: arguments, results and scratch of the compiled program.
-  """
+  """An implementation: work done once, seconds to compile, bytes at most."""
 
   run: Callable[[], None]
   compile_seconds: float | None
@@ -288,7 +276,8 @@ def table(title: str, rows: dict[str, dict], n: int | None) -> str:
 def pin(s: Settings) -> None:
   """Shares out the cores, before JAX counts them."""
   if hasattr(os, 'sched_setaffinity'):
-    os.sched_setaffinity(0, cores()[: s.run.threads])
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, cores[: s.run.threads])
   if peers.has_torch:
     peers.set_torch_threads(s.run.threads)
 
@@ -298,8 +287,7 @@ def main(s: Settings) -> None:
   own = s.run
   options = XLA_FLAGS if own.xla_flags else None
   found = {**run.provenance(), 'threads': own.threads, 'runs': own.runs}
-  jax_ = f'jax {jax.__version__}'
-  cli.say(f'{found["device"]}, {own.threads} threads, {jax_}, {own.runs} runs')
+  cli.say(f'{found["device"]}, {own.threads} threads, {own.runs} runs')
   if not peers.has_torch:
     cli.say('PyTorch is not installed: pip install torch==2.13.0 adds its rows')
   makers = {'quadratics': of_quadratics, 'mnist': of_mnist, 'nets': of_nets}
@@ -311,8 +299,8 @@ def main(s: Settings) -> None:
     else:
       rows = makers[workload](options)
     found[title] = measure(rows, own.runs)
+    run.write_json(pathlib.Path(own.workdir) / 'benchmark.json', found)
     cli.say(table(title, found[title], n))
-  run.write_json(pathlib.Path(own.workdir) / 'benchmark.json', found)
   cli.say(f'\nwritten: {own.workdir}/benchmark.json')
 
 
