@@ -1,0 +1,1 @@
+"""Short programs to copy from; each runs alone in half a minute."""
