@@ -2,6 +2,8 @@
 
 import json
 import pathlib
+import resource
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -122,7 +124,7 @@ def compare(
   """
   if not run_lib.is_writer():
     return
-  curves, rows, steps, tuned_on = {}, {}, {}, None
+  curves, rows, steps, tuned_on, began = {}, {}, {}, None, time.monotonic()
   for panel in panels:
     if panel.tuning is not tuned_on:
       tuned_on = panel.tuning
@@ -147,7 +149,10 @@ def compare(
   report.write_curves(path / 'curves.csv', curves, steps)
   run_lib.write_json(path / 'summary.json', report.without_nan(summary))
   report.draw(path)
-  run_lib.note(path, finished=True)
+  seconds = round(time.monotonic() - began, 1)
+  mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+  how = {'comparison_seconds': seconds, 'memory_mb': mb}
+  run_lib.note(path, finished=True, **how)
   report.show(path)
 
 

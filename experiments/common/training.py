@@ -65,7 +65,8 @@ def prepare(
   facts = {}
   if run_lib.is_writer():
     facts = run_lib.read_record(path)
-    facts = {k: v for k, v in facts.items() if k not in ('seconds', 'finished')}
+    moving = ('seconds', 'finished', 'comparison_seconds', 'memory_mb')
+    facts = {k: v for k, v in facts.items() if k not in moving}
   return Training(path, settings.run, learned, optimizee, facts=facts, **parts)
 
 

@@ -54,6 +54,16 @@ class RunTest(parameterized.TestCase):
     self.assertEqual(s.run.num_epochs, 4)
     jax.tree.map(np.testing.assert_array_equal, theta, again)
 
+  def test_kept_results_can_be_rebuilt(self):
+    """Every kept run that has a theta, whatever its flags were called."""
+    kept = pathlib.Path(run.__file__).parents[1] / 'results'
+    paths = [path.parent for path in kept.glob('*/*/theta.npz')]
+    self.assertNotEmpty(paths)
+    for path in paths:
+      s, learned, _ = run.rebuild(path)
+      self.assertIsNotNone(learned.call)
+      self.assertGreater(s.run.num_steps, 0)
+
   def test_two_starts_at_once(self):
     """The second start ends with one line that names the first (B.1)."""
     s = toy.make_settings(self.path, num_epochs=4, evaluation_period=2)
