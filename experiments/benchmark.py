@@ -127,7 +127,6 @@ def epoch(learned, optimizee, options=None, **how) -> Measured:
 
 
 def of_trainer(trainer, optimizee, options) -> Measured:
-  """One epoch of a trainer."""
   state = jax.jit(trainer.init)(jax.random.key(0))
   key = jax.random.key(1)
   return compiled(trainer.step, state, optimizee, key, options=options)
@@ -204,33 +203,25 @@ def of_update(n: int, options) -> dict[str, Measured]:
   shortest = coordinatewise(log_and_sign(), lstm_cell())
   half = coordinatewise(log_and_sign(), lstm_cell(), state_dtype=jnp.bfloat16)
   adam = LearnedOptimizer(lambda key: 0.0, lambda theta: optax.adam(1e-3))
-  gradient_, x = 0.1 * jnp.ones(n), jnp.ones(n)
-  step = lambda learned: (
-    lambda theta, g, state, x: learned.transform(theta).update(g, state, x)
-  )
+  x = jnp.ones(n)
 
   def one(learned):
+    step = lambda theta, g, *rest: learned.transform(theta).update(g, *rest)
     theta = jax.jit(learned.init)(jax.random.key(0))
     start = jax.jit(lambda theta, x: learned.transform(theta).init(x))
-    arguments = theta, gradient_, start(theta, x), x
-    return compiled(step(learned), *arguments, donate=(2,), options=options)
+    arguments = theta, 0.1 * x, start(theta, x), x
+    return compiled(step, *arguments, donate=(2,), options=options)
 
   # All at once takes the memory of all gates, 1 kB a coordinate.
   rows = {'shortest program': one(shortest)} if n <= 2e6 else {}
-  return {
-    **rows,
-    'blocks.chunked': one(blocks.chunked(shortest)),
-    'blocks.chunked, bfloat16 state': one(blocks.chunked(half)),
-    'optax.adam': one(adam),
-  }
+  rows['blocks.chunked'] = one(blocks.chunked(shortest))
+  rows['blocks.chunked, bfloat16 state'] = one(blocks.chunked(half))
+  return {**rows, 'optax.adam': one(adam)}
 
 
 def measure(found: dict[str, Measured], runs: int) -> dict[str, dict]:
-  """{name: seconds of all runs, ...}; the implementations take turns.
-
-  In another order each time: the threads of one are busy for a while after
-  its end, and would always slow down the same next one.
-  """
+  """{name: seconds, ...}; they take turns, in another order each time."""
+  # The threads of one are busy for a while after its end.
   wall, cpu = {name: [] for name in found}, {name: [] for name in found}
   for one in found.values():
     one.run()

@@ -164,8 +164,13 @@ def main(s: Settings) -> None:
   base = optimizee(train, *PANELS['base'][1:3])
   others = comparison.rivals(s.comparison.rivals, base)
 
+  parts = {
+    'validate': validate,
+    'sharding': bptt.sharding(s.bptt.num_optimizees),
+  }
+
   with run.opened(EXPERIMENT, s) as path:
-    t = training.prepare(EXPERIMENT, s, path, learned, base, validate=validate)
+    t = training.prepare(EXPERIMENT, s, path, learned, base, **parts)
     progress, facts = bptt.train(t, s.bptt, theta)
     panels = []
     for name in s.images.panels:

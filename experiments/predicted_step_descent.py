@@ -206,10 +206,12 @@ def main(s: Settings) -> None:
   tuning = problem('tuning', s.comparison.num_tuning)
   validate = problems.mean_curve(validation, learned)
 
+  parts = {'validate': validate, 'by': 'mean'}
+  if s.policy.trainer == 'bptt':
+    parts['sharding'] = bptt.sharding(s.bptt.num_optimizees)
+
   with run.opened(EXPERIMENT, s) as path:
-    t = training.prepare(
-      EXPERIMENT, s, path, learned, optimizee, validate=validate, by='mean'
-    )
+    t = training.prepare(EXPERIMENT, s, path, learned, optimizee, **parts)
     if s.policy.trainer == 'bptt':
       if theta is None:
         start = learned.init(training.first_keys(s.run.seed)[0])

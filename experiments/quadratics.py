@@ -128,10 +128,13 @@ def main(s: Settings) -> None:
   validation = problem(held_out, 'validation', s.run.num_validation)
   validate = problems.mean_curve(validation, learned)
 
+  parts = {
+    'validate': validate,
+    'sharding': bptt.sharding(s.bptt.num_optimizees),
+  }
+
   with run.opened(EXPERIMENT, s) as path:
-    t = training.prepare(
-      EXPERIMENT, s, path, learned, optimizee, validate=validate
-    )
+    t = training.prepare(EXPERIMENT, s, path, learned, optimizee, **parts)
     scale = 1 / count if form == 'sum' else 1.0
     progress, facts = bptt.train(t, s.bptt, theta, scale)
     panel = Panel(

@@ -77,7 +77,7 @@ def train(
   """Searches the meta learning rate if asked to, then meta-trains.
 
   Args:
-    t: without stages.
+    t: without stages, with `sharding(--num_optimizees)`.
     bptt: the flags.
     theta: to start from.
     scale: of the meta-loss; 1/K where an optimizee sums K functions.
@@ -85,7 +85,6 @@ def train(
   Returns:
     (the last Progress, {'meta_learning_rate'} for the summary).
   """
-  t = t._replace(sharding=sharding(bptt.num_optimizees))
 
   def go(path, rate, num_epochs):
     trainer = make_trainer(t, bptt, rate, num_epochs, scale)
