@@ -164,10 +164,8 @@ def main(s: Settings) -> None:
   base = optimizee(train, *PANELS['base'][1:3])
   others = comparison.rivals(s.comparison.rivals, base)
 
-  parts = {
-    'validate': validate,
-    'sharding': bptt.sharding(s.bptt.num_optimizees),
-  }
+  sharding = bptt.sharding(s.bptt.num_optimizees)
+  parts = {'validate': validate, 'sharding': sharding}
 
   with run.opened(EXPERIMENT, s) as path:
     t = training.prepare(EXPERIMENT, s, path, learned, base, **parts)

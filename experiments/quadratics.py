@@ -128,10 +128,8 @@ def main(s: Settings) -> None:
   validation = problem(held_out, 'validation', s.run.num_validation)
   validate = problems.mean_curve(validation, learned)
 
-  parts = {
-    'validate': validate,
-    'sharding': bptt.sharding(s.bptt.num_optimizees),
-  }
+  sharding = bptt.sharding(s.bptt.num_optimizees)
+  parts = {'validate': validate, 'sharding': sharding}
 
   with run.opened(EXPERIMENT, s) as path:
     t = training.prepare(EXPERIMENT, s, path, learned, optimizee, **parts)
