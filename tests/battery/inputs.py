@@ -105,7 +105,9 @@ def bad_flags(directory, times):
       text,
     )
     assert not workdir.exists(), case
-  assert slowest < 5, slowest
+  # On a machine that others use as well, as much longer.
+  load = max(1.0, os.getloadavg()[0] / os.cpu_count())
+  assert slowest < 5 * load, (slowest, load)
   return (
     f'{times} bad command lines: status 2, at most 3 lines, nothing '
     f'left behind, slowest {slowest:.1f} s'
