@@ -71,17 +71,11 @@ class Settings(NamedTuple):
   run: Benchmark = Benchmark()
 
 
-def cores() -> list[int]:
-  """Those that this process may use."""
-  count = os.cpu_count() or 1
-  known = hasattr(os, 'sched_getaffinity')
-  return sorted(os.sched_getaffinity(0)) if known else list(range(count))
-
-
 def check(s: Settings) -> None:
   """Before anything is measured."""
-  if s.run.threads > len(cores()):
-    raise settings.UsageError(f'--threads: there are {len(cores())} cores')
+  count = len(getattr(os, 'sched_getaffinity', lambda pid: range(1))(0))
+  if s.run.threads > count:
+    raise settings.UsageError(f'--threads: of {count} cores')
   file = pathlib.Path(s.run.workdir) / 'benchmark.json'
   try:
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -96,13 +90,7 @@ EXPERIMENT = settings.Experiment(
 
 
 class Measured(NamedTuple):
-  """One implementation at one workload.
-
-  Attributes:
-    run: does the work once and waits for its end.
-    compile_seconds: before the first run; None where it cannot be told apart.
-    peak_bytes: arguments, results and scratch of the compiled program.
-  """
+  """An implementation: work done once, seconds to compile, bytes at most."""
 
   run: Callable[[], None]
   compile_seconds: float | None
@@ -139,7 +127,6 @@ def epoch(learned, optimizee, options=None, **how) -> Measured:
 
 
 def of_trainer(trainer, optimizee, options) -> Measured:
-  """One epoch of a trainer."""
   state = jax.jit(trainer.init)(jax.random.key(0))
   key = jax.random.key(1)
   return compiled(trainer.step, state, optimizee, key, options=options)
@@ -216,33 +203,25 @@ def of_update(n: int, options) -> dict[str, Measured]:
   shortest = coordinatewise(log_and_sign(), lstm_cell())
   half = coordinatewise(log_and_sign(), lstm_cell(), state_dtype=jnp.bfloat16)
   adam = LearnedOptimizer(lambda key: 0.0, lambda theta: optax.adam(1e-3))
-  gradient_, x = 0.1 * jnp.ones(n), jnp.ones(n)
-  step = lambda learned: (
-    lambda theta, g, state, x: learned.transform(theta).update(g, state, x)
-  )
+  x = jnp.ones(n)
 
   def one(learned):
+    step = lambda theta, g, *rest: learned.transform(theta).update(g, *rest)
     theta = jax.jit(learned.init)(jax.random.key(0))
     start = jax.jit(lambda theta, x: learned.transform(theta).init(x))
-    arguments = theta, gradient_, start(theta, x), x
-    return compiled(step(learned), *arguments, donate=(2,), options=options)
+    arguments = theta, 0.1 * x, start(theta, x), x
+    return compiled(step, *arguments, donate=(2,), options=options)
 
   # All at once takes the memory of all gates, 1 kB a coordinate.
   rows = {'shortest program': one(shortest)} if n <= 2e6 else {}
-  return {
-    **rows,
-    'blocks.chunked': one(blocks.chunked(shortest)),
-    'blocks.chunked, bfloat16 state': one(blocks.chunked(half)),
-    'optax.adam': one(adam),
-  }
+  rows['blocks.chunked'] = one(blocks.chunked(shortest))
+  rows['blocks.chunked, bfloat16 state'] = one(blocks.chunked(half))
+  return {**rows, 'optax.adam': one(adam)}
 
 
 def measure(found: dict[str, Measured], runs: int) -> dict[str, dict]:
-  """{name: seconds of all runs, ...}; the implementations take turns.
-
-  In another order each time: the threads of one are busy for a while after
-  its end, and would always slow down the same next one.
-  """
+  """{name: seconds, ...}; they take turns, in another order each time."""
+  # The threads of one are busy for a while after its end.
   wall, cpu = {name: [] for name in found}, {name: [] for name in found}
   for one in found.values():
     one.run()
@@ -288,7 +267,8 @@ def table(title: str, rows: dict[str, dict], n: int | None) -> str:
 def pin(s: Settings) -> None:
   """Shares out the cores, before JAX counts them."""
   if hasattr(os, 'sched_setaffinity'):
-    os.sched_setaffinity(0, cores()[: s.run.threads])
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, cores[: s.run.threads])
   if peers.has_torch:
     peers.set_torch_threads(s.run.threads)
 
@@ -298,8 +278,7 @@ def main(s: Settings) -> None:
   own = s.run
   options = XLA_FLAGS if own.xla_flags else None
   found = {**run.provenance(), 'threads': own.threads, 'runs': own.runs}
-  jax_ = f'jax {jax.__version__}'
-  cli.say(f'{found["device"]}, {own.threads} threads, {jax_}, {own.runs} runs')
+  cli.say(f'{found["device"]}, {own.threads} threads, {own.runs} runs')
   if not peers.has_torch:
     cli.say('PyTorch is not installed: pip install torch==2.13.0 adds its rows')
   makers = {'quadratics': of_quadratics, 'mnist': of_mnist, 'nets': of_nets}
@@ -311,8 +290,8 @@ def main(s: Settings) -> None:
     else:
       rows = makers[workload](options)
     found[title] = measure(rows, own.runs)
+    run.write_json(pathlib.Path(own.workdir) / 'benchmark.json', found)
     cli.say(table(title, found[title], n))
-  run.write_json(pathlib.Path(own.workdir) / 'benchmark.json', found)
   cli.say(f'\nwritten: {own.workdir}/benchmark.json')
 
 

@@ -17,11 +17,19 @@ from typing import Annotated, Literal, NamedTuple
 import jax
 import optax
 
-from experiments.common import cli, comparison, run, settings, training
-from experiments.common.comparison import Comparison, Panel, Problem
+from experiments.common import (
+  cli,
+  comparison,
+  problems,
+  run,
+  settings,
+  training,
+)
+from experiments.common.comparison import Comparison, Panel
+from experiments.common.policies import COSTS
+from experiments.common.problems import Problem
 from l2o_jax.cells.mlp import mlp_cell
 from l2o_jax.features import history, state_features
-from l2o_jax.gps import costs
 from l2o_jax.gps.badmm import badmm
 from l2o_jax.gps.guided_policy_search import guided_policy_search
 from l2o_jax.gps.mirror_descent import mirror_descent
@@ -36,12 +44,6 @@ FAMILIES = {
   'logistic': (logistic_regression, 90),
   'robust': (robust_regression, 120),
   'net': (small_net, 80),
-}
-COSTS = {
-  'gradient_share': costs.gradient_share,
-  'taylor': costs.taylor,
-  'sample_taylor': costs.sample_taylor,
-  'sample_gradient': costs.sample_gradient,
 }
 FIRST_ORDER = ('SGD', 'momentum', 'CG')
 
@@ -233,15 +235,15 @@ def main(s: Settings) -> None:
   # The policy is trained, and its rivals are tuned, on the same functions.
   key = jax.random.fold_in(training.first_keys(s.run.seed)[0], 1)
   functions = jax.random.split(key, s.functions.num_functions or count)
-  tuning = comparison.given(optimizee, functions, s.run.num_steps)
+  tuning = problems.given(optimizee, functions, s.run.num_steps)
   problem = lambda what, count, runs: Problem(
-    optimizee, comparison.keys(what, count), runs * s.run.num_steps
+    optimizee, problems.keys(what, count), runs * s.run.num_steps
   )
   validation = problem('validation', s.run.num_validation, 1)
-  validate = comparison.mean_curve(validation, learned)
+  validate = problems.mean_curve(validation, learned)
 
   with run.opened(EXPERIMENT, s) as path:
-    tuned = comparison.tune(tuning, 'momentum', 'mean')
+    tuned = problems.tune(tuning, 'momentum', 'mean')
     trainer = make_trainer(s, learned, labels, size, functions, tuned)
     stages = (training.Stage(trainer, s.run.num_epochs),)
     t = training.prepare(

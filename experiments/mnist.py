@@ -15,8 +15,17 @@ images.  Writes theta.npz, learning_curves.png, summary.json and curves.csv to
 import math
 from typing import Annotated, Literal, NamedTuple
 
-from experiments.common import bptt, cli, comparison, run, settings, training
-from experiments.common.comparison import Comparison, Panel, Problem
+from experiments.common import (
+  bptt,
+  cli,
+  comparison,
+  problems,
+  run,
+  settings,
+  training,
+)
+from experiments.common.comparison import Comparison, Panel
+from experiments.common.problems import Problem
 from l2o_jax import datasets
 from l2o_jax.learned_optimizers import lstm_log_and_sign
 from l2o_jax.optimizees.classifier import classifier, mlp
@@ -147,16 +156,19 @@ def main(s: Settings) -> None:
 
   def problem(data, panel, what, count):
     _, hidden, activation, runs = PANELS[panel]
-    keys, steps = comparison.keys(what, count), runs * s.run.num_steps
+    keys, steps = problems.keys(what, count), runs * s.run.num_steps
     return Problem(optimizee(data, hidden, activation), keys, steps, 1)
 
   validation = problem(held_out, 'base', 'validation', s.run.num_validation)
-  validate = comparison.mean_curve(validation, learned)
+  validate = problems.mean_curve(validation, learned)
   base = optimizee(train, *PANELS['base'][1:3])
   others = comparison.rivals(s.comparison.rivals, base)
 
+  sharding = bptt.sharding(s.bptt.num_optimizees)
+  parts = {'validate': validate, 'sharding': sharding}
+
   with run.opened(EXPERIMENT, s) as path:
-    t = training.prepare(EXPERIMENT, s, path, learned, base, validate=validate)
+    t = training.prepare(EXPERIMENT, s, path, learned, base, **parts)
     progress, facts = bptt.train(t, s.bptt, theta)
     panels = []
     for name in s.images.panels:

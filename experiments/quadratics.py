@@ -12,8 +12,17 @@ theta.npz, learning_curves.png, summary.json and curves.csv to --workdir.
 
 from typing import Literal, NamedTuple
 
-from experiments.common import bptt, cli, comparison, run, settings, training
-from experiments.common.comparison import Comparison, Panel, Problem
+from experiments.common import (
+  bptt,
+  cli,
+  comparison,
+  problems,
+  run,
+  settings,
+  training,
+)
+from experiments.common.comparison import Comparison, Panel
+from experiments.common.problems import Problem
 from l2o_jax.learned_optimizers import lstm_raw
 from l2o_jax.optimizees.quadratic import quadratic
 
@@ -113,16 +122,17 @@ def main(s: Settings) -> None:
   one = quadratic(**family)
   others = comparison.rivals(s.comparison.rivals, one)
   problem = lambda optimizee, what, count: Problem(
-    optimizee, comparison.keys(what, count), s.run.num_steps
+    optimizee, problems.keys(what, count), s.run.num_steps
   )
   held_out = one if form == 'sum' else optimizee
   validation = problem(held_out, 'validation', s.run.num_validation)
-  validate = comparison.mean_curve(validation, learned)
+  validate = problems.mean_curve(validation, learned)
+
+  sharding = bptt.sharding(s.bptt.num_optimizees)
+  parts = {'validate': validate, 'sharding': sharding}
 
   with run.opened(EXPERIMENT, s) as path:
-    t = training.prepare(
-      EXPERIMENT, s, path, learned, optimizee, validate=validate
-    )
+    t = training.prepare(EXPERIMENT, s, path, learned, optimizee, **parts)
     scale = 1 / count if form == 'sum' else 1.0
     progress, facts = bptt.train(t, s.bptt, theta, scale)
     panel = Panel(

@@ -7,8 +7,9 @@ import optax
 
 from experiments.common import run as run_lib
 from experiments.common.cli import log
+from experiments.common.progress import Progress
 from experiments.common.settings import Bptt, UsageError
-from experiments.common.training import Progress, Stage, Training, meta_train
+from experiments.common.training import Stage, Training, meta_train
 from l2o_jax import blocks
 from l2o_jax.base import MetaTrainer
 from l2o_jax.truncated_bptt import truncated_bptt
@@ -76,7 +77,7 @@ def train(
   """Searches the meta learning rate if asked to, then meta-trains.
 
   Args:
-    t: without stages.
+    t: without stages, with `sharding(--num_optimizees)`.
     bptt: the flags.
     theta: to start from.
     scale: of the meta-loss; 1/K where an optimizee sums K functions.
@@ -84,7 +85,6 @@ def train(
   Returns:
     (the last Progress, {'meta_learning_rate'} for the summary).
   """
-  t = t._replace(sharding=sharding(bptt.num_optimizees))
 
   def go(path, rate, num_epochs):
     trainer = make_trainer(t, bptt, rate, num_epochs, scale)

@@ -1,33 +1,23 @@
 """Learned against tuned hand-designed optimizers on unseen tasks."""
 
-import itertools
 import json
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+import resource
+import time
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 
 from experiments.common import report
 from experiments.common import run as run_lib
 from experiments.common.baselines import TABLE
 from experiments.common.cli import log
+from experiments.common.problems import Problem, make_baseline, runner, tune
 from experiments.common.settings import Count, UsageError, flat
-from experiments.common.training import SCORES
 from l2o_jax.base import Optimizee
 from l2o_jax.checkpoint import CheckpointError
-from l2o_jax.evaluation import learning_curves
-
-# No task of one kind is ever a task of another.
-_KEYS = {'validation': 1_000_001, 'tuning': 1_500_003, 'test': 2_000_003}
-
-# Learning rates that are tried at first, two a decade; then around the best,
-# ten a decade, so many of them.
-RATES = np.geomspace(1e-3, 10.0, 9)
-_AROUND = 10 ** (np.arange(-4, 5) / 10)
 
 _NAMES = {
   'lstm_raw': 'LSTM (Andrychowicz et al.)',
@@ -58,139 +48,12 @@ class Comparison(NamedTuple):
   rivals: tuple[str, ...] = ()
 
 
-class Problem(NamedTuple):
-  """What optimizers run on.
-
-  Attributes:
-    optimizee: the family.
-    keys: of the tasks, [B].
-    num_steps: T.
-    batch_size: tasks at a time; None: all.
-    every: steps between two losses; a divisor of T.
-    objective: losses are over all data, not of the step's minibatch.
-    given: leaves of the optimizee have a leading axis B: task b is its b-th.
-  """
-
-  optimizee: Optimizee
-  keys: jax.Array
-  num_steps: int
-  batch_size: int | None = None
-  every: int = 1
-  objective: bool = False
-  given: bool = False
-
-
 class Panel(NamedTuple):
   """A problem of the comparison, and where baselines are tuned for it."""
 
   title: str
   tuning: Problem
   test: Problem
-
-
-def keys(what: str, count: int) -> jax.Array:
-  """Of the tasks for 'validation', 'tuning' or 'test', [count]."""
-  return jax.random.split(jax.random.key(_KEYS[what]), count)
-
-
-def given(optimizee: Optimizee, keys: jax.Array, num_steps: int) -> Problem:
-  """The very functions that init draws from these keys, [B]."""
-  drawn = jax.vmap(optimizee.init)(keys)
-  init = Partial(lambda drawn, key: drawn, drawn)
-  return Problem(optimizee._replace(init=init), keys, num_steps, given=True)
-
-
-def _losses(problem, opt, optimizee, keys):
-  """[B, T / every + 1]."""
-  how = problem.num_steps, problem.batch_size
-  judge = {'objective': problem.objective, 'every': problem.every}
-  run = lambda f, keys: learning_curves(f, opt, keys, *how, **judge)
-  if problem.given:
-    return jax.vmap(lambda f, key: run(f, key[None])[0])(optimizee, keys)
-  return run(optimizee, keys)
-
-
-def runner(problem: Problem, make_opt: Callable) -> Callable:
-  """arguments of make_opt -> losses [B, T / every + 1], compiled once."""
-
-  @jax.jit
-  def losses(arguments, optimizee, keys):
-    return _losses(problem, make_opt(*arguments), optimizee, keys)
-
-  return lambda *args: losses(args, problem.optimizee, problem.keys)
-
-
-def mean_curve(problem: Problem, learned) -> Callable:
-  """theta -> mean losses [T / every + 1]; for validation."""
-  run = runner(problem, learned.transform)
-  return lambda theta: np.asarray(run(theta), np.float64).mean(0)
-
-
-def tune(problem: Problem, name: str, by: str, how: str = 'all') -> dict:
-  """The best setting of a hand-designed optimizer, {'rate', ...}.
-
-  Rates lie at half decades at first.  While the best is at an end, more follow
-  there; then ten a decade are tried around it.  A setting with any loss that is
-  not finite counts as infinite.
-
-  Args:
-    problem: to tune on.
-    name: of `baselines.TABLE`.
-    by: 'final' or 'mean': what of a curve is to be low, in the mean over tasks.
-    how: 'rate': the learning rate alone; 'all': all parameters.
-  """
-  baseline, score = TABLE[name], SCORES[by]
-  values = baseline.parameters.values()
-  choices = list(itertools.product(*values))
-  if how == 'rate':
-    choices = [tuple(v[0] for v in values)]
-  found, programs = {}, {}
-
-  def measure(choice, rates):
-    if choice not in programs:
-      programs[choice] = _mean_scores(problem, baseline.make, choice, score)
-    for rate, value in zip(rates, programs[choice](rates)):
-      found[float(rate), *choice] = value if np.isfinite(value) else np.inf
-    return min(found, key=found.get)
-
-  for choice in choices:
-    best = measure(choice, np.ones(1) if baseline.searches else RATES)
-  if not baseline.searches:
-    for _ in range(3):
-      tried = [rate for rate, *choice in found if tuple(choice) == best[1:]]
-      if min(tried) < best[0] < max(tried):
-        break
-      down = best[0] == min(tried)
-      shift = min(tried) / 10**4.5 if down else max(tried) * 10**0.5
-      best = measure(best[1:], RATES / RATES[0] * shift)
-    best = measure(best[1:], best[0] * _AROUND)
-  if not np.isfinite(found[best]):
-    log(f'{name} diverges with every setting')
-  rate = {} if baseline.searches else {'rate': best[0]}
-  return rate | dict(zip(baseline.parameters, best[1:]))
-
-
-def _mean_scores(problem, make, choice, score):
-  """rates [R] -> scores [R], one after the other, compiled once."""
-
-  @jax.jit
-  def scores(rates, optimizee, keys):
-    def one(rate):
-      opt = make(rate, *choice)
-      return jnp.mean(score(_losses(problem, opt, optimizee, keys)))
-
-    return jax.lax.map(one, rates)
-
-  return lambda rates: np.asarray(
-    scores(jnp.asarray(rates, jnp.float32), problem.optimizee, problem.keys)
-  )
-
-
-def make_baseline(name: str, setting: dict):
-  """The optax transformation of a `tune`d setting."""
-  values = dict(setting)
-  rate = values.pop('rate', 1.0)
-  return TABLE[name].make(rate, *values.values())
 
 
 def name_of(learned, settings=None) -> str:
@@ -261,7 +124,7 @@ def compare(
   """
   if not run_lib.is_writer():
     return
-  curves, rows, steps, tuned_on = {}, {}, {}, None
+  curves, rows, steps, tuned_on, began = {}, {}, {}, None, time.monotonic()
   for panel in panels:
     if panel.tuning is not tuned_on:
       tuned_on = panel.tuning
@@ -286,7 +149,10 @@ def compare(
   report.write_curves(path / 'curves.csv', curves, steps)
   run_lib.write_json(path / 'summary.json', report.without_nan(summary))
   report.draw(path)
-  run_lib.note(path, finished=True)
+  seconds = round(time.monotonic() - began, 1)
+  mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+  how = {'comparison_seconds': seconds, 'memory_mb': mb}
+  run_lib.note(path, finished=True, **how)
   report.show(path)
 
 

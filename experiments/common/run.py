@@ -1,6 +1,7 @@
 """A run directory: what is in it, who may write to it, how it is rebuilt.
 
-  run.json       command, flags, seed, commit, versions, device, seconds
+  run.json       command, flags, seed, commit, versions, device, seconds of
+                 training and of comparison, memory
   metrics.jsonl  a line for each epoch
   checkpoints/   state to resume from
   theta.npz      the selected theta; the file names its optimizer

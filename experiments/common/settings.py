@@ -200,8 +200,12 @@ def recorded(experiment: Experiment, settings) -> dict[str, Any]:
 
 
 def restored(experiment: Experiment, flags: dict[str, Any]):
-  """The inverse of `recorded`; what is not there is as in the preset."""
-  start = preset(experiment, flags.get('preset'))
+  """The inverse of `recorded`; what is not there is as in the preset.
+
+  A preset that is no longer there counts as the default.
+  """
+  name = flags.get('preset')
+  start = preset(experiment, name if name in experiment.presets else None)
   tuples = {k for k, v in flat(start).items() if isinstance(v, tuple)}
   return replace(
     start, {k: tuple(v) if k in tuples else v for k, v in flags.items()}

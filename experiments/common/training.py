@@ -1,9 +1,7 @@
 """Meta-training that can be stopped and resumed, and the selection of theta."""
 
 import json
-import os
 import pathlib
-import re
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -12,23 +10,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.common import progress as progress_lib
 from experiments.common import run as run_lib
 from experiments.common import settings as settings_lib
 from experiments.common import signals
 from experiments.common.cli import NonFinite, log
+from experiments.common.problems import SCORES
+from experiments.common.progress import Progress
 from experiments.common.settings import UsageError
 from l2o_jax import checkpoint
 from l2o_jax.base import LearnedOptimizer, MetaTrainer, Optimizee
-from l2o_jax.learned_optimizers import load_learned, save_learned
+from l2o_jax.learned_optimizers import load_learned
 
-KEEP = 2  # checkpoints
 SAVE_PERIOD = 60.0  # seconds between checkpoints, at most
-
-# What a curve [..., K + 1] is judged by.
-SCORES = {
-  'final': lambda curves: curves[..., -1],
-  'mean': lambda curves: curves.mean(-1),
-}
 
 
 class Stage(NamedTuple):
@@ -64,27 +58,6 @@ class Training(NamedTuple):
   facts: dict = {}
 
 
-class Progress(NamedTuple):
-  """A run after so many epochs: all that a checkpoint holds.
-
-  Attributes:
-    state: of the stage's trainer.
-    best_theta: selected so far.
-    best: its validation loss; infinite if there was no finite one.
-    best_epoch: its epoch.
-    skipped: meta-steps without a finite meta-gradient, in all.
-    skipped_in_a_row: how many of them since the last one with a finite
-      meta-gradient.
-  """
-
-  state: Any
-  best_theta: Any
-  best: np.ndarray
-  best_epoch: np.ndarray
-  skipped: np.ndarray
-  skipped_in_a_row: np.ndarray
-
-
 def prepare(
   experiment, settings, path, learned, optimizee, **parts
 ) -> Training:
@@ -92,7 +65,8 @@ def prepare(
   facts = {}
   if run_lib.is_writer():
     facts = run_lib.read_record(path)
-    facts = {k: v for k, v in facts.items() if k not in ('seconds', 'finished')}
+    moving = ('seconds', 'finished', 'comparison_seconds', 'memory_mb')
+    facts = {k: v for k, v in facts.items() if k not in moving}
   return Training(path, settings.run, learned, optimizee, facts=facts, **parts)
 
 
@@ -134,13 +108,15 @@ def meta_train(t: Training, theta=None) -> Progress:
   first, progress = _resume(t, key_init, theta)
   total = sum(stage.num_epochs for stage in t.stages)
   step, clock = None, Clock()
-  with _metrics(t.path, first) as metrics:
+  with progress_lib.open_metrics(t.path, first) as metrics:
     for epoch in range(first, total + 1):
       _announce(epoch, total, saving=True)
       line = {'epoch': epoch}
       if epoch % t.run.evaluation_period == 0 or epoch == total:
         if epoch > first:
-          _save(t, epoch, progress, metrics, clock)  # before what may take long
+          progress_lib.save(
+            t, epoch, progress, metrics, clock
+          )  # before what may take long
         progress, found = _validate(t, epoch, progress, clock)
         line.update(found)
         log(_report(t, epoch, total, progress, found, clock))
@@ -151,10 +127,10 @@ def meta_train(t: Training, theta=None) -> Progress:
         if (stage := _stage(t, epoch + 1)) != _stage(t, epoch):
           state = _state(t, stage, key_init, progress.state.theta)
           step, progress = None, progress._replace(state=state)
-      metrics.write(json.dumps(_without_nan(line)) + '\n')
+      metrics.write(json.dumps(progress_lib.without_nan(line)) + '\n')
       metrics.flush()
       _leave_if_asked(t, epoch, total, progress, metrics, clock)
-    _save(t, total, progress, metrics, clock)
+    progress_lib.save(t, total, progress, metrics, clock)
   signals.announce('stopped; the same command resumes', saving=False)
   if not np.isfinite(progress.best):
     raise NonFinite(f'no theta has a finite validation loss; see {t.path}')
@@ -211,7 +187,7 @@ def _resume(t, key_init, theta):
     zero = np.int64(0)
     return Progress(state, best_theta, np.float64(np.inf), zero, zero, zero)
 
-  for path in reversed(_checkpoints(directory)):
+  for path in reversed(progress_lib.checkpoints(directory)):
     try:
       epochs = int(checkpoint.metadata(path)['epochs'])
       progress = checkpoint.load(path, start(_stage(t, epochs)))
@@ -220,92 +196,11 @@ def _resume(t, key_init, theta):
       log(f'{damaged}; trying the one before')
       continue
     log(f'resumed at epoch {epochs}')
-    _restore_theta(t, progress)
+    progress_lib.restore_theta(t, progress)
     return epochs, progress
   if damaged:
     raise UsageError(f'no checkpoint can be read: {damaged}')
   return 0, start(0)
-
-
-def _checkpoints(directory):
-  """Our own files, oldest first; others are nobody's business."""
-  ours = re.compile(r'\d{8}\.npz')
-  return sorted(p for p in directory.glob('*.npz') if ours.fullmatch(p.name))
-
-
-def _restore_theta(t, progress):
-  """Writes theta.npz again if it is lost, damaged or of another epoch."""
-  if not (np.isfinite(progress.best) and run_lib.is_writer()):
-    return
-  try:
-    _, found = load_learned(t.path / 'theta.npz', t.learned)
-    same = jax.tree.map(np.array_equal, found, progress.best_theta)
-    if all(jax.tree.leaves(same)):
-      return
-    reason = 'theta.npz is of another epoch'
-  except checkpoint.CheckpointError as error:
-    reason = str(error)
-  log(f'{reason}; written again from the checkpoint')
-  _write_theta(t, progress)
-
-
-def _write_theta(t, progress):
-  if run_lib.is_writer():
-    what = {'epochs': int(progress.best_epoch), 'validation_loss': t.by}
-    facts = t.facts | what | {'validation': float(progress.best)}
-    save_learned(t.path / 'theta.npz', t.learned, progress.best_theta, facts)
-
-
-def _metrics(path, first):
-  """metrics.jsonl, open for the lines from epoch `first` on."""
-  if not run_lib.is_writer():
-    return open(os.devnull, 'a')
-  file = path / 'metrics.jsonl'
-  if file.exists():
-    run_lib.write(file, ''.join(_whole_lines(file, first)))
-  elif first:
-    raise UsageError(f'{file} is lost; the run cannot be resumed without it')
-  return open(file, 'a')
-
-
-def _whole_lines(file, first):
-  """The lines of epochs 0 ... first - 1; what follows will be written again.
-
-  Raises:
-    UsageError: one is missing, or there are two that differ.
-  """
-  found = {}
-  for line in run_lib.read_text(file).splitlines(True):
-    try:
-      epoch = json.loads(line)['epoch']
-      ours = line.endswith('\n') and 0 <= epoch < first
-    except (ValueError, KeyError, TypeError, RecursionError):
-      if line.endswith('\n'):
-        raise UsageError(f'{file} is damaged') from None
-      continue  # torn when the run was killed
-    if ours and found.setdefault(epoch, line) != line:
-      raise UsageError(f'{file} has two different lines of epoch {epoch}')
-  missing = sorted(set(range(first)) - set(found))
-  if missing:
-    raise UsageError(f'{file} has no line of epoch {missing[0]}')
-  return [found[epoch] for epoch in range(first)]
-
-
-def _save(t, epochs, progress, metrics, clock):
-  """A checkpoint; the lines that it counts on are on the disk before it."""
-  if not run_lib.is_writer():
-    return
-  os.fsync(metrics.fileno())
-  directory, now = t.path / 'checkpoints', time.monotonic()
-  name = directory / f'{epochs:08d}.npz'
-  checkpoint.save(name, progress, metadata={'epochs': epochs})
-  for old in _checkpoints(directory)[:-KEEP]:
-    old.unlink()
-  if (t.path / 'run.json').exists():
-    before = run_lib.read_record(t.path).get('seconds') or 0.0
-    seconds = round(before + now - clock.started, 1)
-    run_lib.note(t.path, seconds=seconds)
-  clock.started = clock.saved = now
 
 
 def _validate(t, epoch, progress, clock):
@@ -319,7 +214,7 @@ def _validate(t, epoch, progress, clock):
   if found[t.by] < progress.best:
     now, best = np.int64(epoch), np.float64(found[t.by])
     progress = progress._replace(best_theta=theta, best=best, best_epoch=now)
-    _write_theta(t, progress)
+    progress_lib.write_theta(t, progress)
   return progress, {f'validation_{k}': v for k, v in found.items()}
 
 
@@ -381,11 +276,6 @@ def _epoch(t, epoch, step, progress, clock):
   return progress, found
 
 
-def _without_nan(line):
-  """JSON knows no nan and inf: null."""
-  return {k: v if np.isfinite(v) else None for k, v in line.items()}
-
-
 def _leave_if_asked(t, epoch, total, progress, metrics, clock):
   """Saves when it is time to; raises where the run is to end here."""
   stop = signals.received() and epoch < total
@@ -393,7 +283,7 @@ def _leave_if_asked(t, epoch, total, progress, metrics, clock):
   hopeless = in_a_row >= t.run.max_nonfinite and epoch < total
   late = time.monotonic() - clock.saved > SAVE_PERIOD
   if epoch < total and (stop or hopeless or late):
-    _save(t, epoch + 1, progress, metrics, clock)
+    progress_lib.save(t, epoch + 1, progress, metrics, clock)
   if stop:
     _announce(epoch + 1, total, saving=True)
     raise signals.Stopped

@@ -49,7 +49,7 @@ _BAD_VALUES = {
     '/dev/null',
     '/dev/zero',
     '',
-    str(ROOT / 'experiments/results/mnist/best.npz'),
+    str(ROOT / 'experiments/results/mnist/full/theta.npz'),
   ),
   'workdir': ('', '/proc/nowhere', '/dev/null/x'),
   'baselines': ('SDG', ''),
@@ -105,7 +105,9 @@ def bad_flags(directory, times):
       text,
     )
     assert not workdir.exists(), case
-  assert slowest < 5, slowest
+  # On a machine that others use as well, as much longer.
+  load = max(1.0, os.getloadavg()[0] / os.cpu_count())
+  assert slowest < 5 * load, (slowest, load)
   return (
     f'{times} bad command lines: status 2, at most 3 lines, nothing '
     f'left behind, slowest {slowest:.1f} s'

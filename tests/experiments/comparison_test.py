@@ -12,8 +12,9 @@ import numpy as np
 import optax
 from absl.testing import absltest
 
-from experiments.common import baselines, cli, comparison, report, run
-from experiments.common.comparison import Comparison, Panel, Problem
+from experiments.common import baselines, cli, comparison, problems, report, run
+from experiments.common.comparison import Comparison, Panel
+from experiments.common.problems import Problem
 from l2o_jax.base import Optimizee
 from l2o_jax.learned_optimizers import lstm_raw, predicted_step_descent
 from tests.experiments import toy
@@ -29,7 +30,7 @@ def parabolas():
 
 
 KEYS = jax.random.split(jax.random.key(0), 5)
-PROBLEM = comparison.given(parabolas(), KEYS, 30)
+PROBLEM = problems.given(parabolas(), KEYS, 30)
 CURVATURES = np.asarray(jax.vmap(parabolas().init)(KEYS)[1])[:, None]
 
 
@@ -41,7 +42,7 @@ def by_hand(rate, steps=30):
 class TuneTest(absltest.TestCase):
   def test_given_functions(self):
     """The very functions of the keys, for all steps."""
-    got = comparison.runner(PROBLEM, optax.sgd)(0.1)
+    got = problems.runner(PROBLEM, optax.sgd)(0.1)
     np.testing.assert_allclose(got, by_hand(0.1), rtol=1e-5)
 
   def test_against_all_rates_by_hand(self):
@@ -49,48 +50,48 @@ class TuneTest(absltest.TestCase):
     for by, score in (('final', lambda x: x[:, -1]), ('mean', np.mean)):
       rates = 10 ** (np.arange(-10, 10) / 10)
       want = rates[np.argmin([score(by_hand(r)).mean() for r in rates])]
-      found = comparison.tune(PROBLEM, 'SGD', by)
+      found = problems.tune(PROBLEM, 'SGD', by)
       np.testing.assert_allclose(found['rate'], want, rtol=1e-6)
 
   def test_rates_beyond_the_grid(self):
     """A flat function needs rates above all that are tried at first."""
     flat = parabolas()._replace(loss=lambda x, h, key: 1e-4 * h * x**2)
-    problem = comparison.given(Optimizee(*flat), KEYS, 30)
-    rate = comparison.tune(problem, 'SGD', 'final')['rate']
+    problem = problems.given(Optimizee(*flat), KEYS, 30)
+    rate = problems.tune(problem, 'SGD', 'final')['rate']
     self.assertBetween(rate, 1e3, 2e4)
 
   def test_all_parameters_or_the_rate_alone(self):
-    alone = comparison.tune(PROBLEM, 'momentum', 'final', 'rate')
+    alone = problems.tune(PROBLEM, 'momentum', 'final', 'rate')
     self.assertEqual(alone['momentum'], 0.9)
-    both = comparison.tune(PROBLEM, 'momentum', 'final', 'all')
+    both = problems.tune(PROBLEM, 'momentum', 'final', 'all')
     losses = lambda setting: np.asarray(
-      comparison.runner(
-        PROBLEM, lambda: comparison.make_baseline('momentum', setting)
+      problems.runner(
+        PROBLEM, lambda: problems.make_baseline('momentum', setting)
       )()
     )[:, -1].mean()
     self.assertLess(losses(both), losses(alone))
 
   def test_a_line_search_has_no_rate(self):
-    setting = comparison.tune(PROBLEM, 'CG, line search', 'mean')
+    setting = problems.tune(PROBLEM, 'CG, line search', 'mean')
     self.assertEqual(set(setting), {'rule'})
-    curves = comparison.runner(
-      PROBLEM, lambda: comparison.make_baseline('CG, line search', setting)
+    curves = problems.runner(
+      PROBLEM, lambda: problems.make_baseline('CG, line search', setting)
     )()
     self.assertLess(float(curves[:, -1].max()), 1e-4)
 
   def test_everything_diverges(self):
     """A setting all the same, and a line of the log."""
     bad = Optimizee(parabolas().init, lambda x, h, key: h * x**2 / 0.0)
-    problem = comparison.given(bad, KEYS, 3)
-    with mock.patch.object(comparison, 'log') as log:
-      self.assertIn('rate', comparison.tune(problem, 'ADAM', 'final'))
+    problem = problems.given(bad, KEYS, 3)
+    with mock.patch.object(problems, 'log') as log:
+      self.assertIn('rate', problems.tune(problem, 'ADAM', 'final'))
     self.assertIn('ADAM diverges', log.call_args.args[0])
 
 
 class BaselinesTest(absltest.TestCase):
   def test_adagrad_as_published(self):
     """-rate g / sqrt(sum of g²), the sum from 0: a step of `rate` at first."""
-    opt = comparison.make_baseline('AdaGrad', {'rate': 0.5})
+    opt = problems.make_baseline('AdaGrad', {'rate': 0.5})
     state = opt.init(np.float32([0, 0]))
     first, state = opt.update(np.float32([0.01, -3]), state)
     np.testing.assert_allclose(first, [-0.5, 0.5], rtol=1e-3)
@@ -99,7 +100,7 @@ class BaselinesTest(absltest.TestCase):
 
   def test_adam_decaying(self):
     """A constant gradient: steps of rate / sqrt(1 + t / 10)."""
-    opt = comparison.make_baseline('ADAM_decaying', {'rate': 0.5})
+    opt = problems.make_baseline('ADAM_decaying', {'rate': 0.5})
     state, steps = opt.init(0.0), []
     for _ in range(31):
       step, state = opt.update(np.float32(3), state)
@@ -111,10 +112,8 @@ class BaselinesTest(absltest.TestCase):
     for name, baseline in baselines.TABLE.items():
       values = {k: v[0] for k, v in baseline.parameters.items()}
       rate = {} if baseline.searches else {'rate': 0.05}
-      make = lambda name=name, s=rate | values: comparison.make_baseline(
-        name, s
-      )
-      losses = comparison.runner(PROBLEM._replace(num_steps=10), make)()
+      make = lambda name=name, s=rate | values: problems.make_baseline(name, s)
+      losses = problems.runner(PROBLEM._replace(num_steps=10), make)()
       self.assertTrue(np.all(losses[:, -1] < losses[:, 0]), name)
 
 

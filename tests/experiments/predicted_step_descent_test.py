@@ -10,7 +10,14 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from experiments import predicted_step_descent as psd
-from experiments.common import cli, comparison, projected, report, training
+from experiments.common import (
+  cli,
+  comparison,
+  policies,
+  projected,
+  report,
+  training,
+)
 from l2o_jax.datasets import DatasetError
 from tests.experiments import toy
 
@@ -51,8 +58,8 @@ class PredictedStepDescentTest(parameterized.TestCase):
 
   def check_stages(self, s, tuned):
     """All programs can be traced, and theta goes from one into the next."""
-    learned = psd.learned_optimizer(s.policy)
-    stages = psd.make_stages(s, learned, tuned)
+    learned = policies.learned_optimizer(s.policy)
+    stages = policies.make_stages(s, learned, tuned)
     key, theta = jax.random.key(0), learned.init(jax.random.key(1))
     for stage in stages:
       state = stage.trainer.init(key)._replace(theta=theta)
@@ -78,9 +85,9 @@ class PredictedStepDescentTest(parameterized.TestCase):
 
   def test_a_smaller_scale(self):
     """Only the output of each group's policy."""
-    learned = psd.learned_optimizer(psd.Policy(lstm_units=2))
+    learned = policies.learned_optimizer(policies.Policy(lstm_units=2))
     theta = learned.init(jax.random.key(0))
-    small = psd.scaled(theta, 0.01)
+    small = policies.scaled(theta, 0.01)
     self.assertEqual(float(small['w0']['output']), np.float32(0.01))
     small['w0']['output'] = theta['w0']['output']
     jax.tree.map(np.testing.assert_array_equal, small['w0'], theta['w0'])

@@ -5,7 +5,7 @@ import numpy as np
 import optax
 from absl.testing import absltest
 
-from experiments.common import comparison, projected
+from experiments.common import problems, projected
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (30, 4, 4, 1), np.uint8)
@@ -26,8 +26,8 @@ class ProjectedTest(absltest.TestCase):
     """Minibatches of nearly all images: gradient descent step by step."""
     optimizee = projected.make_optimizee((IMAGES, LABELS), 5, 4, 2_000)
     keys = jax.random.split(jax.random.key(0), 2)
-    problem = comparison.Problem(optimizee, keys, 6, 1, 3, objective=True)
-    got = comparison.runner(problem, optax.sgd)(0.5)
+    problem = problems.Problem(optimizee, keys, 6, 1, 3, objective=True)
+    got = problems.runner(problem, optax.sgd)(0.5)
     self.assertEqual(got.shape, (2, 3))
     params, task = optimizee.init(jax.random.split(keys[0])[0])
     gradient = jax.jit(jax.grad(optimizee.objective))

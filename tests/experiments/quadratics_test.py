@@ -5,6 +5,7 @@ import pathlib
 import tempfile
 from unittest import mock
 
+import jax
 import numpy as np
 from absl.testing import absltest
 
@@ -91,6 +92,13 @@ class QuadraticsTest(absltest.TestCase):
     rates = [trial['learning_rate'] for trial in trials]
     self.assertIn(summary['meta_learning_rate'], rates)
     self.assertTrue(all(1e-4 <= rate <= 1e-2 for rate in rates))
+
+  def test_devices_that_do_not_divide_the_optimizees(self):
+    """Found before anything is made (D.1)."""
+    with mock.patch.object(jax, 'device_count', return_value=3):
+      with self.assertRaisesRegex(settings.UsageError, 'of the 3 devices'):
+        self.run_it()
+    self.assertFalse(self.path.exists())
 
   def test_a_bad_rival_is_found_first(self):
     """Before anything is made or trained (D.1)."""

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from experiments.common import cli, run, settings, signals, training
+from experiments.common import cli, progress, run, settings, signals, training
 from l2o_jax.checkpoint import CheckpointError
 from l2o_jax.learned_optimizers import load_learned
 from tests.experiments import toy
@@ -27,6 +27,7 @@ class RunTest(parameterized.TestCase):
     self.path = pathlib.Path(directory) / 'run'
     self.enterContext(mock.patch.object(cli, 'log'))
     self.log = self.enterContext(mock.patch.object(training, 'log'))
+    self.enterContext(mock.patch.object(progress, 'log', self.log))
 
   def logged(self):
     return '\n'.join(call.args[0] for call in self.log.call_args_list)
@@ -36,9 +37,9 @@ class RunTest(parameterized.TestCase):
     return [json.loads(line) for line in text.splitlines()]
 
   def test_a_whole_run(self):
-    progress = toy.train(self.path)
+    last = toy.train(self.path)
     self.assertEqual([line['epoch'] for line in self.lines()], [0, 1, 2, 3, 4])
-    self.assertEqual(progress.best_epoch, 4)
+    self.assertEqual(last.best_epoch, 4)
     self.assertEqual(self.lines()[2]['count'], 2)
     record = json.loads((self.path / 'run.json').read_text())
     self.assertEqual(record['flags']['num_epochs'], 4)
@@ -47,11 +48,21 @@ class RunTest(parameterized.TestCase):
     self.assertIn('jax', record['versions'])
     self.assertGreater(record['seconds'], 0)
     learned, theta = load_learned(self.path / 'theta.npz', toy.LEARNED)
-    jax.tree.map(np.testing.assert_array_equal, theta, progress.best_theta)
+    jax.tree.map(np.testing.assert_array_equal, theta, last.best_theta)
     s, rebuilt, again = run.rebuild(self.path)
     self.assertEqual(rebuilt.call, learned.call)
     self.assertEqual(s.run.num_epochs, 4)
     jax.tree.map(np.testing.assert_array_equal, theta, again)
+
+  def test_kept_results_can_be_rebuilt(self):
+    """Every kept run that has a theta, whatever its flags were called."""
+    kept = pathlib.Path(run.__file__).parents[1] / 'results'
+    paths = [path.parent for path in kept.glob('*/*/theta.npz')]
+    self.assertNotEmpty(paths)
+    for path in paths:
+      s, learned, _ = run.rebuild(path)
+      self.assertIsNotNone(learned.call)
+      self.assertGreater(s.run.num_steps, 0)
 
   def test_two_starts_at_once(self):
     """The second start ends with one line that names the first (B.1)."""
@@ -146,7 +157,7 @@ class RunTest(parameterized.TestCase):
   def test_lines_are_on_the_disk_before_their_checkpoint(self):
     """fsync of metrics.jsonl, then the checkpoint that counts on it (B.4)."""
     order = []
-    real_sync, real_save = os.fsync, training.checkpoint.save
+    real_sync, real_save = os.fsync, progress.checkpoint.save
 
     def sync(descriptor):
       name = os.readlink(f'/proc/self/fd/{descriptor}')
@@ -161,7 +172,7 @@ class RunTest(parameterized.TestCase):
 
     with (
       mock.patch.object(os, 'fsync', sync),
-      mock.patch.object(training.checkpoint, 'save', save),
+      mock.patch.object(progress.checkpoint, 'save', save),
     ):
       toy.train(self.path)
     for (what, lines), (then, epochs) in zip(order[::2], order[1::2]):
