@@ -19,17 +19,17 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import l2o_jax
 
-COLLECTIVES = 'all-reduce|all-gather|reduce-scatter|all-to-all|collective-perm'
+COLLECTIVES = 'all-reduce|all-gather|reduce-scatter|all-to-all|collective'
 
 
 def collectives(compiled):
   """{kind of communication between devices: how often in the program}."""
-  calls = re.findall(rf'= \S+ ({COLLECTIVES})', compiled.as_text())
+  calls = re.findall(rf' ({COLLECTIVES})[a-z-]*\(', compiled.as_text())
   return dict(collections.Counter(calls))
 
 
 def sharded_parameters(mesh, shape=(64, 32)):
-  """An update of a matrix whose rows are spread over the devices."""
+  """A step of a matrix whose rows are spread over the devices."""
   rows = NamedSharding(mesh, PartitionSpec('devices', None))
   params = {'w': jax.device_put(jnp.ones(shape), rows)}
   learned = l2o_jax.lstm_log_and_sign()
@@ -37,18 +37,19 @@ def sharded_parameters(mesh, shape=(64, 32)):
   state = jax.jit(learned.transform(theta).init)(params)
 
   @jax.jit
-  def update(theta, grads, state):
-    updates, state = learned.transform(theta).update(grads, state)
-    return optax.apply_updates(grads, updates), state
+  def step(theta, params, state):
+    grads = jax.grad(lambda params: jnp.sum(params['w'] ** 2))(params)
+    updates, state = learned.transform(theta).update(grads, state, params)
+    return optax.apply_updates(params, updates), state
 
-  compiled = update.lower(theta, params, state).compile()
+  compiled = step.lower(theta, params, state).compile()
   params, state = compiled(theta, params, state)
   arrays = jax.tree.leaves((params, state))
   spread = all(len(x.sharding.device_set) == mesh.size for x in arrays)
   whole = sum(x.sharding.is_fully_replicated for x in arrays)
   print(f'parameters  {params["w"].sharding.spec} of shape {shape}')
   print(f'state       {len(arrays) - 1} arrays, {whole} of them not sharded')
-  print(f'update      communication: {collectives(compiled) or "none"}')
+  print(f'step        communication: {collectives(compiled) or "none"}')
   return spread and not whole, collectives(compiled)
 
 
