@@ -7,8 +7,8 @@ Copy and paste:
 
 Workloads: an epoch of meta-training (100 steps) on 128 ten-dimensional
 quadratics, on a 784-20-10 net for MNIST, and on 1 and 16 small nets; one
-application of the optimizer to many parameters; how the cost grows.  The first
-row of each is the shortest program; ratios are to it.  All implementations of a
+application of the optimizer to many parameters.  The first row of each is the
+shortest program; ratios are to it.  All implementations of a
 workload take turns within one process.  Prints tables and writes benchmark.json
 to --workdir.
 """
@@ -27,7 +27,7 @@ import optax
 from experiments import mnist, quadratics
 from experiments.common import bptt, cli, peers, run, settings, training
 from l2o_jax import blocks, datasets
-from l2o_jax.base import LearnedOptimizer, Optimizee
+from l2o_jax.base import LearnedOptimizer
 from l2o_jax.cells.lstm import lstm_cell
 from l2o_jax.coordinatewise import coordinatewise
 from l2o_jax.features import gradient, log_and_sign
@@ -35,7 +35,7 @@ from l2o_jax.learned_optimizers import lstm_log_and_sign, lstm_raw
 from l2o_jax.optimizees import classifier, mlp, quadratic
 from l2o_jax.truncated_bptt import truncated_bptt
 
-WORKLOADS = ('quadratics', 'mnist', 'nets', 'update', 'growth')
+WORKLOADS = ('quadratics', 'mnist', 'nets', 'update')
 XLA_FLAGS = {
   'xla_cpu_prefer_vector_width': '512',
   'xla_cpu_copy_insertion_use_region_analysis': True,
@@ -173,14 +173,12 @@ def of_quadratics(options) -> dict[str, Measured]:
   shortest = coordinatewise(gradient(), lstm_cell(scale=0.1))
   one = quadratic(batch=128, reduction='sum')
   preset = quadratic(batch=8, reduction='sum')
+  many = {'num_optimizees': 128}
+  of_experiment = quadratics.EXPERIMENT, lstm_raw(0.1), preset, options
   rows = {
-    'shortest program': epoch(
-      shortest, quadratic(), options, num_optimizees=128
-    ),
+    'shortest program': epoch(shortest, quadratic(), options, **many),
     'one optimizee that sums them': epoch(shortest, one, options),
-    'experiments.quadratics': of_preset(
-      quadratics.EXPERIMENT, lstm_raw(0.1), preset, options
-    ),
+    'experiments.quadratics': of_preset(*of_experiment),
   }
   return with_peers(rows, 'quadratics', gradient(), one)
 
@@ -190,12 +188,12 @@ def of_mnist(options) -> dict[str, Measured]:
   images, labels = datasets.load('mnist_5k', 'train', None)
   optimizee = classifier(images, labels, mlp((784, 20, 10)))
   shortest = coordinatewise(log_and_sign(), lstm_cell(scale=0.1))
+  learned = lstm_log_and_sign()
+  of_experiment = mnist.EXPERIMENT, learned, optimizee, options
   rows = {
     'shortest program': epoch(shortest, optimizee, options),
     'blocks.unroll': epoch(shortest, optimizee, options, unroll=blocks.unroll),
-    'experiments.mnist': of_preset(
-      mnist.EXPERIMENT, lstm_log_and_sign(), optimizee, options
-    ),
+    'experiments.mnist': of_preset(*of_experiment),
   }
   return with_peers(rows, 'mnist', log_and_sign(), optimizee, images, labels)
 
@@ -230,60 +228,13 @@ def of_update(n: int, options) -> dict[str, Measured]:
     return compiled(step(learned), *arguments, donate=(2,), options=options)
 
   # All at once takes the memory of all gates, 1 kB a coordinate.
-  size = blocks.SIZE if hasattr(blocks, 'SIZE') else 5304
   rows = {'shortest program': one(shortest)} if n <= 2e6 else {}
   return {
     **rows,
-    'blocks.chunked': one(blocks.chunked(shortest, size)),
-    'blocks.chunked, bfloat16 state': one(blocks.chunked(half, size)),
+    'blocks.chunked': one(blocks.chunked(shortest)),
+    'blocks.chunked, bfloat16 state': one(blocks.chunked(half)),
     'optax.adam': one(adam),
   }
-
-
-def separable(n: int) -> Optimizee:
-  """f(x) = ||x||^2 with n coordinates."""
-  return Optimizee(
-    lambda key: (jnp.ones(n), ()), lambda x, task, key: jnp.sum(x**2)
-  )
-
-
-def growth(runs: int, options) -> dict[str, dict]:
-  """{what grows: {'values', 'seconds', 'exponent'}}, of one unroll."""
-  raw, once = lstm_raw(0.1), {'num_unrolls': 1}
-  deep = lambda depth: coordinatewise(gradient(), lstm_cell((20,) * depth))
-  axes = {
-    'unroll length': (
-      (5, 20, 100, 300, 1000),
-      lambda length: epoch(
-        raw, separable(1280), options, unroll_length=length, **once
-      ),
-    ),
-    'coordinates': (
-      (100, 1_000, 10_000, 100_000),
-      lambda n: epoch(raw, separable(n), options, unroll_length=5, **once),
-    ),
-    'optimizees': (
-      (1, 4, 16, 64, 256),
-      lambda number: epoch(
-        raw, quadratic(), options, num_optimizees=number, **once
-      ),
-    ),
-    'LSTM layers': (
-      (1, 2, 4, 8),
-      lambda depth: epoch(deep(depth), separable(1280), options, **once),
-    ),
-  }
-  found = {}
-  for name, (values, make) in axes.items():
-    rows = [measure({'': make(value)}, runs)[''] for value in values]
-    seconds = [row['seconds'] for row in rows]
-    half = len(values) // 2  # small sizes are mostly overhead
-    logs = np.log(values[half:]), np.log(seconds[half:])
-    exponent = float(np.polyfit(*logs, 1)[0])
-    found[name] = {'values': values, 'seconds': seconds, 'exponent': exponent}
-    times = ', '.join(f'{v:,}: {s:.4f} s' for v, s in zip(values, seconds))
-    cli.say(f'\nseconds ~ ({name})^{exponent:.2f} in the upper half; {times}')
-  return found
 
 
 def measure(found: dict[str, Measured], runs: int) -> dict[str, dict]:
@@ -354,9 +305,6 @@ def main(s: Settings) -> None:
   makers = {'quadratics': of_quadratics, 'mnist': of_mnist, 'nets': of_nets}
   for workload in own.workloads:
     title, n = workload, None
-    if workload == 'growth':
-      found[workload] = growth(own.runs, options)
-      continue
     if workload == 'update':
       n = own.coordinates
       title, rows = f'update, {n:,} parameters', of_update(n, options)

@@ -144,14 +144,15 @@ def cost_of(gps: Policy) -> str:
 def check(s: Settings) -> None:
   """Which flags do not go together."""
   cost, joint = cost_of(s.gps), s.gps.policy == 'joint'
-  if s.run.num_steps < 2:
-    raise settings.UsageError(
-      '--num_steps must be at least 2 for guided policy search'
-    )
-  if joint and cost == 'gradient_share' and s.functions.family == 'net':
-    raise settings.UsageError('--policy=joint on nets needs --cost=taylor')
-  if s.gps.trainer == 'badmm' and COSTS[cost].of_samples:
-    raise settings.UsageError(f'--cost={cost} needs --trainer=mdgps')
+  share = joint and cost == 'gradient_share' and s.functions.family == 'net'
+  samples = s.gps.trainer == 'badmm' and COSTS[cost].of_samples
+  settings.refuse(
+    {
+      '--num_steps must be 2 or more': s.run.num_steps < 2,
+      '--policy=joint on nets needs --cost=taylor': share,
+      f'--cost={cost} needs --trainer=mdgps': samples,
+    }
+  )
 
 
 EXPERIMENT = settings.Experiment(
@@ -194,10 +195,9 @@ def make_trainer(s: Settings, learned, labels, size, functions, tuned):
   groups = None if joint else by_label(labels)
   policy = make_policy(history(), cell, groups, coordinates=coordinates)
   guide = s.gps.initial_rate * tuned['rate'], tuned['momentum']
-  first_steps = 600
+  first_steps = 600 if s.run.theta is None else 0
   if s.gps.trainer == 'badmm':
     improve = badmm(cost, blend=s.gps.blend, **s.badmm._asdict())
-    first_steps = 600 if s.run.theta is None else 0
   else:
     improve = mirror_descent(cost, blend=s.gps.blend)
     guide = guide if s.run.theta is None else None
@@ -209,18 +209,9 @@ def make_trainer(s: Settings, learned, labels, size, functions, tuned):
     policy._replace(learned=learned),
     state_features(5, 0),
     guide,
-    Rollouts(
-      s.run.num_steps,
-      functions=functions,
-      num_rollouts=s.gps.num_rollouts,
-      num_coordinates=4,
-    ),
+    Rollouts(s.run.num_steps, functions, s.gps.num_rollouts, num_coordinates=4),
     improve=improve,
-    regression=Regression(
-      first_steps=first_steps,
-      batch_size=64,
-      precision_power=s.gps.precision_power,
-    ),
+    regression=Regression(300, first_steps, 64, 1e-3, s.gps.precision_power),
     kl_step=kl_step,
   )
 

@@ -204,25 +204,23 @@ class Settings(NamedTuple):
 
 def check(s: Settings) -> None:
   """Which flags do not go together."""
-  trainer, cost = s.policy.trainer, s.search.cost
-  if trainer == 'bptt':
-    if s.bptt.remat == 'blocks' and not s.policy.shared:
-      raise settings.UsageError(
-        '--remat=blocks needs --shared: one theta for all'
-      )
-    return
-  if s.run.num_steps < 2:
-    raise settings.UsageError(
-      '--num_steps must be at least 2 for guided policy search'
-    )
-  if trainer == 'badmm' and cost and COSTS[cost].of_samples:
-    raise settings.UsageError(f'--cost={cost} needs --trainer=mdgps')
-  if s.search.initial != 'momentum' and not s.imitation.imitation_epochs:
-    raise settings.UsageError(
-      f'--initial={s.search.initial} needs --imitation_epochs'
-    )
-  if s.imitation.imitation_epochs > s.run.num_epochs:
-    raise settings.UsageError('--imitation_epochs is part of --num_epochs')
+  cost, initial = s.search.cost, s.search.initial
+  epochs = s.imitation.imitation_epochs
+  if s.policy.trainer == 'bptt':
+    apart = s.bptt.remat == 'blocks' and not s.policy.shared
+    return settings.refuse({'--remat=blocks needs --shared': apart})
+  samples = cost and COSTS[cost].of_samples and s.policy.trainer == 'badmm'
+  settings.refuse(
+    {
+      '--num_steps must be 2 or more without --trainer=bptt': s.run.num_steps
+      < 2,
+      f'--cost={cost} needs --trainer=mdgps': samples,
+      f'--initial={initial} needs --imitation_epochs': (
+        initial != 'momentum' and not epochs
+      ),
+      '--imitation_epochs is part of --num_epochs': epochs > s.run.num_epochs,
+    }
+  )
 
 
 EXPERIMENT = settings.Experiment(
@@ -279,7 +277,7 @@ def make_stages(s: Settings, learned, tuned: dict) -> list[training.Stage]:
   else:
     parts = relative_changes(), lstm_cell((s.policy.lstm_units,), scale=1.0)
   policy = make_policy(*parts, by_label(LABELS), shared=s.policy.shared)
-  policy = policy._replace(learned=learned)
+  policy, given = policy._replace(learned=learned), s.run.theta is not None
   rollouts = Rollouts(
     s.run.num_steps,
     num_rollouts=own.num_rollouts,
@@ -293,23 +291,15 @@ def make_stages(s: Settings, learned, tuned: dict) -> list[training.Stage]:
   count = 0 if s.policy.trainer == 'badmm' else count
   stages, guide = [], None
   if count:
-    regression = Regression(
-      steps=600,
-      batch_size=own.batch_size,
-      learning_rate=s.imitation.imitation_rate,
-    )
+    rate, scale = s.imitation.imitation_rate, s.imitation.imitation_scale
+    how = {'regression': Regression(600, 0, own.batch_size, rate)}
     teacher = comparison.make_baseline(own.initial, setting)
-    how = {'regression': regression, 'scale': s.imitation.imitation_scale}
-    trainer = imitation(policy, teacher, rollouts, **how)
+    trainer = imitation(policy, teacher, rollouts, scale=scale, **how)
     stages.append(training.Stage(trainer, count))
-  elif s.run.theta is None or s.policy.trainer == 'badmm':
+  elif not given or s.policy.trainer == 'badmm':
     guide = setting['rate'], setting['momentum']
-  regression = Regression(
-    steps=own.regression_steps,
-    first_steps=600 if s.run.theta is None else 0,
-    batch_size=own.batch_size,
-    learning_rate=own.regression_rate,
-  )
+  steps = own.regression_steps, 0 if given else 600
+  regression = Regression(*steps, own.batch_size, own.regression_rate)
   if s.policy.trainer == 'badmm':
     improve = badmm(COSTS[own.cost or 'gradient_share'], policy_rollouts=0.5)
   else:
@@ -350,7 +340,8 @@ def make_panels(s: Settings, test_data: dict, tuning: Problem):
       test = make_problem(optimizee, 'test', s.comparison.num_test, steps)
       keys = comparison.keys('tuning', s.comparison.num_tuning)
       own = test._replace(keys=keys) if s.images.tune_each else tuning
-      yield Panel(f'{data_name}, {name}', own, test)
+      what = name.replace('_', ', ')
+      yield Panel(f'{data_name}, {what}', own, test)
 
 
 def make_problem(optimizee, what, count, num_steps) -> Problem:

@@ -52,6 +52,15 @@ def steps_along(opt, x: chex.Array, g: chex.Array) -> chex.Array:
   return jnp.moveaxis(actions, 0, -2)
 
 
+def _rescaled(seen: runs.Rollout, scale: float, key) -> runs.Rollout:
+  """Gradients and losses of each rollout times exp(U(-s, s))."""
+  shape = seen.values.shape[:2]  # [P, N]
+  draws = jax.random.uniform(key, shape, minval=-scale, maxval=scale)
+  factor = jnp.exp(draws)[..., None]
+  gradients = seen.seen * factor[..., None, None]
+  return seen._replace(seen=gradients, values=seen.values * factor)
+
+
 def imitation(
   policy: Policy,
   teacher: optax.GradientTransformation,
@@ -109,19 +118,10 @@ def imitation(
     keys = state.function_keys
     return runs.collect(rollouts, policy, optimizee, cast, keys, key)
 
-  def rescaled(seen, key):
-    if not scale:
-      return seen
-    shape = seen.values.shape[:2]  # [P, N]
-    draws = jax.random.uniform(key, shape, minval=-scale, maxval=scale)
-    factor = jnp.exp(draws)[..., None]
-    gradients = seen.seen * factor[..., None, None]
-    return seen._replace(seen=gradients, values=seen.values * factor)
-
   def step(state, optimizee, key):
     key_rollouts, key_policy, key_scale = jax.random.split(key, 3)
     exact = roll_out(state, optimizee, key_rollouts)
-    seen = rescaled(exact, key_scale)
+    seen = _rescaled(exact, scale, key_scale) if scale else exact
     o = runs.history(policy.features, seen)
     parts = (o[:, :, :-1], seen.x[:, :, :-1], seen.seen[:, :, :-1])
     parts = (runs.by_unit(z, joint) for z in (*parts, seen.actions))

@@ -140,28 +140,30 @@ def _check(experiment, settings, given: dict[str, Any]) -> None:
       raise UsageError(f'--{name} is for {what}')
   if not settings.run.workdir:
     raise UsageError('--workdir must not be empty')
-  check_bptt(experiment, settings, given)
+  _check_bptt(experiment, settings, given)
   for name in ('coordinator', 'num_processes', 'process_id'):
     if name in given and not settings.hosts.multihost:
       raise UsageError(f'--{name} needs --multihost')
   experiment.check(settings)
 
 
-def check_bptt(experiment, settings, given: dict[str, Any]) -> None:
-  """What the flags of back-propagation must not be together."""
+def _check_bptt(experiment, settings, given: dict[str, Any]) -> None:
   bptt = getattr(settings, 'bptt', None)
   unused = settings_lib.unused(experiment, settings)
   if bptt is None or 'unroll_length' in unused:
     return
-  if settings.run.num_steps % bptt.unroll_length:
-    raise UsageError(
-      f'--num_steps={settings.run.num_steps} is not a multiple of '
-      f'--unroll_length={bptt.unroll_length}'
-    )
-  if bptt.search_trials and 'learning_rate' in given:
-    raise UsageError('--search_trials replaces --learning_rate: leave it out')
-  if bptt.remat == 'blocks' and bptt.second_derivatives:
-    raise UsageError('--remat=blocks needs --nosecond_derivatives')
+  steps, length = settings.run.num_steps, bptt.unroll_length
+  twice = bptt.search_trials and 'learning_rate' in given
+  blocks = bptt.remat == 'blocks' and bptt.second_derivatives
+  settings_lib.refuse(
+    {
+      f'--num_steps={steps} is not a multiple of --unroll_length={length}': (
+        steps % length
+      ),
+      '--search_trials replaces --learning_rate: leave it out': twice,
+      '--remat=blocks needs --nosecond_derivatives': blocks,
+    }
+  )
 
 
 def help_text(experiment: Experiment, settings) -> str:

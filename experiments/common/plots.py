@@ -59,14 +59,15 @@ def learning_curves(path, panels: dict, learned: Sequence[str]) -> None:
   size = SIZE[0] * columns + LEGEND, SIZE[1] * rows
   figure = Figure(figsize=size, layout='constrained')
   FigureCanvasAgg(figure)
-  axes = figure.subplots(rows, columns, squeeze=False).flat
+  axes = list(figure.subplots(rows, columns, squeeze=False).flat)
   names = dict.fromkeys(name for curves in panels.values() for name in curves)
   styles = _styles(list(names), learned)
   letters = string.ascii_lowercase
   for axis, letter, (title, curves) in zip(axes, letters, panels.items()):
     _panel(axis, curves, styles)
-    axis.set_title(f'({letter}) {title}', loc='left', fontsize=11)
-  for axis in list(axes)[len(panels) :]:
+    title = f'({letter}) {title}' if len(panels) > 1 else title
+    axis.set_title(title, loc='left', fontsize=11)
+  for axis in axes[len(panels) :]:
     axis.axis('off')
   handles = {}
   for axis in figure.axes:
@@ -96,23 +97,25 @@ def _panel(axis, curves, styles):
 
 
 def _loss_axis(axis, curves):
-  """Logarithmic, with plain numbers at 1, 2, 5."""
+  """Logarithmic, with plain numbers: 0.2 and not 2 x 10^-1."""
   from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-  axis.set_yscale('log')
+  axis.set_ylabel('mean loss (band: quartiles)')
   finite = lambda x: x[np.isfinite(x) & (x > 0)]
   starts = [finite(curve['mean'][:1]) for curve in curves.values()]
-  all_means = [finite(curve['mean']) for curve in curves.values()]
+  means = [finite(curve['mean']) for curve in curves.values()]
   top = np.concatenate(starts).max(initial=0) * RANGE
-  bottom = np.concatenate(all_means).min(initial=top)
-  if 0 < bottom < top:
-    axis.set_ylim(bottom * 0.85, top)
-  decades = np.log10(top / bottom) if 0 < bottom < top else 1
-  subs = (1, 2, 5) if decades < 3 else (1,)
+  bottom = np.concatenate(means).min(initial=top)
+  if not 0 < bottom < top:  # nothing is finite
+    return
+  axis.set_yscale('log')
+  axis.set_ylim(bottom * 0.85, top)
+  decades = np.log10(top / bottom)
+  subs = (1, 1.5, 2, 3, 5, 7) if decades < 1.2 else (1, 2, 5)
+  subs = subs if decades < 3 else (1,)
   axis.yaxis.set_major_locator(LogLocator(subs=subs, numticks=12))
   axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f'{y:g}'))
   axis.yaxis.set_minor_formatter(NullFormatter())
-  axis.set_ylabel('mean loss (band: quartiles)')
 
 
 def _margin_axis(axis, curves):

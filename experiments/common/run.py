@@ -150,7 +150,7 @@ def _check(path, experiment, settings) -> bool:
         'them: choose another --workdir'
       )
     return False
-  if settings.run.resume == 'never':
+  if settings.run.resume == 'never' and is_writer():
     raise UsageError(f'--resume=never: there is a run in {path}')
   record = read_record(path)
   here = settings_lib.recorded(experiment, settings)

@@ -143,6 +143,13 @@ class Hosts(NamedTuple):
   multihost_timeout: Count = 300
 
 
+def refuse(rules: dict[str, Any]) -> None:
+  """Raises UsageError with the first message whose condition holds."""
+  for message, wrong in rules.items():
+    if wrong:
+      raise UsageError(message)
+
+
 def helps(topic: type) -> dict[str, str]:
   """{flag: help} of a topic's docstring, paragraphs as one line each."""
   _, _, text = (inspect.getdoc(topic) or '').partition('Attributes:\n')

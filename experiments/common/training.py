@@ -154,8 +154,7 @@ def meta_train(t: Training, theta=None) -> Progress:
       metrics.write(json.dumps(_without_nan(line)) + '\n')
       metrics.flush()
       _leave_if_asked(t, epoch, total, progress, metrics, clock)
-    if total > first:
-      _save(t, total, progress, metrics, clock)
+    _save(t, total, progress, metrics, clock)
   signals.announce('stopped; the same command resumes', saving=False)
   if not np.isfinite(progress.best):
     raise NonFinite(f'no theta has a finite validation loss; see {t.path}')

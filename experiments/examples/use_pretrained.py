@@ -4,7 +4,7 @@
 
 Given theta, its weights, a learned optimizer is an optax transformation.  This
 one was meta-trained on a net of 20 sigmoid units and all of MNIST.  Here it
-trains 32 units on 5,000 digits, beside Adam at five learning rates.
+trains 32 units on 4,000 digits, beside Adam at five learning rates.
 """
 
 import functools

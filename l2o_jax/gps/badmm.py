@@ -1,11 +1,13 @@
 """Guided policy search by Bregman ADMM, the form of both papers."""
 
+import functools
 from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 
+from l2o_jax.checks import require
 from l2o_jax.gps import costs, iteration
 from l2o_jax.gps.dynamics import fit_controller
 from l2o_jax.gps.iteration import choose, guide_actions
@@ -50,6 +52,32 @@ def _adapted(nu, kl):
   return nu * jnp.where(kl >= mean + 0.5 * std, 2.0, lower)
 
 
+def _improve_one(cost, blend, samples, mu, guide, dual, kl_step, limits):
+  """One guide's step; mu: the policy's actions [S, T, A].
+
+  Returns:
+    (guide, Dual, Report).
+  """
+  model = fit_model(samples, cost, blend)
+  psi, mu, nu = scaled(guide, model), mu / model.action_unit, dual.penalties
+  variance = explored(psi, model, limits)  # [T, A]
+  psi = psi._replace(noise=from_diagonal(variance))
+  pi_variance = jnp.sum(nu) / jnp.sum(nu[:, None] / variance, 0)  # [A]
+  spread = jnp.broadcast_to(pi_variance, variance.shape)
+  pi = fit_controller(model.states, mu, spread, blend=blend)
+  apart = jnp.mean(mu - guide_actions(psi, model.states), 0) / variance
+  lam = dual.multipliers * model.action_unit
+  lam += DUAL_RATE * nu[:, None] * apart
+  bound = kl_step * variance.size
+  task = (model.dynamics, model.cost, lam, nu, pi)
+  new, info = constrained_step(*task, psi, bound, dual.eta)
+  kl = _divergence_of_policy(mu, pi_variance, new, model.states)
+  dual = Dual(lam / model.action_unit, _adapted(nu, kl), info.eta)
+  fall = 1 - info.cost / info.previous_cost
+  report = iteration.Report(info.kl, jnp.sum(kl), fall)
+  return unscaled(new, model), dual, report
+
+
 def badmm(
   cost: costs.CostModel = costs.gradient_share,
   *,
@@ -82,38 +110,14 @@ def badmm(
   Raises:
     ValueError: a cost of samples.
   """
-  if cost.of_samples:
-    raise ValueError(
-      'badmm: a cost of samples gives each sample its own '
-      'actions, no guide to roll out: it needs mirror_descent'
-    )
+  why = 'the cost gives each sample its own actions, no guide to roll out'
+  require(not cost.of_samples, f'badmm: {why}: it needs mirror_descent')
+  improve_one = functools.partial(_improve_one, cost, blend)
 
   def init(shape):
     P, M, T, A = shape
     nu = jnp.full((P, M, T), FIRST_PENALTY, jnp.float32)
     return Dual(jnp.zeros((P, M, T, A)), nu, jnp.ones((P, M)))
-
-  def improve_one(samples, mu, guide, dual, kl_step, limits):
-    """The new guide, Dual, Report; mu: the policy's actions [S, T, A]."""
-    model = fit_model(samples, cost, blend)
-    psi, mu, nu = scaled(guide, model), mu / model.action_unit, dual.penalties
-    variance = explored(psi, model, limits)  # [T, A]
-    psi = psi._replace(noise=from_diagonal(variance))
-    own = guide_actions(psi, model.states)
-    pi_variance = jnp.sum(nu) / jnp.sum(nu[:, None] / variance, 0)  # [A]
-    spread = jnp.broadcast_to(pi_variance, variance.shape)
-    pi = fit_controller(model.states, mu, spread, blend=blend)
-    apart = jnp.mean(mu - own, 0) / variance
-    lam = dual.multipliers * model.action_unit
-    lam += DUAL_RATE * nu[:, None] * apart
-    bound = kl_step * variance.size
-    task = (model.dynamics, model.cost, lam, nu, pi)
-    new, info = constrained_step(*task, psi, bound, dual.eta)
-    kl = _divergence_of_policy(mu, pi_variance, new, model.states)
-    dual = Dual(lam / model.action_unit, _adapted(nu, kl), info.eta)
-    fall = 1 - info.cost / info.previous_cost
-    report = iteration.Report(info.kl, jnp.sum(kl), fall)
-    return unscaled(new, model), dual, report
 
   def step(policy, iterate, seen):
     samples = seen.samples

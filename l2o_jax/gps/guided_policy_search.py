@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from l2o_jax.base import Features, Info, MetaTrainer, Theta
+from l2o_jax.checks import require
 from l2o_jax.gps import rollouts as runs
 from l2o_jax.gps.controller import controller, momentum_guide
 from l2o_jax.gps.iteration import Evidence, Improve, Iterate, choose
@@ -95,12 +96,16 @@ def guided_policy_search(
   """
   runs.check(rollouts, 'guided_policy_search')
   by_policy = improve.judges_policy
-  if guide is None and not by_policy:
-    raise ValueError('guided_policy_search: badmm needs a first guide')
+  named = 'guided_policy_search: badmm needs a first guide'
+  require(guide is not None or by_policy, named)
   joint, A = policy.coordinates is not None, policy.coordinates or 1
   M, N, T = len(policy.groups.names), rollouts.num_rollouts, rollouts.num_steps
   from_nothing = guide is not None and regression.first_steps > 0
   kl_at = kl_step if callable(kl_step) else optax.constant_schedule(kl_step)
+
+  def mean_over(costs, who):
+    """Mean of [P, N] over the rollouts `who` [N], nan if there are none."""
+    return jnp.sum(jnp.where(who, costs, 0), -1) / jnp.sum(who)
 
   def init(key):
     theta = policy.learned.init(jax.random.fold_in(key, 0))
@@ -114,31 +119,28 @@ def guided_policy_search(
     return GpsState(*iterate, accepted, worst, jnp.ones(P), keys, zero)
 
   def roll_out(state, optimizee, key, use_policy, limits):
-    first = lambda psi, gradient: controller(
-      psi, state_features, policy.groups, gradient
-    )
-    variance = diagonal(state.guide.noise)
-    cast = runs.Cast(
-      state.theta, first, state.guide, use_policy, variance, limits
-    )
-    return runs.collect(
-      rollouts,
-      policy,
-      optimizee,
-      cast,
-      state.function_keys,
-      key,
-      improve.cost.needs_hessian,
-    )
+    groups, psi, keys = policy.groups, state.guide, state.function_keys
+    first = lambda psi, g: controller(psi, state_features, groups, g)
+    variance = diagonal(psi.noise)
+    cast = runs.Cast(state.theta, first, psi, use_policy, variance, limits)
+    needs = improve.cost.needs_hessian
+    return runs.collect(rollouts, policy, optimizee, cast, keys, key, needs)
 
   def judge(state, costs, use_policy):
     """Cost of each function's rollouts, and whether they are accepted, [P]."""
     who = (use_policy == by_policy) | jnp.all(~use_policy)  # [N]
-    values = jnp.sum(jnp.where(who, costs, 0), -1) / jnp.sum(who)
+    values = mean_over(costs, who)
     if by_policy:  # one theta for all functions
       values = jnp.full_like(values, jnp.mean(values))
     worst = tolerance * state.accepted_cost
     return values, jnp.isfinite(values) & (values <= worst)
+
+  def resized(state, accept):
+    """Scale of the next KL step, and the largest KL itself, [P]."""
+    grown = jnp.minimum(1.2 * state.kl_scale, 3.0)
+    shrunk = jnp.maximum(0.4 * state.kl_scale, 0.01)
+    kl_scale = jnp.where(accept, grown, shrunk)
+    return kl_scale, kl_scale * kl_at(state.iteration)
 
   def take_back(state, keep):
     """The iterate to improve: what was rolled out, or the last accepted."""
@@ -165,10 +167,7 @@ def guided_policy_search(
     units = calibrated(policy, accepted.theta, *samples[1:3])
     theta = choose(first & jnp.any(accept), units, accepted.theta)
 
-    grown = jnp.minimum(1.2 * state.kl_scale, 3.0)
-    shrunk = jnp.maximum(0.4 * state.kl_scale, 0.01)
-    kl_scale = jnp.where(accept, grown, shrunk)
-    bound = kl_scale * kl_at(state.iteration)
+    kl_scale, bound = resized(state, accept)
     each = lambda x, rest: jnp.broadcast_to(x, (len(accept), M, *rest))
     trust = each(bound[:, None], ()), each(limits, (2,))
     knobs = of_iteration(regression, state.iteration, first)
@@ -178,11 +177,10 @@ def guided_policy_search(
 
     mean = lambda x: jnp.mean(x, where=accept[:, None] & jnp.isfinite(x))
     values = jnp.where(accept, values, state.accepted_cost)
-    policy_costs = jnp.sum(jnp.where(use_policy, costs, 0), -1)
     summary = {name: mean(x) for name, x in report._asdict().items()}
     summary |= {
       'accepted_cost': jnp.mean(values),
-      'policy_cost': jnp.mean(policy_costs / jnp.sum(use_policy)),
+      'policy_cost': jnp.mean(mean_over(costs, use_policy)),
       'rejected': 1 - jnp.mean(accept),
       'kl_scale': jnp.mean(kl_scale),
       'regression_error': error,

@@ -63,12 +63,11 @@ def mirror_descent(
     guide = choose(seen.first, iterate.guide, guide)
     precision = 1 / jnp.mean(diagonal(guide.noise), -1)  # [P, M, T]
     lesson = Lesson(samples.observations, targets, precision, seen.accept)
-    theta, error = learn(
-      policy, iterate.theta, lesson, seen.regression, seen.key
-    )
+    knobs, old = seen.regression, (iterate.guide, iterate.dual)
+    theta, error = learn(policy, iterate.theta, lesson, knobs, seen.key)
     # One theta for all functions: it is accepted with all of them or not.
     theta = choose(seen.accept[0], theta, iterate.theta)
-    kept = choose(seen.accept, (guide, eta), (iterate.guide, iterate.dual))
+    kept = choose(seen.accept, (guide, eta), old)
     return iteration.Iterate(theta, *kept), report, error
 
   def init(shape):

@@ -9,6 +9,7 @@ import optax
 
 from l2o_jax.base import Cell, Features, LearnedOptimizer, Theta
 from l2o_jax.cells.standardised import standardised
+from l2o_jax.checks import require
 from l2o_jax.coordinatewise import coordinatewise
 from l2o_jax.groups import Groups, grouped
 
@@ -57,12 +58,10 @@ def make_policy(
     ValueError: groups and coordinates are both given, or coordinates without a
       cell that communicates, or the reverse.
   """
-  if coordinates is not None and groups is not None:
-    raise ValueError('make_policy: a policy of all coordinates has no groups')
-  if cell.communicates != (coordinates is not None):
-    raise ValueError(
-      'make_policy: `coordinates` and a cell that communicates need each other'
-    )
+  whole = coordinates is not None
+  ask = 'make_policy: `coordinates` and a cell that communicates'
+  require(cell.communicates == whole, f'{ask} need each other')
+  require(not whole or groups is None, f'{ask} have no groups')
   cell = standardised(cell, coordinates=coordinates or 1)
   learned = coordinatewise(features, cell)
   shared = shared or groups is None

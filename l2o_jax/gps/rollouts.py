@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from l2o_jax.base import Optimizee, Theta
+from l2o_jax.checks import require
 from l2o_jax.gps.controller import coordinate_state, exploration, mixture
 from l2o_jax.groups import merge, sample, split
 from l2o_jax.unroll import unroll
@@ -43,11 +44,9 @@ class Rollouts(NamedTuple):
 
 def check(knobs: Rollouts, who: str) -> None:
   """Raises a ValueError where there is nothing to fit."""
-  if knobs.num_steps < 2 or knobs.num_rollouts < 2:
-    raise ValueError(
-      f'{who}: num_steps and num_rollouts must be at least 2, got '
-      f'{knobs.num_steps} and {knobs.num_rollouts}'
-    )
+  T, N = knobs.num_steps, knobs.num_rollouts
+  enough = f'{who}: num_steps and num_rollouts must be at least 2'
+  require(T >= 2 and N >= 2, f'{enough}, got {T} and {N}')
 
 
 def function_keys(knobs: Rollouts, key: chex.PRNGKey) -> chex.PRNGKey:
@@ -191,10 +190,9 @@ def collect(knobs, policy, optimizee, cast, functions, key, with_hessian=False):
     return rollout(knobs, policy, optimizee, make_opt, keys, with_hessian)
 
   each = jax.vmap(run, (None, None, 0, 0, 0))
-  keys = jax.random.split(key, functions.shape)
-  return jax.vmap(each, (0, 0, 0, 0, None))(
-    cast.guides, cast.variance, functions, keys, cast.use_policy
-  )
+  all_runs = jax.vmap(each, (0, 0, 0, 0, None))
+  keys = (functions, jax.random.split(key, functions.shape))
+  return all_runs(cast.guides, cast.variance, *keys, cast.use_policy)
 
 
 class Samples(NamedTuple):

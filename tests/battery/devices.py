@@ -22,9 +22,9 @@ def _free_port():
 def _theta_on_devices(path, count, epochs):
   """Meta-trains on so many virtual devices; saves theta."""
   jax.config.update('jax_num_cpu_devices', count)
-  from experiments.common import run as harness
+  from experiments.common import bptt
 
-  sharding = harness.sharding(8) if count > 1 else None
+  sharding = bptt.sharding(8) if count > 1 else None
   trainer = truncated_bptt(
     lstm_raw(0.1),
     optax.adam(1e-2),
@@ -113,8 +113,8 @@ def processes(directory, times):
       assert status == 0, text
     jax.tree.map(
       lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
-      _load_theta(workdir / 'best.npz'),
-      _load_theta(directory / 'one' / 'best.npz'),
+      _load_theta(workdir / 'theta.npz'),
+      _load_theta(directory / 'one' / 'theta.npz'),
     )
     assert len(list(workdir.glob('summary.json'))) == 1
   alone = quadratics(

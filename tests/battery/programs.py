@@ -25,6 +25,8 @@ SMALL_RUN = (
   '--nosecond_derivatives',
   '--num_optimizees=1',
   '--clip_each=0',
+  '--baselines=SGD',
+  '--baselines=momentum',
 )
 
 # Programs start from a process that has imported the libraries, but not yet
@@ -35,9 +37,8 @@ CONTEXT.set_forkserver_preload(
     'jax',
     'optax',
     'chex',
-    'tqdm',
-    'matplotlib.pyplot',
-    'experiments.comparison',
+    'matplotlib.figure',
+    'experiments.common.comparison',
     'l2o_jax',
   ]
 )
@@ -143,7 +144,7 @@ def final_state(workdir):
   newest = sorted((workdir / 'checkpoints').glob('*.npz'))[-1]
   files = [
     newest,
-    workdir / 'best.npz',
+    workdir / 'theta.npz',
     workdir / 'metrics.jsonl',
     workdir / 'curves.csv',
     workdir / 'summary.json',

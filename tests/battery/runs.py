@@ -11,8 +11,7 @@ import time
 
 import jax
 
-from l2o_jax import checkpoint
-from l2o_jax.learned_optimizers import lstm_raw
+from l2o_jax.learned_optimizers import lstm_raw, save_learned
 from tests.battery.programs import (
   CACHE,
   CONTEXT,
@@ -101,9 +100,10 @@ def stop_and_resume(directory, times):
 
 def nonfinite_experiment(directory, times):
   """Only non-finite meta-gradients: status 3, the step, theta kept."""
-  theta = lstm_raw().init(jax.random.key(0))
+  learned = lstm_raw(0.1)
+  theta = learned.init(jax.random.key(0))
   theta['linear']['b'] += 1e30  # a first step of 1e29, so f = inf
-  checkpoint.save(directory / 'theta.npz', theta)
+  save_learned(directory / 'theta.npz', learned, theta)
   for i in range(times):
     workdir = directory / f'run{i}'
     status, text = quadratics(
@@ -130,11 +130,10 @@ def full_disk(directory):
   workdir = directory / 'run'
   status, text = quadratics(workdir, '--num_epochs=8').wait()
   assert status == 0, text
-  (workdir / 'config.json').write_text(
-    (workdir / 'config.json')
-    .read_text()
-    .replace('"num_epochs": 8', '"num_epochs": 60')
-  )
+  record = (workdir / 'run.json').read_text()
+  record = record.replace('"num_epochs": 8', '"num_epochs": 60')
+  record = record.replace('"finished": true', '"finished": false')
+  (workdir / 'run.json').write_text(record)
   newest = sorted((workdir / 'checkpoints').glob('*.npz'))[-1]
   before, errors = newest.read_bytes(), tempfile.mktemp()
   process = CONTEXT.Process(
@@ -149,6 +148,7 @@ def full_disk(directory):
   assert text.splitlines()[-1].startswith('error: '), text
   assert newest.read_bytes() == before
   assert not list(workdir.rglob('*.tmp')), 'a torn file is left'
+  assert not list(workdir.rglob('.*.tmp')), 'a torn file is left'
   return 'status 1, one line, the old checkpoint intact'
 
 

@@ -68,8 +68,8 @@ class ParseTest(parameterized.TestCase):
     ('mnist', '--panels=huge', 'panels'),
     ('benchmark', '--threads=1000', '--threads'),
     ('benchmark', '--workdir=/proc/nowhere', '--workdir'),
-    ('learning_to_optimize', '--num_steps=1', 'at least 2 for guided'),
-    ('predicted_step_descent', '--num_steps=1', 'at least 2 for guided'),
+    ('learning_to_optimize', '--num_steps=1', '2 or more'),
+    ('predicted_step_descent', '--num_steps=1', '2 or more'),
     (
       'predicted_step_descent',
       '--unroll_length=5',

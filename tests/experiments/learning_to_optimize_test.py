@@ -44,9 +44,8 @@ class LearningToOptimizeTest(parameterized.TestCase):
 
   @parameterized.parameters('quick', 'paper')
   def test_trainers(self, preset):
-    """Both presets' programs can be traced; theta is the learned optimizer's."""
-    presets = lto.EXPERIMENT.presets[preset]
-    s = self.settings(**presets, **TINY)
+    """Both presets' programs can be traced, with the optimizer's theta."""
+    s = self.settings(**lto.EXPERIMENT.presets[preset] | TINY)
     learned = autonomous_optimizer(LABELS)
     if s.gps.policy == 'joint':
       learned = autonomous_optimizer(coordinates=4)

@@ -1,4 +1,4 @@
-"""Stages as the flags say; data of the comparison; a run by back-propagation."""
+"""Stages as the flags say, data of the comparison, back-propagation."""
 
 import json
 import pathlib
@@ -46,7 +46,7 @@ class PredictedStepDescentTest(parameterized.TestCase):
     self.enterContext(mock.patch.object(report, 'say'))
 
   def settings(self, **flags):
-    flags = {**TINY, **flags}
+    flags = TINY | flags
     return toy.make_settings(self.path, psd.EXPERIMENT, **flags)
 
   def check_stages(self, s, tuned):
@@ -92,7 +92,8 @@ class PredictedStepDescentTest(parameterized.TestCase):
       (self.path.parent / name).mkdir()
       data.append(str(self.path.parent / name / 'images.npz'))
       np.savez(data[-1], train_images=DATA[0], train_labels=DATA[1])
-    how = {'trainer': 'bptt', 'unroll_length': 2, 'num_epochs': 1}
+    how = {'trainer': 'bptt', 'num_steps': 2, 'unroll_length': 2}
+    how |= {'num_epochs': 1, 'shared': True, 'num_test': 1}
     s = self.settings(**how, test_data=tuple(data), features='log_and_sign')
     psd.main(s)
     summary = json.loads((self.path / 'summary.json').read_text())
@@ -115,7 +116,7 @@ class PredictedStepDescentTest(parameterized.TestCase):
     s = self.settings(inputs=48, hidden=48, panels=('wide_long', 'same'))
     problem = psd.make_problem(OPTIMIZEE, 'tuning', 1, 4)
     panels = list(psd.make_panels(s, {'data': DATA}, problem))
-    titles = ['data, wide_long', 'data, same']
+    titles = ['data, wide, long', 'data, same']
     self.assertEqual([panel.title for panel in panels], titles)
     params, _ = panels[0].test.optimizee.init(jax.random.key(0))
     self.assertEqual(params[0]['w'].shape, (100, 200))

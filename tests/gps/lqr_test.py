@@ -1,18 +1,12 @@
 """Guided policy search's LQR against dense solutions in NumPy."""
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
 from l2o_jax.gps import lqr
+from tests.gps.problems import run, spd
 
 T, D = 6, 4
-
-
-def spd(rng, *shape):
-  m = rng.normal(size=shape + shape[-1:])
-  return m @ np.swapaxes(m, -1, -2) + 0.5 * np.eye(shape[-1])
 
 
 def problem(seed, actions):
@@ -85,12 +79,6 @@ def dense(dynamics, cost, lam, nu, policy, eta, previous, start, first):
   m = len(e)
   kkt = np.block([[H, E.T], [E, np.zeros((m, m))]])
   return np.linalg.solve(kkt, np.concatenate([-g, e]))[action(0)]
-
-
-def run(function, *args):
-  with jax.enable_x64(True):
-    out = jax.jit(function)(*jax.tree.map(jnp.asarray, args))
-    return jax.tree.map(np.asarray, out)
 
 
 class LqrTest(parameterized.TestCase):

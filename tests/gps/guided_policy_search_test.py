@@ -1,0 +1,180 @@
+"""Guided policy search as a whole, on small tasks."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl.testing import absltest, parameterized
+
+from l2o_jax.base import Optimizee
+from l2o_jax.cells.lstm import lstm_cell
+from l2o_jax.features import gradient, state_features
+from l2o_jax.gps import costs
+from l2o_jax.gps.badmm import badmm
+from l2o_jax.gps.guided_policy_search import guided_policy_search
+from l2o_jax.gps.mirror_descent import mirror_descent
+from l2o_jax.gps.policy import Regression, make_policy
+from l2o_jax.gps.rollouts import Rollouts
+from l2o_jax.imitation import imitation
+from l2o_jax.unroll import unroll
+from tests.gps.problems import BY_NAME, QUICKLY, bowls
+
+ROLLOUTS = Rollouts(8, num_rollouts=6, num_coordinates=3)
+REGRESSION = Regression(60, 120, batch_size=16, learning_rate=1e-2)
+GUIDE = (0.05, 0.3)
+PHI = state_features(1, 0)
+
+
+def linear_policy(groups=None, **more):
+  return make_policy(gradient(), lstm_cell((), scale=1.0), groups, **more)
+
+
+def trainer_of(improve, policy=None, guide=GUIDE, phi=PHI, **more):
+  rollouts = more.pop('rollouts', ROLLOUTS)
+  policy = policy or make_policy(gradient(), lstm_cell(()))
+  more = {'regression': REGRESSION, **more}
+  return guided_policy_search(
+    policy, phi, guide, rollouts, improve=improve, **more
+  )
+
+
+def run(trainer, optimizee, epochs, state=None):
+  state = trainer.init(jax.random.key(0)) if state is None else state
+  chex.clear_trace_counter()
+  step = jax.jit(
+    chex.assert_max_traces(1)(trainer.step), compiler_options=QUICKLY
+  )
+  infos = []
+  for i in range(epochs):
+    state, info = step(state, optimizee, jax.random.key(i))
+    infos.append(info)
+  return state, infos
+
+
+def lowered(trainer):
+  return jax.jit(trainer.step).lower(
+    trainer.init(jax.random.key(0)), bowls(), jax.random.key(1)
+  )
+
+
+class GuidedPolicySearchTest(parameterized.TestCase):
+  @parameterized.named_parameters(
+    ('badmm', True, None),
+    ('mirror_descent', False, optax.sgd(0.05, momentum=0.3)),
+  )
+  def test_improves_guide_and_policy(self, minibatch, teacher):
+    """From a guide, or from what imitation has taught."""
+    policy, optimizee = linear_policy(BY_NAME), bowls(minibatch)
+    phi = state_features(2, 1)
+    regression = REGRESSION._replace(
+      learning_rate=optax.constant_schedule(1e-2)
+    )
+    costs_seen, state = [], None
+    if teacher is None:
+      improve = badmm(inner_iterations=1, policy_rollouts=0.5)
+      trainer = trainer_of(improve, policy, phi=phi, regression=regression)
+    else:
+      first = imitation(
+        policy, teacher, ROLLOUTS, regression=regression._replace(steps=120)
+      )
+      taught, infos = run(first, optimizee, 2)
+      costs_seen += [float(info.meta_loss[0]) for info in infos]
+      trainer = trainer_of(
+        mirror_descent(), policy, None, phi, regression=regression
+      )
+      state = trainer.init(jax.random.key(0))._replace(theta=taught.theta)
+      chex.assert_trees_all_equal(
+        *(jax.random.key_data(s.function_keys) for s in (taught, state))
+      )
+    state, infos = run(trainer, optimizee, 5 - len(costs_seen), state)
+    costs_seen += [float(info.summary['accepted_cost']) for info in infos]
+    self.assertLess(costs_seen[-1], 0.7 * costs_seen[0])
+    chex.assert_tree_all_finite((state.theta, state.guide, state.dual))
+    params, _ = bowls().init(jax.random.key(9))
+
+    def curve(opt):
+      return unroll(
+        lambda x, k: bowls().loss(x, (), k),
+        opt,
+        params,
+        opt.init(params),
+        jax.random.split(jax.random.key(0), 9),
+      )[1].losses.sum()
+
+    mine, momentum = jax.jit(
+      lambda theta: (
+        curve(policy.learned.transform(theta)),
+        curve(optax.sgd(0.05, momentum=0.3)),
+      )
+    )(state.theta)
+    self.assertLess(float(mine), float(momentum))
+
+  def test_several_groups_share_a_theta(self):
+    """Each still has its own guide."""
+    policy = linear_policy(BY_NAME, shared=True)
+    trainer = trainer_of(mirror_descent(costs.gradient_share), policy)
+    state, (info,) = run(trainer, bowls(), 1)
+    self.assertEqual(set(state.theta), {'mean', 'std', 'output', 'cell'})
+    self.assertEqual(state.guide.offset.shape, (1, 2, 8, 1))
+    self.assertEqual(info.losses.shape, (1, 6, 9))
+    self.assertEqual(info.meta_loss.shape, (1,))
+    chex.assert_tree_all_finite((state.theta, state.guide))
+    # In the first iteration the policy learns the guide, momentum descent.
+    delta, _ = policy.cell.step(
+      state.theta, jnp.ones((1, 1)), policy.cell.initial_state(1)
+    )
+    np.testing.assert_allclose(delta, -0.05, atol=0.03)
+
+  def test_what_is_not_finite_is_taken_back(self):
+    """At first the start is repeated; later theta and guide go back."""
+    init = lambda key: (1 + jax.random.uniform(key, (3,)), ())
+    family = lambda scale: Optimizee(
+      init, jax.tree_util.Partial(lambda s, x, t, k: jnp.sum(s * x**2), scale)
+    )
+    good, bad = family(jnp.float32(1)), family(jnp.float32(jnp.inf))
+    trainer = trainer_of(mirror_descent())
+    step = jax.jit(trainer.step, compiler_options=QUICKLY)
+    start = trainer.init(jax.random.key(0))
+    state, info = step(start, bad, jax.random.key(0))
+    self.assertTrue(info.skipped[0])
+    self.assertEqual(int(state.iteration), 0)
+    chex.assert_trees_all_equal(state.theta, start.theta)
+    state, info = step(state, good, jax.random.key(0))
+    self.assertFalse(info.skipped[0])
+    self.assertEqual(int(state.iteration), 1)
+    one, _ = step(state, good, jax.random.key(1))
+    back, info = step(one, bad, jax.random.key(2))
+    self.assertTrue(info.skipped[0])
+    self.assertEqual(float(info.summary['rejected']), 1)
+    chex.assert_trees_all_equal(back.theta, one.accepted.theta)
+    chex.assert_trees_all_equal(back.guide, one.accepted.guide)
+    self.assertLess(float(back.kl_scale[0]), float(one.kl_scale[0]))
+
+  def test_no_lapack(self):
+    """Two batched calls at a time block each other on two cores."""
+    for improve in (mirror_descent(costs.sample_taylor), badmm(costs.taylor)):
+      self.assertNotIn('lapack', lowered(trainer_of(improve)).as_text())
+
+  def test_program_does_not_grow(self):
+    """With steps, alternations, rollouts."""
+
+    def size(inner, *rollouts):
+      rollouts = Rollouts(*rollouts, num_coordinates=3)
+      trainer = trainer_of(badmm(inner_iterations=inner), rollouts=rollouts)
+      return lowered(trainer).as_text().count('\n')
+
+    small = size(1, 3, None, 6)
+    self.assertGreater(small, 1000)
+    self.assertLess(size(4, 30, None, 9), 1.02 * small)
+
+  def test_bad_arguments(self):
+    with self.assertRaisesRegex(ValueError, 'badmm needs a first guide'):
+      trainer_of(badmm(), guide=None)
+    for T, N in ((8, 1), (1, 20)):
+      with self.assertRaisesRegex(ValueError, f'got {T} and {N}'):
+        trainer_of(badmm(), rollouts=Rollouts(T, num_rollouts=N))
+
+
+if __name__ == '__main__':
+  absltest.main()
