@@ -13,15 +13,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from l2o_jax import (
-  Cell,
-  coordinatewise,
-  gradient,
-  learning_curves,
-  truncated_bptt,
-)
+import l2o_jax
 from l2o_jax.cells.layers import linear, linear_init
-from l2o_jax.optimizees import quadratic
 
 RATES = (0.01, 0.015, 0.02, 0.025, 0.03, 0.04)
 
@@ -45,13 +38,13 @@ def gru_cell(hidden=20, scale=0.1):
     h = keep * h + (1 - keep) * jnp.tanh(linear(theta['candidate'], x))
     return scale * linear(theta['output'], h)[0], h
 
-  return Cell(init, initial_state, step)
+  return l2o_jax.Cell(init, initial_state, step)
 
 
 def main(num_epochs=150, num_test=256):
-  optimizee = quadratic(10)
-  learned = coordinatewise(gradient(), gru_cell())
-  trainer = truncated_bptt(
+  optimizee = l2o_jax.optimizees.quadratic(10)
+  learned = l2o_jax.coordinatewise(l2o_jax.gradient(), gru_cell())
+  trainer = l2o_jax.truncated_bptt(
     learned,
     optax.adam(1e-2),
     unroll_length=20,
@@ -68,7 +61,8 @@ def main(num_epochs=150, num_test=256):
 
   def final(opt):
     keys = jax.random.split(jax.random.key(2), num_test)
-    return float(learning_curves(optimizee, opt, keys, 100)[:, -1].mean())
+    curves = l2o_jax.learning_curves(optimizee, opt, keys, 100)
+    return float(curves[:, -1].mean())
 
   ours = final(learned.transform(state.theta))
   sgd = {rate: final(optax.sgd(rate)) for rate in RATES}

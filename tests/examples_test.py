@@ -1,0 +1,53 @@
+"""Each example runs, and shows what it says."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+from absl.testing import absltest
+
+from experiments.examples import new_cell, train_your_own, use_pretrained
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+class ExamplesTest(absltest.TestCase):
+  def test_use_pretrained(self):
+    learned, in_bfloat16, adam = use_pretrained.main()
+    self.assertLess(learned, 0.9 * adam)
+    self.assertLess(in_bfloat16, 0.9 * adam)
+
+  def test_train_your_own(self):
+    folder = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
+    learned, adam = train_your_own.main(40, folder / 'theta.npz')
+    self.assertLess(learned[-1], 0.5 * learned[0])
+    self.assertLess(learned[-1], 1.2 * adam[-1])
+
+  def test_new_cell(self):
+    learned, sgd = new_cell.main(100, 128)
+    self.assertLess(learned, 0.8 * sgd)
+
+  def test_sharded(self):
+    """In a process of its own: the number of devices is fixed at the start."""
+    code = 'from experiments.examples import sharded; print(sharded.main())'
+    command = sys.executable, '-W', 'error', '-c', code
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    self.assertEqual(done.returncode, 0, done.stderr)
+    results = ast.literal_eval(done.stdout.splitlines()[-1])
+    (everywhere, of_step), (gap, of_meta_step) = results
+    self.assertTrue(everywhere)
+    self.assertEqual(of_step, {})
+    self.assertLess(gap, 1e-5)
+    self.assertEqual(of_meta_step, {'all-reduce': 1})
+
+  def test_cell_is_short(self):
+    tree = ast.parse(pathlib.Path(new_cell.__file__).read_text())
+    (cell,) = (x for x in tree.body if getattr(x, 'name', '') == 'gru_cell')
+    lines = ast.unparse(cell).splitlines()
+    self.assertLessEqual(sum(map(bool, lines)), 20)
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,90 @@
+"""Kept results: theta loads, its story is told, the page is up to date."""
+
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from experiments.results import make_readme
+from l2o_jax import learning_curves, load_learned, metadata
+from l2o_jax.optimizees import quadratic
+
+RESULTS = pathlib.Path(make_readme.__file__).parent
+RUNS = {
+  f'{path.parts[-3]}/{path.parts[-2]}': path.parent
+  for path in sorted(RESULTS.glob('*/*/run.json'))
+}
+TOLD = ('command', 'commit', 'versions', 'device', 'seed', 'minutes')
+
+
+def story(run: str):
+  return json.loads((RUNS[run] / 'run.json').read_text())
+
+
+class ResultsTest(parameterized.TestCase):
+  def test_every_theta_has_its_run(self):
+    found = {path.parent for path in RESULTS.rglob('*.npz')}
+    self.assertLessEqual(found, set(RUNS.values()))
+    self.assertNotEmpty(found)
+
+  @parameterized.parameters(*RUNS)
+  def test_story(self, run):
+    told = story(run)
+    self.assertContainsSubset(TOLD, told)
+    self.assertEqual((told['experiment'], told['run']), tuple(run.split('/')))
+    for entry in told['headline']:
+      self.assertContainsSubset(
+        ('figure', 'ours', 'best_tuned', 'paper'), entry
+      )
+    self.assertTrue((RUNS[run] / 'NOTES.md').exists())
+    for path in RUNS[run].glob('*.json'):
+      json.loads(path.read_text(), parse_constant=self.fail)  # no NaN
+
+  @parameterized.parameters(*RUNS)
+  def test_theta(self, run):
+    """Loads without being told what it is, and moves parameters."""
+    path = RUNS[run] / 'theta.npz'
+    if not path.exists():  # a comparison of several runs
+      self.assertIsNone(story(run)['optimizer'])
+      return
+    learned, theta = load_learned(path)
+    self.assertEqual(
+      json.loads(json.dumps(learned.call)), story(run)['optimizer']
+    )
+    self.assertEqual(metadata(path)['optimizer'], story(run)['optimizer'])
+    labels = learned.call['arguments'].get('labels')
+    is_name = lambda x: isinstance(x, str)
+    params = jax.tree.map(
+      lambda _: jnp.ones((2, 3)), labels or 'x', is_leaf=is_name
+    )
+    grads = jax.tree.map(lambda x: 0.1 * x, params)
+    opt = learned.transform(theta)
+    state = opt.init(params)
+    for _ in range(2):
+      updates, state = opt.update(grads, state, params, value=jnp.float32(1))
+    for update in jax.tree.leaves(updates):
+      self.assertTrue(np.isfinite(update).all())
+      self.assertGreater(abs(update).max(), 0)
+
+  def test_page(self):
+    """`python -m experiments.results.make_readme` writes it."""
+    self.assertEqual((RESULTS / 'README.md').read_text(), make_readme.readme())
+
+  def test_quadratics_as_summarised(self):
+    """The mean final loss on fresh functions, within 4 standard errors."""
+    path = RUNS['quadratics/full']
+    learned, theta = load_learned(path / 'theta.npz')
+    keys = jax.random.split(jax.random.key(2016), 512)
+    opt = learned.transform(theta)
+    final = learning_curves(quadratic(10), opt, keys, 100)[:, -1]
+    panels = json.loads((path / 'summary.json').read_text())['panels']
+    (panel,) = panels.values()
+    error = np.hypot(panel['LSTM']['final_stderr'], final.std() / 512**0.5)
+    self.assertLess(abs(final.mean() - panel['LSTM']['final_mean']), 4 * error)
+
+
+if __name__ == '__main__':
+  absltest.main()
