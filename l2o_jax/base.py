@@ -57,6 +57,10 @@ class Optimizee(_Optimizee):
     )
     return super().__new__(cls, *fields)
 
+  @classmethod
+  def _make(cls, fields):  # what `_replace` calls
+    return cls(*fields)
+
 
 class Features(NamedTuple):
   """What the optimizer sees of a coordinate; works for arrays of any shape.

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from l2o_jax.base import LearnedOptimizer
-from l2o_jax.coordinatewise import WholeState
+from l2o_jax.coordinatewise import WholeState, check_shape, leaf_by_leaf
 from l2o_jax.truncated_bptt import to_array, to_tree
 from l2o_jax.unroll import Trajectory, along
 from l2o_jax.unroll import unroll as plain_unroll
@@ -315,13 +315,14 @@ def chunked(learned: LearnedOptimizer, size: int = 1280) -> LearnedOptimizer:
       padding = -x.size % width if x.size else 1
       return jnp.pad(jnp.ravel(x), (0, padding)).reshape(-1, width)
 
-    def init(params):
-      return tuple(
-        jax.tree.map(_bits, jax.vmap(opt.init)(blocks(x)))
-        for x in jax.tree.leaves(params)
-      )
+    def start(x):
+      return jax.tree.map(_bits, jax.vmap(opt.init)(blocks(x)))
 
-    def update_leaf(g, state, x, **extra_args):
+    def move(g, x, state, **extra_args):
+      check_shape('parameter', jnp.shape(g if x is None else x), g.shape)
+      for s, t in zip(*map(jax.tree.leaves, (state, jax.eval_shape(start, g)))):
+        check_shape('state', s.shape, t.shape)
+
       def one(i, carry):
         updates, state, x = jax.tree.map(
           lambda leaf, like: _number(
@@ -346,7 +347,7 @@ def chunked(learned: LearnedOptimizer, size: int = 1280) -> LearnedOptimizer:
           new,
         )
 
-      given = blocks(g), None if x is None else blocks(x)
+      given = blocks(g), None if x is None else blocks(jnp.asarray(x))
       like = (given[0], jax.eval_shape(opt.init, given[0][0]), given[1])
       gradients, parameters = jax.tree.map(_bits, given)
       updates, state = jax.lax.fori_loop(
@@ -355,22 +356,6 @@ def chunked(learned: LearnedOptimizer, size: int = 1280) -> LearnedOptimizer:
       updates = _number(updates, g)
       return jnp.ravel(updates)[: g.size].reshape(g.shape), state
 
-    def update(updates, state, params=None, **extra_args):
-      leaves, structure = jax.tree.flatten(updates)
-      xs = (
-        [None] * len(leaves)
-        if params is None
-        else structure.flatten_up_to(params)
-      )
-      new = [
-        update_leaf(*leaf, **extra_args)
-        for leaf in zip(leaves, state, xs, strict=True)
-      ]
-      return (
-        structure.unflatten([u for u, _ in new]),
-        tuple(s for _, s in new),
-      )
-
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(*leaf_by_leaf(start, move))
 
   return learned._replace(transform=transform, communicates=True)

@@ -56,13 +56,21 @@ def _cast(tree, dtype):
   )
 
 
-def _check_real(tree, what):
+def _array(x):
+  """An array of a leaf of the parameters; zeros for a struct."""
+  is_struct = isinstance(x, jax.ShapeDtypeStruct)
+  return jnp.zeros_like(x) if is_struct else jnp.asarray(x)
+
+
+def check_real(tree, what: str):
+  """Raises a TypeError that names a leaf which is not floating-point."""
   for path, x in jax.tree.leaves_with_path(tree):
     dtype = x.dtype if hasattr(x, 'dtype') else jnp.result_type(x)
     if not jnp.issubdtype(dtype, jnp.floating):
       name = jax.tree_util.keystr(path) or 'array'
+      kind = 'float0' if dtype == jax.dtypes.float0 else dtype.name
       raise TypeError(
-        f'coordinatewise: the {what} {name} is {dtype.name}, not real '
+        f'coordinatewise: the {what} {name} is {kind}, not real '
         'floating-point numbers'
       )
 
@@ -88,12 +96,13 @@ def _flatten_as(outer, tree, what):
   return leaves
 
 
-def _check_shape(g, old, what):
-  for s in jax.tree.leaves(old):
-    if s.shape[s.ndim - g.ndim :] != g.shape:
-      raise ValueError(
-        f'coordinatewise: {what} has shape {g.shape}, its state {s.shape}'
-      )
+def check_shape(what: str, found, wanted):
+  """Raises a ValueError unless the shapes of a leaf are the same."""
+  if found != wanted:
+    raise ValueError(
+      f'coordinatewise: the {what} of a leaf has shape {found}, its gradient '
+      f'{wanted}'
+    )
 
 
 def _of_each(value, g, dtype):
@@ -123,7 +132,8 @@ def _from_trees(state, inner, outer):
 
 def _ravel(tree, dtype):
   """All coordinates as one axis [n]."""
-  leaves = [jnp.ravel(x).astype(dtype) for x in jax.tree.leaves(tree)]
+  leaves = jax.tree.leaves(jax.tree.map(_array, tree))
+  leaves = [jnp.ravel(x).astype(dtype) for x in leaves]
   return jnp.concatenate(leaves) if leaves else jnp.zeros(0, dtype)
 
 
@@ -141,7 +151,8 @@ class _Rule(NamedTuple):
 
   Attributes:
     start: x [*s] -> what its coordinates remember at first.
-    move: g [*s], x [*s], value, what they remember -> delta [*s], the same.
+    move: g [*s], x [*s] or None, what they remember, value -> delta [*s], what
+      they remember.
     dtype: of theta, and so of all computations.
   """
 
@@ -160,7 +171,7 @@ def _rule(features, cell, theta, state_dtype):
     return jnp.where(jnp.isfinite(x), x, 0)
 
   def start(x):
-    x = seen(jnp.zeros_like(x) if isinstance(x, jax.ShapeDtypeStruct) else x)
+    x = seen(x)
     memory = each(features.init, x.ndim)(x)
     if cell.communicates:
       state = cell.initial_state(x.size)
@@ -174,7 +185,10 @@ def _rule(features, cell, theta, state_dtype):
     state = _cast(jax.tree.map(spread, state), state_dtype or dtype)
     return CoordinatewiseState((memory,), (state,))
 
-  def move(g, x, value, old):
+  def move(g, x, old, value):
+    check_shape('parameter', np.shape(g if x is None else x), g.shape)
+    for s in [] if cell.communicates else jax.tree.leaves(old):
+      check_shape('state', s.shape[s.ndim - g.ndim :], g.shape)
     if value is not None:
       value = _of_each(value, g, dtype)
     g, x = seen(g), seen(g if x is None else x)
@@ -192,30 +206,42 @@ def _rule(features, cell, theta, state_dtype):
   return _Rule(start, move, dtype)
 
 
-def _leaf_by_leaf(rule):
-  """init and update for coordinates that do not communicate."""
+def leaf_by_leaf(start: Callable, move: Callable):
+  """init and update of a rule that looks at one leaf at a time.
+
+  Args:
+    start: x -> what is remembered of a leaf at first; its structure is the same
+      for all leaves.
+    move: g, x or None, what is remembered, **extra_args -> the update of the
+      leaf, what is remembered.
+
+  Returns:
+    (init, update) of an optax transformation.
+  """
 
   def inner():
-    """Structure of what one coordinate remembers."""
-    scalar = jnp.zeros((), rule.dtype)
-    return jax.tree.structure(jax.eval_shape(rule.start, scalar))
+    """Structure of what is remembered of a leaf."""
+    return jax.tree.structure(jax.eval_shape(start, jnp.zeros(())))
 
   def init(params):
+    check_real(params, 'parameter')
     leaves, outer = jax.tree.flatten(params)
-    return _to_trees(list(map(rule.start, leaves)), inner(), outer)
+    leaves = list(map(_array, leaves))
+    return _to_trees(list(map(start, leaves)), inner(), outer)
 
-  def update(updates, state, params, value):
+  def update(updates, state, params=None, **extra_args):
+    check_real(updates, 'gradient')
     trees = inner().flatten_up_to(state)
-    outer = jax.tree.structure(trees[0] if trees else updates)
+    like = updates if params is None else params
+    outer = jax.tree.structure(trees[0] if trees else like)
     rows = _from_trees(state, inner(), outer)
     gs = _flatten_as(outer, updates, 'gradients')
-    xs = gs if params is None else _flatten_as(outer, params, 'parameters')
+    xs = _flatten_as(outer, like, 'parameters')
     deltas = [None] * len(gs)
     for i, (g, x, row) in enumerate(zip(gs, xs, rows, strict=True)):
       if g is not None:  # None: a frozen parameter
-        g = jnp.asarray(g)
-        _check_shape(g, row, f'gradient {i}')
-        delta, rows[i] = rule.move(g, x, value, row)
+        g, x = jnp.asarray(g), None if params is None else x
+        delta, rows[i] = move(g, x, row, **extra_args)
         deltas[i] = delta.astype(g.dtype)
     return outer.unflatten(deltas), _to_trees(rows, inner(), outer)
 
@@ -226,13 +252,20 @@ def _all_at_once(rule):
   """init and update for coordinates that communicate: one axis of all."""
 
   def init(params):
+    check_real(params, 'parameter')
     return rule.start(_ravel(params, rule.dtype))
 
   def update(updates, state, params, value):
+    check_real(updates, 'gradient')
     g = _ravel(updates, rule.dtype)
     x = None if params is None else _ravel(params, rule.dtype)
-    _check_shape(g, state.memory, 'gradient')
-    delta, state = rule.move(g, x, value, state)
+    shapes = lambda tree: jax.tree.map(jnp.shape, tree)
+    if shapes(jax.eval_shape(rule.start, g)) != shapes(state):
+      raise ValueError(
+        f'coordinatewise: the gradients have {g.size} coordinates, the state '
+        'is of another number'
+      )
+    delta, state = rule.move(g, x, state, value)
     return _unravel(delta, updates), state
 
   return init, update
@@ -277,18 +310,13 @@ def coordinatewise(
 
   def transform(theta):
     rule = _rule(features, cell, theta, state_dtype)
-    way = _all_at_once if cell.communicates else _leaf_by_leaf
-    start, move = way(rule)
-
-    def init(params):
-      _check_real(params, 'parameter')
-      return start(params)
+    apart = lambda rule: leaf_by_leaf(rule.start, rule.move)
+    init, move = (_all_at_once if cell.communicates else apart)(rule)
 
     def update(updates, state, params=None, *, value=None, **extra_args):
       del extra_args
-      _check_real(updates, 'gradient')
       _check_given(features.needs, params=params, value=value)
-      return move(updates, state, params, value)
+      return move(updates, state, params, value=value)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
