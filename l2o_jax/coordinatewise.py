@@ -112,7 +112,7 @@ def _of_each(value, g, dtype):
     raise ValueError(
       f'coordinatewise: `value` must be a scalar, got shape {value.shape}'
     )
-  return jnp.broadcast_to(value, g.shape)
+  return value + jnp.zeros_like(g, dtype)  # sharded as g is
 
 
 def _to_trees(rows, inner, outer):
@@ -177,13 +177,14 @@ def _rule(features, cell, theta, state_dtype):
       state = cell.initial_state(x.size)
       return WholeState((memory,), (_cast(state, state_dtype or dtype),))
     state = cell.initial_state(1) if cell.whole else cell.initial_state()
-
-    def spread(s):  # [H] or [H, 1] -> [H, *s]; made of x, so where x is
-      s = s[..., 0] if cell.whole else jnp.asarray(s)
-      return s.reshape(s.shape + (1,) * x.ndim) + 0 * x.astype(s.dtype)
-
-    state = _cast(jax.tree.map(spread, state), state_dtype or dtype)
-    return CoordinatewiseState((memory,), (state,))
+    box = lambda s: s.reshape(s.shape + (1,) * x.ndim)
+    flat = lambda s: s[..., 0] if cell.whole else jnp.asarray(s)
+    state = jax.tree.map(lambda s: box(flat(s)), state)  # [H, 1, ...]
+    # [H, *s], made of x to be where x is.  x is finite, so this adds 0, but
+    # the compiler does not know and keeps the sharding; 0 x it would drop.
+    follow = lambda s: s + (x != x).astype(s.dtype)
+    memory, state = jax.tree.map(follow, (memory, state))
+    return CoordinatewiseState((memory,), (_cast(state, state_dtype or dtype),))
 
   def move(g, x, old, value):
     check_shape('parameter', np.shape(g if x is None else x), g.shape)
