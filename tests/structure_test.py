@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / 'l2o_jax'
 # From bottom to top; a module may import those of lower floors only.
 FLOORS = (
-  ('base', 'cpu', 'files', 'gps.linalg'),
+  ('base', 'checks', 'cpu', 'files', 'gps.linalg', 'leaves'),
   ('cells.layers', 'checkpoint', 'features', 'unroll'),
   ('cells.lstm', 'cells.mlp', 'cells.standardised'),
   ('coordinatewise', 'evaluation', 'groups', 'truncated_bptt'),
@@ -100,7 +100,7 @@ class StructureTest(absltest.TestCase):
   def test_who_knows_what(self):
     for module, used in library().items():
       if module.startswith('optimizees.') and module != 'optimizees.__init__':
-        self.assertLessEqual(used, {'base', 'cpu'}, module)
+        self.assertLessEqual(used, {'base', 'checks', 'cpu'}, module)
       if module.startswith(TRAINERS):
         cells = {name for name in used if name.startswith('cells.')}
         self.assertEqual(bool(cells - {'cells.__init__'}), module in KNOW_CELLS)
