@@ -247,8 +247,8 @@ def truncated_bptt(
       gradients can be 1,000 times larger, do not dominate the mean.  None:
       never, as the paper.
     sharding: of the axis B over devices; theta is replicated, and a meta-step
-      has one all-reduce, for its gradient.  None: wherever the jitted step
-      runs.
+      has one all-reduce for its gradient, and one of a number, the meta-loss.
+      None: wherever the jitted step runs.
     unroll: see `meta_loss`.
 
   Returns:
