@@ -40,7 +40,7 @@ class ExamplesTest(absltest.TestCase):
     self.assertTrue(everywhere)
     self.assertEqual(of_step, {})
     self.assertLess(gap, 1e-5)
-    self.assertEqual(of_meta_step, {'all-reduce': 1})
+    self.assertEqual(of_meta_step, {'all-reduce': 2})  # theta's gradient, loss
 
   def test_cell_is_short(self):
     tree = ast.parse(pathlib.Path(new_cell.__file__).read_text())
