@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import optax
 
 from l2o_jax.base import LearnedOptimizer
-from l2o_jax.coordinatewise import WholeState, check_shape, leaf_by_leaf
+from l2o_jax.coordinatewise import WholeState
+from l2o_jax.leaves import check_shape, leaf_by_leaf
 from l2o_jax.truncated_bptt import to_array, to_tree
 from l2o_jax.unroll import Trajectory, along
 from l2o_jax.unroll import unroll as plain_unroll

@@ -8,7 +8,9 @@ from tests.battery.__main__ import BATTERY, run
 class BatteryTest(parameterized.TestCase):
   @parameterized.named_parameters((name, name) for name in BATTERY)
   def test(self, name):
-    self.assertTrue(run(name))
+    """An attack raises an AssertionError, and says in a line what it saw."""
+    line = run(name)
+    self.assertRegex(line, r'^[^\n]{20,}$')
 
 
 if __name__ == '__main__':

@@ -1,12 +1,19 @@
 """Features with a history, against slow loops in NumPy."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from l2o_jax.features import history, relative_changes
-from l2o_jax.gps.state_features import state_features
+from l2o_jax.features import (
+  gradient,
+  history,
+  log_and_sign,
+  relative_changes,
+  state_features,
+)
+from tests import quick
 
 
 def run_data(steps, seed=0):
@@ -27,7 +34,7 @@ def along(features, x, g, f):
   with jax.enable_x64(True):
     arrays = tuple(map(jnp.asarray, (x, g, f)))
     return np.asarray(
-      jax.jit(lambda *a: jax.lax.scan(step, features.init(a[0][0]), a)[1])(
+      quick.jit(lambda *a: jax.lax.scan(step, features.init(a[0][0]), a)[1])(
         *arrays
       )
     )
@@ -117,12 +124,6 @@ class FeaturesTest(parameterized.TestCase):
     np.testing.assert_array_equal(before[:11], after[:11])
     self.assertGreater(abs(before[11] - after[11]).max(), 0)
 
-  @parameterized.named_parameters((n, n) for n in ALL)
-  def test_needs_the_loss(self, name):
-    features, x = ALL[name], jnp.ones(3)
-    with self.assertRaisesRegex(TypeError, 'value'):
-      features.update(features.init(x), x, x, None)
-
   @parameterized.named_parameters(
     ('changes', 'changes'), ('history', 'history')
   )
@@ -131,14 +132,51 @@ class FeaturesTest(parameterized.TestCase):
     f[[3, 7, 8]] = np.nan, np.inf, 0
     self.assertTrue(np.isfinite(along(ALL[name], x, g, f)).all())
 
-  def test_bad_arguments(self):
-    for make in (
-      lambda: history(0),
-      lambda: state_features(0, 3),
-      lambda: state_features(5, -1),
-    ):
-      with self.assertRaises(ValueError):
-        make()
+  @parameterized.named_parameters(
+    *((n, n) for n in ALL), ('gradient', 'gradient'), ('log', 'log')
+  )
+  def test_shapes_and_what_they_need(self, name):
+    """Arrays of any shape: [...] -> [..., F]; memory keeps its type."""
+    features = {'gradient': gradient(), 'log': log_and_sign(), **ALL}[name]
+    needs = {'gradient': '', 'log': '', 'history': 'value'}
+    given = needs.get(name, 'params value').split()
+    self.assertEqual(features.needs, frozenset(given))
+    for shape in ((), (3,), (2, 0), (2, 3, 4)):
+      x = jax.ShapeDtypeStruct(shape, jnp.float32)
+      memory = jax.eval_shape(features.init, x)
+      value = jax.ShapeDtypeStruct((), jnp.float32)
+      new, seen = jax.eval_shape(features.update, memory, x, x, value)
+      self.assertEqual(
+        (seen.shape, seen.dtype), ((*shape, features.size), x.dtype)
+      )
+      chex.assert_trees_all_equal_shapes_and_dtypes(new, memory)
+
+  def test_log_and_sign_by_hand(self):
+    """log 2 = 0.6931; below exp(-p) it is (-1, exp(p) g)."""
+    features = log_and_sign(2.0)
+    g = jnp.array([2.0, -2.0, 0.1, 0.0])
+    _, seen = features.update((), g, g, None)
+    want = [[0.3465736, 1], [0.3465736, -1], [-1, 0.7389056], [-1, 0]]
+    np.testing.assert_allclose(seen, want, rtol=1e-6)
+
+  @parameterized.parameters(
+    (lambda: log_and_sign(0.0), 'got 0.0'),
+    (lambda: log_and_sign(88.1), 'got 88.1'),
+    (lambda: log_and_sign(float('nan')), 'got nan'),
+    (lambda: history(0), 'got 0'),
+    (lambda: state_features(0, 3), 'got 0 and 3'),
+    (lambda: state_features(5, -1), 'got 5 and -1'),
+  )
+  def test_bad_arguments(self, make, message):
+    with self.assertRaisesRegex(ValueError, message):
+      make()
+
+  def test_the_largest_p_is_finite(self):
+    """exp(88) is finite in float32; exp(89) was NaN at g = 0."""
+    features, g = log_and_sign(88.0), jnp.array([0.0, 1e-38, -1.0])
+    see = lambda g: features.update((), g, g, None)[1]
+    seen, slopes = jax.jvp(see, (g,), (jnp.ones(3),))
+    self.assertTrue(np.isfinite(seen).all() and np.isfinite(slopes).all())
 
 
 if __name__ == '__main__':

@@ -1,28 +1,97 @@
-"""Coordinate groups as vectors."""
+"""Coordinate groups: a theta each, split, merge and sample."""
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl.testing import absltest
+from absl.testing import absltest, parameterized
 
-from l2o_jax.groups import merge, sample, split
-from tests.gps.problems import BY_NAME
+from l2o_jax.cells.lstm import lstm_cell
+from l2o_jax.coordinatewise import coordinatewise
+from l2o_jax.features import gradient
+from l2o_jax.groups import Groups, by_label, grouped, merge, sample, split
+from tests import quick
+
+LINEAR = coordinatewise(gradient(), lstm_cell((), scale=1.0))
+LABELS = {'w': 'matrix', 'v': {'w': 'matrix', 'b': 'bias'}}
 
 
-class GroupsTest(absltest.TestCase):
-  def test_split_merge_and_sample(self):
-    tree = {'b': jnp.arange(3.0), 'w': jnp.arange(8.0).reshape(2, 4)}
-    w, b = split(BY_NAME, tree)
-    np.testing.assert_array_equal(w, np.arange(8))
-    chex.assert_trees_all_equal(merge(BY_NAME, [w, b], tree), tree)
-    iw, ib = sample(BY_NAME, tree, jax.random.key(0), 5)
-    self.assertLen(set(np.asarray(iw).tolist()), 5)
-    self.assertEqual(set(np.asarray(ib).tolist()), {0, 1, 2})
+def params():
+  return {
+    'w': jnp.arange(6.0).reshape(2, 3),
+    'v': {'w': jnp.arange(6.0, 8.0), 'b': jnp.array([9.0], jnp.bfloat16)},
+  }
 
-  def test_unknown_label(self):
-    with self.assertRaisesRegex(ValueError, "'c'"):
-      split(BY_NAME, {'w': jnp.ones(1), 'b': jnp.ones(1), 'c': jnp.ones(1)})
+
+def factor(w):
+  return {'lstm': [], 'linear': {'w': jnp.full((1, 1), w), 'b': jnp.zeros(1)}}
+
+
+class GroupsTest(parameterized.TestCase):
+  @parameterized.parameters(
+    (LABELS,), ({'w': 'matrix', 'v': LABELS['v']},), (lambda tree: LABELS,)
+  )
+  def test_each_group_has_its_own_theta(self, labels):
+    learned = grouped(LINEAR, Groups(labels, ('bias', 'matrix')))
+    theta = jax.eval_shape(learned.init, jax.random.key(0))
+    self.assertEqual(set(theta), {'bias', 'matrix'})
+    x = params()
+    opt = learned.transform({'matrix': factor(2.0), 'bias': factor(-1.0)})
+    updates, _ = opt.update(x, opt.init(x), x)
+    np.testing.assert_allclose(updates['w'], 2 * x['w'])
+    np.testing.assert_allclose(updates['v']['w'], 2 * x['v']['w'])
+    np.testing.assert_allclose(np.float32(updates['v']['b']), [-9.0])
+
+  def test_thetas_are_drawn_apart(self):
+    learned = grouped(LINEAR, Groups(LABELS, ('a', 'b')))
+    theta = quick.jit(learned.init)(jax.random.key(0))
+    self.assertNotEqual(theta['a']['linear']['w'], theta['b']['linear']['w'])
+
+  def test_one_group_is_the_optimizer_itself(self):
+    x = {'w': jnp.array([1.0, -2.0])}
+    opt = grouped(LINEAR, by_label({'w': 'all'})).transform(
+      {'all': factor(0.5)}
+    )
+    plain = LINEAR.transform(factor(0.5))
+    got, want = (o.update(x, o.init(x), x)[0] for o in (opt, plain))
+    chex.assert_trees_all_equal(got, want)
+
+  def test_names_in_the_order_of_the_tree(self):
+    self.assertEqual(by_label(LABELS).names, ('bias', 'matrix'))
+    self.assertEqual(by_label(['b', ['a', 'b']]).names, ('b', 'a'))
+
+  @parameterized.parameters('ab', ((),), (('a', 'a'),))
+  def test_bad_names(self, names):
+    with self.assertRaisesRegex(
+      ValueError, '^grouped: groups must be distinct'
+    ):
+      grouped(LINEAR, Groups(lambda params: params, names))
+
+  def test_split_and_merge(self):
+    """Coordinates in the order of the leaves; a prefix of the tree labels."""
+    groups = Groups({'w': 'one', 'v': 'two'}, ('two', 'one'))
+    two, one = split(groups, params())
+    np.testing.assert_allclose(one, np.arange(6.0))
+    np.testing.assert_allclose(two, [9, 6, 7])
+    back = merge(groups, [two, one], params())
+    chex.assert_trees_all_equal(back, params())
+    chex.assert_trees_all_equal_dtypes(back, params())
+    for names in (('one',), ('one', 'two', 'three')):
+      with self.assertRaisesRegex(ValueError, 'labels and names differ: '):
+        split(groups._replace(names=names), params())
+
+  def test_sample(self):
+    """Without replacement; a small group shows all of its coordinates."""
+    groups = Groups({'w': 'one', 'v': 'two'}, ('one', 'two'))
+    draw = quick.jit(lambda key: sample(groups, params(), key, 5))
+    one, two = draw(jax.random.key(0))
+    self.assertLen(set(one.tolist()), 5)
+    self.assertTrue((0 <= one).all() and (one < 6).all())
+    np.testing.assert_array_equal(two, [0, 1, 2, 0, 1])
+    counts = np.zeros(6)
+    for i in range(60):
+      counts[draw(jax.random.key(i))[0]] += 1
+    np.testing.assert_allclose(counts / 60, 5 / 6, atol=0.2)
 
 
 if __name__ == '__main__':

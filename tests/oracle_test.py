@@ -9,18 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from l2o_jax import blocks as replay
-from l2o_jax.base import Optimizee
+from l2o_jax import blocks
 from l2o_jax.cells.lstm import lstm_cell
 from l2o_jax.coordinatewise import coordinatewise
 from l2o_jax.features import gradient, log_and_sign
-from l2o_jax.learned_optimizers import flattened
 from l2o_jax.optimizees.quadratic import quadratic
 from l2o_jax.truncated_bptt import meta_loss
 from l2o_jax.unroll import unroll
 
 EXCERPT = pathlib.Path(__file__).parent / 'data' / 'oracle.npz'
-FULL = pathlib.Path(__file__).parents[2] / 'shared' / 'oracle'
 
 
 @contextlib.contextmanager
@@ -59,6 +56,20 @@ def start_state(values, dtype):
     for layer in (1, 2)
   )
   return cell
+
+
+def metagrad(tag, start, dtype, second):
+  """(weights, W, y, {name: start, losses, 'grad/...'}) of an unroll."""
+  with np.load(EXCERPT) as npz:
+    case = f'metagrad/{tag}/{start}/'
+    values = section(npz, f'{case}{dtype}/')
+    values |= section(npz, f'{case}{dtype}/second_{str(second).lower()}/')
+    if start == 'cold':  # the cell states are zero
+      x = npz[f'{case}x_start']
+      names = [f'{s}{layer}_start' for s in 'hc' for layer in (1, 2)]
+      values |= {n: np.zeros((x.size, 20)) for n in names} | {'x_start': x}
+    weights = section(npz, f'metagrad/{tag}/weights/')
+    return weights, npz[f'metagrad/{tag}/W'], npz[f'metagrad/{tag}/y'], values
 
 
 class OracleTest(parameterized.TestCase):
@@ -138,34 +149,19 @@ class OracleTest(parameterized.TestCase):
   )
   def test_meta_gradient(self, dtype, how, start, tag):
     second = how == 'second'
-    if tag == 'logsign_init' and start == 'warm':
-      with np.load(EXCERPT) as npz:
-        values = section(
-          npz, f'metagrad/{dtype}/warm/second_{str(second).lower()}/'
-        )
-        weights = section(npz, f'metagrad/{dtype}/weights/')
-        w, y = npz['metagrad/W_b16'], npz['metagrad/y_b16']
-    elif not FULL.is_dir():
-      self.skipTest(f'this case is in {FULL}, which is not here')
-    else:
-      with np.load(FULL / f'quad_metagrad_{dtype}.npz') as npz:
-        values = section(npz, f'{tag}/{start}/second_{str(second).lower()}/')
-        weights = section(npz, f'{tag}/weights/')
-        batch = int(npz[f'{tag}/batch'])
-        w, y = npz[f'W_b{batch}'], npz[f'y_b{batch}']
+    weights, w, y, values = metagrad(tag, start, dtype, second)
     features, scale = (
       (gradient(), 1.0) if tag == 'ident_init' else (log_and_sign(5.0), 0.01)
     )
-    learned = flattened(coordinatewise(features, lstm_cell(scale=scale)))
+    learned = coordinatewise(features, lstm_cell(scale=scale))
+    options = {'unroll': blocks.unroll} if how == 'blocks' else {'remat': False}
     with precision(dtype) as kind:
       task = {'w': jnp.asarray(w, kind), 'y': jnp.asarray(y, kind)}
       theta = to_theta(weights, kind)
       x = jnp.asarray(values['x_start'], kind)
-      state = (
-        learned.transform(theta)
-        .init(x)
-        ._replace(cell=(start_state(values, kind),))
-      )
+      box = lambda s: s.reshape(20, *x.shape)  # [H, coordinates]
+      cell = jax.tree.map(box, start_state(values, kind))
+      state = learned.transform(theta).init(x)._replace(cell=(cell,))
       family = quadratic(batch=len(w))
       leading = lambda tree: jax.tree.map(lambda a: a[None], tree)
       run = jax.jit(
@@ -173,18 +169,18 @@ class OracleTest(parameterized.TestCase):
           lambda theta, task, x, state, keys: meta_loss(
             theta,
             learned,
-            Optimizee(family.init, family.loss),
+            family,
             leading(task),
             leading(x),
             leading(state),
             keys,
             second_derivatives=second,
-            remat='blocks' if how == 'blocks' else False,
+            **options,
           ),
           has_aux=True,
         )
       )
-      with mock.patch.object(replay, 'BLOCK', 60):
+      with mock.patch.object(blocks, 'BLOCK', 60):
         (loss, (params, _, losses)), grad = run(
           theta, task, x, state, jax.random.split(jax.random.key(0), (1, 21))
         )

@@ -3,29 +3,30 @@
 import functools
 from unittest import mock
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from absl.testing import absltest, parameterized
-from jax.tree_util import Partial
 
-from l2o_jax import blocks as replay
+from l2o_jax import blocks
 from l2o_jax.base import Optimizee
 from l2o_jax.cells.lstm import lstm_cell
 from l2o_jax.coordinatewise import coordinatewise
+from l2o_jax.evaluation import learning_curves
 from l2o_jax.features import gradient, log_and_sign, relative_changes
-from l2o_jax.learned_optimizers import flattened, lstm_raw
+from l2o_jax.groups import Groups, grouped
+from l2o_jax.learned_optimizers import lstm_raw
 from l2o_jax.optimizees.quadratic import quadratic
 from l2o_jax.truncated_bptt import MetaState, meta_loss, truncated_bptt
-from l2o_jax.unroll import unroll
+from tests import quick
+from tests.contracts.subjects import gru_cell, theta_of
 
 
 def parabola():
   """f(x) = x^2, x_0 = 1: the original's test problem."""
-  return Optimizee(
-    Partial(lambda key: (jnp.ones(()), ())), Partial(lambda x, task, key: x**2)
-  )
+  return Optimizee(lambda key: (jnp.ones(()), ()), lambda x, task, key: x**2)
 
 
 def linear_only():
@@ -44,7 +45,7 @@ class TruncatedBpttTest(parameterized.TestCase):
         'lstm': [],
         'linear': {'w': jnp.zeros((1, 1)), 'b': jnp.zeros(1)},
       }
-      _, info = jax.jit(trainer.step)(
+      _, info = quick.jit(trainer.step)(
         MetaState(theta, optimizer.init(theta)), parabola(), jax.random.key(0)
       )
       cost = info.losses[-1, 0, -1]
@@ -59,7 +60,7 @@ class TruncatedBpttTest(parameterized.TestCase):
     )
     theta = {'lstm': [], 'linear': {'w': jnp.zeros((1, 1)), 'b': jnp.zeros(1)}}
     step = lambda state, key: trainer.step(state, parabola(), key)
-    _, info = jax.jit(lambda s, k: jax.lax.scan(step, s, k))(
+    _, info = quick.jit(lambda s, k: jax.lax.scan(step, s, k))(
       MetaState(theta, optimizer.init(theta)),
       jax.random.split(jax.random.key(0), 500),
     )
@@ -79,7 +80,7 @@ class TruncatedBpttTest(parameterized.TestCase):
       )
       states = jax.vmap(learned.transform(theta).init)(params)
       keys = jax.random.split(jax.random.key(3), (2, 5))
-      loss = jax.jit(
+      loss = quick.jit(
         lambda theta: meta_loss(
           theta,
           learned,
@@ -103,8 +104,8 @@ class TruncatedBpttTest(parameterized.TestCase):
     np.testing.assert_allclose(exact, numeric, rtol=1e-7)
 
   def test_remat_and_batching_change_nothing(self):
-    learned = lstm_raw(0.1)
-    theta = learned.init(jax.random.key(0))
+    learned = coordinatewise(gradient(), lstm_cell((4, 3), scale=0.1))
+    theta = theta_of(learned)
     optimizee = quadratic(dimension=3)
     params, tasks = jax.vmap(optimizee.init)(
       jax.random.split(jax.random.key(1), 3)
@@ -127,102 +128,19 @@ class TruncatedBpttTest(parameterized.TestCase):
         )[0]
       )(theta)
 
-    whole = loss(slice(0, 3))
+    whole = loss(slice(0, 3), remat=False)
     remat = loss(slice(0, 3), remat=True)
     segments = loss(slice(0, 3), remat='segments')  # 3, 3 and 1 steps
-    with mock.patch.object(replay, 'BLOCK', 2):  # 2 of 3, then the last 2
-      blocks = loss(slice(0, 3), remat='blocks')
+    with mock.patch.object(blocks, 'BLOCK', 2):  # 2 of 9, ..., the last 2
+      in_blocks = loss(slice(0, 3), unroll=blocks.unroll)
     single = [loss(slice(i, i + 1)) for i in range(3)]
     mean = jax.tree.map(lambda *x: sum(x) / 3, *single)
-    for other in (remat, segments, blocks, mean):
+    for other in (remat, segments, in_blocks, mean):
       jax.tree.map(
         functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-5),
         whole,
         other,
       )
-
-  @parameterized.named_parameters(
-    ('gradient', gradient(), jnp.float32),
-    ('log_and_sign', log_and_sign(), jnp.float32),
-    ('bfloat16_state', log_and_sign(), jnp.bfloat16),
-    ('integers_in_the_state', relative_changes(), jnp.float32),
-  )
-  def test_blocks(self, features, state_dtype):
-    """As differentiated whole: by theta, x_0, state, and what f closes over.
-
-    Four blocks of 4 of 14 coordinates: the last two overlap.
-    """
-    learned = flattened(
-      coordinatewise(features, lstm_cell((4, 3)), state_dtype)
-    )
-    theta = learned.init(jax.random.key(0))
-    x = {
-      'a': jax.random.normal(jax.random.key(1), (3, 4)),
-      'b': jax.random.normal(jax.random.key(2), (2,)),
-    }
-    leaves, structure = jax.tree.flatten(learned.transform(theta).init(x))
-    is_float = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.inexact)
-    floats = [s + jnp.asarray(0.1, s.dtype) for s in leaves if is_float(s)]
-
-    def total(theta, x, floats, scale, remat):
-      floats = iter(floats)
-      state = structure.unflatten(
-        [next(floats) if is_float(s) else s for s in leaves]
-      )
-      end, run = unroll(
-        lambda x, key: (
-          scale * jnp.sum(x['a'] ** 2) * jnp.sum(x['b'] ** 4)
-          + jnp.sum(x['a'][:, 1:] * x['b'][0]) ** 2
-        ),
-        learned.transform(theta),
-        x,
-        state,
-        jax.random.split(jax.random.key(3), 6),
-        remat=remat,
-      )
-      ends = [
-        s.astype(jnp.float32).sum() for s in jax.tree.leaves(end) if is_float(s)
-      ]
-      return run.losses @ jnp.arange(1.0, 7.0) + sum(
-        (i + 1) * s for i, s in enumerate(ends)
-      )
-
-    differentiate = jax.value_and_grad(total, (0, 1, 2, 3))
-    with mock.patch.object(replay, 'BLOCK', 4):
-      blocks = differentiate(theta, x, floats, 0.5, 'blocks')
-    whole = differentiate(theta, x, floats, 0.5, False)
-    tolerance = 1e-4 if state_dtype == jnp.float32 else 3e-2
-    for got, want in zip(
-      (blocks[0], *blocks[1]), (whole[0], *whole[1]), strict=True
-    ):
-      largest = max(float(jnp.abs(s).max()) for s in jax.tree.leaves(want))
-      self.assertGreater(largest, 0)
-      jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(
-          np.float32(a), np.float32(b), rtol=tolerance, atol=tolerance * largest
-        ),
-        got,
-        want,
-      )
-
-  def test_blocks_need_a_vector(self):
-    learned = coordinatewise(gradient(), lstm_cell((2,)))
-    opt = learned.transform(learned.init(jax.random.key(0)))
-    x = {'a': jnp.ones(3), 'b': jnp.ones(2)}
-    run = lambda **options: unroll(
-      lambda x, key: jnp.sum(x['a']),
-      opt,
-      x,
-      opt.init(x),
-      jax.random.split(jax.random.key(0), 3),
-      remat='blocks',
-      **options,
-    )
-    with self.assertRaisesRegex(ValueError, r'all 5 co.*\(2, 3\) for opt_st'):
-      run()
-    for options in ({'second_derivatives': True}, {'record': lambda step: 0}):
-      with self.assertRaisesRegex(ValueError, 'neither second derivatives nor'):
-        run(**options)
 
   @parameterized.parameters(
     (100, 10_000, True, 344.2e6),
@@ -238,10 +156,12 @@ class TruncatedBpttTest(parameterized.TestCase):
     """
     learned = lstm_raw()
     optimizee = Optimizee(
-      Partial(lambda key: (jnp.zeros(n), ())),
-      Partial(lambda x, task, key: jnp.sum(x**2)),
+      lambda key: (jnp.zeros(n), ()), lambda x, task, key: jnp.sum(x**2)
     )
-    theta = learned.init(jax.random.key(0))
+    theta = theta_of(learned)
+    options = (
+      {'unroll': blocks.unroll} if remat == 'blocks' else {'remat': remat}
+    )
     params = jax.ShapeDtypeStruct((1, n), jnp.float32)
     states = jax.eval_shape(jax.vmap(learned.transform(theta).init), params)
     keys = jax.eval_shape(
@@ -250,7 +170,7 @@ class TruncatedBpttTest(parameterized.TestCase):
     gradient = jax.jit(
       jax.grad(
         lambda theta, *batch: meta_loss(
-          theta, learned, optimizee, (), *batch, remat=remat
+          theta, learned, optimizee, (), *batch, **options
         )[0]
       )
     )
@@ -265,35 +185,53 @@ class TruncatedBpttTest(parameterized.TestCase):
     learned = coordinatewise(gradient(), lstm_cell((2,), scale=0.1))
     trainer = truncated_bptt(
       learned,
-      optax.sgd(0.0),
+      optax.sgd(1.0),
       unroll_length=3,
       num_unrolls=2,
       num_optimizees=4,
       weights=jnp.zeros(7).at[-1].set(1.0),
     )
-    _, info = jax.jit(trainer.step)(
-      trainer.init(jax.random.key(0)), quadratic(dimension=2), jax.random.key(1)
+    theta = theta_of(learned)
+    state = MetaState(theta, optax.sgd(1.0).init(theta))
+    new, info = quick.jit(trainer.step)(
+      state, quadratic(dimension=2), jax.random.key(1)
     )
     self.assertEqual(info.losses.shape, (2, 4, 4))
     self.assertEqual(float(info.meta_loss[0]), 0.0)
-    self.assertEqual(float(info.gradient_norm[0]), 0.0)
     np.testing.assert_allclose(
       info.meta_loss[1], np.mean(info.losses[1, :, -1]), rtol=1e-6
     )
-    self.assertGreater(float(info.gradient_norm[1]), 0.0)
+    # One meta-step moved theta, by its gradient; the first had none.
+    norm = optax.tree.norm(optax.tree.sub(new.theta, theta))
+    self.assertGreater(float(norm), 0)
+    np.testing.assert_allclose(info.summary['gradient_norm'], norm, rtol=1e-5)
+
+  @parameterized.parameters('rising', 'first')
+  def test_weights_of_every_step(self, kind):
+    """The last loss of an unroll and the first of the next are at one x."""
+    weights = {'rising': np.arange(7.0), 'first': np.eye(7)[0]}[kind]
+    trainer = truncated_bptt(
+      linear_only(),
+      optax.sgd(0.0),
+      unroll_length=3,
+      num_unrolls=2,
+      weights=weights,
+    )
+    theta = theta_of(linear_only())
+    state = MetaState(theta, optax.sgd(0.0).init(theta))
+    _, info = quick.jit(trainer.step)(state, quadratic(2), jax.random.key(1))
+    want = [info.losses[u, 0] @ weights[3 * u : 3 * u + 4] for u in range(2)]
+    np.testing.assert_allclose(info.meta_loss, want, rtol=1e-5)
 
   def test_clip_each(self):
     """The large gradient of two is clipped, the small one is not."""
 
     # One step of x' = x + w g + b from x = 1: the final loss a x'^2 has, at
     # w = b = 0, the gradient 2 a (g, 1) with g = 2 a.
-    def family(key):
-      return jnp.ones(()), jax.random.bernoulli(key)
-
     scales = jnp.array([2.0, 0.25])
     optimizee = Optimizee(
-      Partial(family),
-      Partial(lambda x, task, key: scales[task.astype(int)] * x**2),
+      lambda key: (jnp.ones(()), jax.random.bernoulli(key)),
+      lambda x, task, key: scales[task.astype(int)] * x**2,
     )
     theta = {'lstm': [], 'linear': {'w': jnp.zeros((1, 1)), 'b': jnp.zeros(1)}}
     key = next(
@@ -316,7 +254,7 @@ class TruncatedBpttTest(parameterized.TestCase):
         num_optimizees=2,
         clip_each=clip,
       )
-      state, _ = trainer.step(
+      state, _ = quick.jit(trainer.step)(
         MetaState(theta, optax.sgd(1.0).init(theta)), optimizee, key
       )
       got[clip] = [-float(state.theta['linear'][k].ravel()[0]) for k in 'wb']
@@ -328,7 +266,7 @@ class TruncatedBpttTest(parameterized.TestCase):
   def test_state_goes_from_unroll_to_unroll(self):
     """With a frozen theta, U unrolls of T steps are one run of U T steps."""
     learned = coordinatewise(gradient(), lstm_cell((4,), scale=0.1))
-    run = lambda length, number: jax.jit(
+    run = lambda length, number: quick.jit(
       truncated_bptt(
         learned,
         optax.sgd(0.0),
@@ -338,7 +276,7 @@ class TruncatedBpttTest(parameterized.TestCase):
       ).step
     )
     optimizee = quadratic(dimension=3)
-    theta = learned.init(jax.random.key(0))
+    theta = theta_of(learned)
     state = MetaState(theta, optax.sgd(0.0).init(theta))
     _, pieces = run(5, 4)(state, optimizee, jax.random.key(1))
     _, whole = run(20, 1)(state, optimizee, jax.random.key(1))
@@ -347,18 +285,181 @@ class TruncatedBpttTest(parameterized.TestCase):
         pieces.losses[u], whole.losses[0][:, 5 * u : 5 * u + 6], rtol=1e-4
       )
 
-  def test_bad_sizes(self):
-    learned = linear_only()
-    with self.assertRaisesRegex(ValueError, 'num_unrolls.*0'):
-      truncated_bptt(learned, optax.sgd(1.0), unroll_length=5, num_unrolls=0)
-    with self.assertRaisesRegex(ValueError, r'\(11,\), got \(10,\)'):
-      truncated_bptt(
-        learned,
-        optax.sgd(1.0),
-        unroll_length=5,
-        num_unrolls=2,
-        weights=jnp.ones(10),
+  def test_bad_arguments(self):
+    sizes = {'unroll_length': 5, 'num_unrolls': 2}
+    for options, message in (
+      ({'num_unrolls': 0}, 'num_unrolls.*0'),
+      ({'unroll_length': -1}, 'unroll_length.*-1'),
+      ({'num_optimizees': 0}, 'num_optimizees.*0'),
+      ({'weights': jnp.ones(10)}, r'\(11,\), got \(10,\)'),
+      ({'weights': np.full(11, np.nan)}, 'must be finite'),
+      ({'remat': 'blocks'}, "remat must be .* got 'blocks'"),
+      ({'clip_each': 0.0}, 'clip_each .* got 0.0'),
+      ({'clip_each': float('nan')}, 'clip_each .* got nan'),
+    ):
+      with self.assertRaisesRegex(ValueError, '^truncated_bptt: .*' + message):
+        truncated_bptt(linear_only(), optax.sgd(1.0), **{**sizes, **options})
+
+
+def mixed(dtype=jnp.float32):
+  """Leaves of all ranks; optimizees whose values differ by a factor of 100."""
+
+  def init(key):
+    draw = lambda i, *shape: jax.random.normal(
+      jax.random.fold_in(key, i), shape
+    )
+    params = {
+      'w': draw(0, 2, 3),
+      's': draw(1),
+      'b': draw(2, 3).astype(dtype),
+      'empty': jnp.zeros((0, 2)),
+      'none': None,
+    }
+    return params, 10 ** jax.random.uniform(key, minval=-1, maxval=1)
+
+  def loss(params, scale, key):
+    b, noise = params['b'].astype(jnp.float32), jax.random.normal(key, (3,))
+    return scale * jnp.sum((params['w'] * params['s'] + b + 0.1 * noise) ** 2)
+
+  return Optimizee(init, loss)
+
+
+class ManyOptimizeesTest(parameterized.TestCase):
+  @parameterized.parameters(
+    (log_and_sign(), jnp.float32, None),
+    (relative_changes(), jnp.float32, None),
+    (relative_changes(), jnp.bfloat16, None),
+    (gradient(), jnp.bfloat16, jnp.bfloat16),
+  )
+  def test_as_one_array_they_are_what_they_are_apart(
+    self, features, dtype, state_dtype
+  ):
+    """Losses, meta-gradient, final parameters and states, each by itself."""
+    learned = coordinatewise(features, lstm_cell((3,), scale=0.1), state_dtype)
+    apart = learned._replace(communicates=True)  # run without the array
+    theta, optimizee = theta_of(learned), mixed(dtype)
+
+    def run(learned, some):
+      params, tasks = jax.vmap(optimizee.init)(keys[:, 0][some])
+      states = jax.vmap(learned.transform(theta).init)(params)
+      differentiate = jax.value_and_grad(meta_loss, has_aux=True)
+      return differentiate(
+        theta, learned, optimizee, tasks, params, states, keys[some]
       )
+
+    keys = jax.random.split(jax.random.key(5), (3, 5))
+    (loss, (params, states, losses)), slope = quick.jit(
+      lambda: run(learned, slice(3))
+    )()
+    one = quick.jit(lambda key_rows: run(apart, key_rows))
+    each = [one(jnp.array([b])) for b in range(3)]
+    close = (
+      functools.partial(chex.assert_trees_all_close, rtol=1e-4, atol=1e-5)
+      if dtype == jnp.float32
+      else functools.partial(chex.assert_trees_all_close, rtol=2e-2, atol=2e-2)
+    )
+    wide = lambda tree: jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+    for b, ((_, (one_params, one_states, one_losses)), _) in enumerate(each):
+      got = jax.tree.map(lambda x, b=b: x[b : b + 1], (params, states, losses))
+      want = one_params, one_states, one_losses
+      chex.assert_trees_all_equal_shapes_and_dtypes(got, want)
+      close(wide(got), wide(want))
+    mean = lambda *x: sum(x) / 3
+    close(loss, mean(*(e[0][0] for e in each)))
+    close(slope, jax.tree.map(mean, *(e[1] for e in each)))
+    self.assertGreater(np.ptp(np.log(losses[:, 0])), 1)
+
+
+class OwnCellTest(parameterized.TestCase):
+  """A cell of one coordinate, 20 lines of its user, in every place."""
+
+  def test_meta_gradients_whatever_is_stored(self):
+    learned = coordinatewise(log_and_sign(), gru_cell())
+    theta, optimizee = theta_of(learned), mixed()
+
+    def gradient_of(count, **options):
+      keys = jax.random.split(jax.random.key(5), (3, 6))[:count]
+      params, tasks = jax.vmap(optimizee.init)(keys[:, 0])
+      states = jax.vmap(learned.transform(theta).init)(params)
+      return quick.jit(
+        jax.grad(
+          lambda theta: meta_loss(
+            theta, learned, optimizee, tasks, params, states, keys, **options
+          )[0]
+        )
+      )(theta)
+
+    for count in (1, 3):
+      want = gradient_of(count, remat=False)
+      self.assertGreater(float(optax.tree.norm(want)), 1e-3)
+      options = [{'remat': True}, {'unroll': blocks.unroll}]
+      for option in options + [{'remat': 'segments'}] * (count == 3):
+        with mock.patch.object(blocks, 'BLOCK', 4):
+          got = gradient_of(count, **option)
+        chex.assert_trees_all_close(got, want, rtol=1e-3, atol=1e-4)
+
+  @parameterized.parameters(
+    {'clip_each': 1.0}, {'num_optimizees': 1}, {'unroll': blocks.unroll}
+  )
+  def test_meta_training(self, **options):
+    learned = coordinatewise(gradient(), gru_cell())
+    meta = optax.adam(1e-2)
+    trainer = truncated_bptt(
+      learned,
+      meta,
+      unroll_length=4,
+      num_unrolls=2,
+      **{'num_optimizees': 3, **options},
+    )
+    theta = theta_of(learned)
+    step = lambda state, key: trainer.step(state, quadratic(3), key)
+    keys = jax.random.split(jax.random.key(0), 60)
+    state, info = quick.jit(lambda s: jax.lax.scan(step, s, keys))(
+      MetaState(theta, meta.init(theta))
+    )
+    last = info.losses[..., -1, :, -1].mean(1)
+    self.assertLess(float(last[-10:].mean()), 0.8 * float(last[:10].mean()))
+    self.assertFalse(info.skipped.any())
+    curves = quick.jit(
+      lambda theta, keys: learning_curves(
+        quadratic(3), learned.transform(theta), keys, 8
+      )
+    )(state.theta, keys[:5])
+    self.assertTrue((curves[:, -1] < curves[:, 0]).all())
+
+  def test_chunked_and_grouped(self):
+    learned = coordinatewise(log_and_sign(), gru_cell())
+    theta = theta_of(learned)
+    x = jnp.linspace(-1, 1, 7)
+    labels = {'a': 'one', 'b': 'one'}
+    parts = {'a': x[:3], 'b': x[3:]}
+    groups = grouped(learned, Groups(labels, ('one',)))
+    first = lambda opt, x: opt.update(x, opt.init(x), x)[0]
+    plain, chunks, group = quick.jit(
+      lambda: (
+        first(learned.transform(theta), x),
+        first(blocks.chunked(learned, 3).transform(theta), x),
+        first(groups.transform({'one': theta}), parts),
+      )
+    )()
+    np.testing.assert_allclose(chunks, plain, rtol=1e-5)
+    np.testing.assert_allclose(
+      np.concatenate([group['a'], group['b']]), plain, rtol=1e-5
+    )
+
+  def test_groups_in_meta_training(self):
+    """Each group's theta moves, by its own gradient."""
+    labels = {'w': 'w', 's': 's', 'b': 'w', 'empty': 's', 'none': None}
+    learned = grouped(linear_only(), Groups(labels, ('w', 's')))
+    trainer = truncated_bptt(
+      learned, optax.sgd(1e-3), unroll_length=2, num_unrolls=1, num_optimizees=2
+    )
+    theta = theta_of(learned)
+    state = MetaState(theta, optax.sgd(1e-3).init(theta))
+    new, _ = quick.jit(trainer.step)(state, mixed(), jax.random.key(0))
+    for name in ('w', 's'):
+      moved = optax.tree.sub(new.theta[name], theta[name])
+      self.assertGreater(float(optax.tree.norm(moved)), 0, name)
 
 
 if __name__ == '__main__':

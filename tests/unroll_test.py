@@ -1,14 +1,17 @@
 """The inner loop: literal runs, gradients, and what `record` sees."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from absl.testing import absltest, parameterized
 
-from l2o_jax.evaluation import learning_curves, tune_learning_rate
-from l2o_jax.optimizees.quadratic import quadratic
+from l2o_jax import blocks
+from l2o_jax.learned_optimizers import lstm_raw
 from l2o_jax.unroll import unroll
+from tests import quick
+from tests.contracts.subjects import theta_of
 
 
 def square(x, key):
@@ -71,8 +74,10 @@ class UnrollTest(parameterized.TestCase):
     np.testing.assert_allclose(cut, 2 * 0.64 * (-2 - 1.6), rtol=1e-6)
     np.testing.assert_allclose(kept, 2 * 0.64 * (-3.2), rtol=1e-6)
 
-  @parameterized.parameters(False, True, 'segments', 'blocks')
-  def test_losses_are_not_cut(self, remat):
+  @parameterized.parameters(
+    (unroll, False), (unroll, True), (unroll, 'segments'), (blocks.unroll, True)
+  )
+  def test_losses_are_not_cut(self, run, remat):
     """Σ a x_t^2 with x_{t+1} = x_t - r (2 a x_t), the bracket constant.
 
     By a, which the loss closes over, Σ x_t^2; by x_0, Σ 2 a x_t; by hand for
@@ -81,7 +86,7 @@ class UnrollTest(parameterized.TestCase):
 
     def total(a, x):
       opt = optax.sgd(0.1)
-      _, trajectory = unroll(
+      _, trajectory = run(
         lambda x, key: a * x['x'] ** 2,
         opt,
         {'x': x},
@@ -125,55 +130,140 @@ class UnrollTest(parameterized.TestCase):
     (x, _), _ = unroll(square, opt, jnp.array(0.5), (), keys(2))
     np.testing.assert_allclose(x, 0.5 - 0.5 * 0.25)
 
-  def test_learning_curves_of_the_same_keys_are_of_the_same_tasks(self):
-    run = lambda opt, **options: jax.jit(
-      lambda keys: learning_curves(
-        quadratic(dimension=3), opt, keys, 4, **options
-      )
-    )(keys(5))
-    one, two = run(optax.sgd(0.01)), run(optax.adam(0.1))
-    self.assertEqual(one.shape, (5, 5))
-    np.testing.assert_array_equal(one[:, 0], two[:, 0])
-    self.assertLen(set(np.asarray(one[:, 0]).tolist()), 5)
-    for batch_size in (1, 2):
-      np.testing.assert_allclose(
-        run(optax.sgd(0.01), batch_size=batch_size), one, rtol=1e-5
-      )
+  def test_functions_side_by_side(self):
+    """A loss [B]: every function has its own value, gradient and run."""
+    scales = jnp.array([1.0, 0.5])
+    x = {'x': jnp.array([[1.0, 2.0], [3.0, 4.0]])}
 
+    def total(rate, x, loss, record=None):
+      opt = optax.sgd(rate)
+      end, run = unroll(loss, opt, x, opt.init(x), keys(3), record=record)
+      return jnp.sum(run.losses), (end[0], run)
 
-def parabola():
-  from jax.tree_util import Partial
-
-  from l2o_jax.base import Optimizee
-
-  return Optimizee(
-    Partial(lambda key: (jnp.ones(()), ())), Partial(lambda x, task, key: x**2)
-  )
-
-
-class TuneLearningRateTest(absltest.TestCase):
-  def test_finds_the_best_rate_and_widens_the_grid(self):
-    """One step on x^2 is exact at rate 1/2, outside of both grids."""
-    for grid in ([2.0**-5, 2.0**-4, 2.0**-3], [2.0, 4.0, 8.0]):
-      best, table = tune_learning_rate(parabola(), optax.sgd, grid, keys(2), 1)
-      self.assertEqual(best, 0.5)
-      self.assertTrue((np.diff(table[:, 0]) > 0).all())
-      self.assertTrue(table[0, 0] < best < table[-1, 0])
-      np.testing.assert_allclose(
-        table[:, 1], (1 - 2 * table[:, 0]) ** 2, rtol=1e-4, atol=1e-9
-      )
-
-  def test_divergence_is_never_best(self):
-    best, table = tune_learning_rate(
-      parabola(), optax.sgd, [1e-3, 1e2, 1e7], keys(2), 200
+    both = lambda x, key: scales * jnp.sum(x['x'] ** 2, 1)
+    differentiate = jax.value_and_grad(total, (0, 1), has_aux=True)
+    (value, (end, run)), slopes = differentiate(
+      0.1, x, both, record=lambda step: step.loss
     )
-    self.assertEqual(best, 1e-3)
-    self.assertTrue(np.isinf(table[-1, 1]))
+    self.assertEqual(run.losses.shape, (3, 2))
+    self.assertEqual(run.record.shape, (2, 2))
+    want = [
+      differentiate(
+        0.1,
+        {'x': x['x'][b]},
+        lambda x, key, b=b: scales[b] * jnp.sum(x['x'] ** 2),
+      )
+      for b in range(2)
+    ]
+    for b, ((_, (one_end, one)), _) in enumerate(want):
+      np.testing.assert_allclose(run.losses[:, b], one.losses, rtol=1e-6)
+      np.testing.assert_allclose(end['x'][b], one_end['x'], rtol=1e-6)
+    np.testing.assert_allclose(value, sum(w[0][0] for w in want), rtol=1e-6)
+    np.testing.assert_allclose(slopes[0], sum(w[1][0] for w in want), rtol=1e-5)
+    np.testing.assert_allclose(
+      slopes[1]['x'], [w[1][1]['x'] for w in want], rtol=1e-5
+    )
 
-  def test_bad_grids(self):
-    for grid in ([0.1, 0.2], [0.1, 0.2, 0.9], [0.3, 0.2, 0.1], [0.0, 1.0, 2.0]):
-      with self.assertRaisesRegex(ValueError, 'constant ratio'):
-        tune_learning_rate(parabola(), optax.sgd, grid, keys(2), 1)
+  @parameterized.parameters(
+    (lambda x, key: x**2, r'scalar, got \(4, 1\)', (4, 1)),
+    (lambda x, key: jnp.zeros(5) + jnp.sum(x), r'scalar, got \(5,\)', (4,)),
+    (lambda x, key: jnp.sum(x)[None], r'scalar, got \(1,\)', (4,)),
+  )
+  def test_a_loss_that_is_not_a_scalar(self, loss, message, shape):
+    """The mean over the batch forgotten."""
+    with self.assertRaisesRegex(ValueError, f'^unroll: the loss .*{message}'):
+      unroll(loss, optax.sgd(1.0), jnp.ones(shape), optax.EmptyState(), keys(2))
+
+  def test_bad_arguments(self):
+    start = (square, optax.sgd(0.1), jnp.ones(()), (optax.EmptyState(),) * 2)
+    for remat in ('blocks', 2, None):
+      with self.assertRaisesRegex(ValueError, f'remat must be .*{remat}'):
+        unroll(*start, keys(2), remat=remat)
+    with self.assertRaisesRegex(ValueError, 'at least one'):
+      unroll(*start, keys(2)[:0])
+
+  def test_no_steps(self):
+    opt, x = optax.sgd(1.0), jnp.array(3.0)
+    (x, _), run = unroll(square, opt, x, opt.init(x), keys(1))
+    np.testing.assert_array_equal(run.losses, [9])
+    self.assertEqual(x, 3)
+
+
+class LineSearchTest(parameterized.TestCase):
+  @parameterized.parameters(
+    (lambda: optax.lbfgs(),),
+    (
+      lambda: optax.chain(
+        optax.sgd(1.0), optax.scale_by_backtracking_linesearch(15)
+      ),
+    ),
+  )
+  def test_as_in_the_loop_of_its_documentation(self, make):
+    """Minimizes a quadratic, with the losses of optax's own loop."""
+    matrix = jnp.array([[3.0, 1.0], [1.0, 1.0]])
+    f = lambda x: 0.5 * x @ matrix @ x - x[0]
+    x, opt = jnp.array([2.0, -3.0]), make()
+    run = quick.jit(
+      lambda x: unroll(lambda x, key: f(x), opt, x, opt.init(x), keys(41))
+    )
+    (end, _), trajectory = run(x)
+
+    def step(carry, _):
+      x, state = carry
+      value, g = jax.value_and_grad(f)(x)
+      updates, state = opt.update(g, state, x, value=value, grad=g, value_fn=f)
+      return (optax.apply_updates(x, updates), state), value
+
+    optaxs = quick.jit(lambda x: jax.lax.scan(step, (x, opt.init(x)), None, 40))
+    (want, _), values = optaxs(x)
+    np.testing.assert_allclose(end, want, atol=1e-5)
+    np.testing.assert_allclose(trajectory.losses[:-1], values, atol=1e-5)
+    # The minimum: A x = (1, 0), f = -1/2 x_1 = -1/4.
+    np.testing.assert_allclose(end, [0.5, -0.5], atol=1e-2)
+    np.testing.assert_allclose(trajectory.losses[-1], -0.25, atol=1e-4)
+
+  def test_value_fn_is_of_the_steps_own_minibatch(self):
+    """The key picks the minimum; a Newton step from value_fn lands on it."""
+    loss = lambda x, key: (x - jax.random.uniform(key)) ** 2
+
+    def update(updates, state, params, *, value, grad, value_fn, **extra):
+      slope = jax.grad(value_fn)(params)
+      return -grad / 2, (value_fn(params) - value, slope - grad)
+
+    opt = optax.GradientTransformationExtraArgs(
+      lambda params: (0.0, 0.0), update
+    )
+    (end, state), run = unroll(loss, opt, jnp.array(3.0), (0.0, 0.0), keys(3))
+    np.testing.assert_allclose(state, (0, 0), atol=1e-6)
+    np.testing.assert_allclose(end, jax.random.uniform(keys(3)[1]), rtol=1e-5)
+
+
+class SeedsTest(absltest.TestCase):
+  def test_vmap_over_seeds_is_a_run_for_each(self):
+    """A user's own loop with `update`, three seeds at once (G.7)."""
+    learned = lstm_raw(0.1)
+    thetas = [theta_of(learned, seed) for seed in range(3)]
+    theta = jax.tree.map(lambda *x: jnp.stack(x), *thetas)
+
+    def train(theta, key):
+      opt = learned.transform(theta)
+      x = jax.random.normal(key, (3,))
+
+      def step(carry, _):
+        x, state = carry
+        value, g = jax.value_and_grad(lambda x: jnp.sum(x**2))(x)
+        updates, state = opt.update(g, state, x, value=value)
+        return (optax.apply_updates(x, updates), state), value
+
+      return jax.lax.scan(step, (x, opt.init(x)), None, 4)
+
+    seeds = jax.random.split(jax.random.key(0), 3)
+    ends, values = quick.jit(jax.vmap(train))(theta, seeds)
+    one = quick.jit(train)
+    for i in range(3):
+      end, value = one(thetas[i], seeds[i])
+      got = jax.tree.map(lambda x, i=i: x[i], (ends, values))
+      chex.assert_trees_all_close(got, (end, value), rtol=1e-5, atol=1e-6)
 
 
 if __name__ == '__main__':

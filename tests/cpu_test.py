@@ -1,11 +1,13 @@
-"""tanh and sigmoid against numpy's in double precision."""
+"""tanh and sigmoid against numpy's in double precision; draws."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from l2o_jax.cpu import sigmoid, tanh
+from l2o_jax.cpu import draw, draw_all, sigmoid, tanh
+from tests import quick
 
 POINTS = np.concatenate(
   [
@@ -19,11 +21,11 @@ class ActivationsTest(parameterized.TestCase):
   def test_float32(self):
     x = POINTS.astype(np.float32)
     exact = np.tanh(x.astype(np.float64))
-    found = np.asarray(jax.jit(tanh)(x))
+    found = np.asarray(quick.jit(tanh)(x))
     np.testing.assert_allclose(found, exact, rtol=4e-7)
     self.assertLessEqual(np.abs(found).max(), 1.0)
     np.testing.assert_allclose(
-      jax.jit(sigmoid)(x),
+      quick.jit(sigmoid)(x),
       0.5 + 0.5 * np.tanh(x.astype(np.float64) / 2),
       atol=4e-7,
     )
@@ -32,9 +34,9 @@ class ActivationsTest(parameterized.TestCase):
   def test_derivatives(self):
     x = np.linspace(-10, 10, 2001).astype(np.float32)
     t = np.tanh(x.astype(np.float64))
-    first = jax.jit(jax.vmap(jax.grad(tanh)))(x)
+    first = quick.jit(jax.vmap(jax.grad(tanh)))(x)
     np.testing.assert_allclose(first, 1 - t * t, atol=1e-6)
-    second = jax.jit(jax.vmap(jax.grad(jax.grad(tanh))))(x)
+    second = quick.jit(jax.vmap(jax.grad(jax.grad(tanh))))(x)
     np.testing.assert_allclose(second, -2 * t * (1 - t * t), atol=2e-6)
 
   @parameterized.parameters('float64', 'bfloat16', 'float16')
@@ -43,6 +45,21 @@ class ActivationsTest(parameterized.TestCase):
       x = jnp.asarray(POINTS[:100_001:100], dtype)
       self.assertEqual(tanh(x).dtype, x.dtype)
       np.testing.assert_array_equal(tanh(x), jnp.tanh(x))
+
+  def test_draws_are_the_numbers_of_the_sampler(self):
+    keys, shapes = jax.random.split(jax.random.key(3), 3), [(2, 3), (), (5,)]
+    for sampler in (jax.random.normal, jax.random.uniform):
+
+      @quick.jit
+      def run(keys, sampler=sampler):
+        pairs = list(zip(keys, shapes))
+        want = [sampler(key, shape) for key, shape in pairs]
+        one = [draw(sampler, key, shape) for key, shape in pairs]
+        return want, one, draw_all(sampler, keys, shapes)
+
+      want, *others = run(keys)
+      for other in others:
+        chex.assert_trees_all_equal(other, want)
 
 
 if __name__ == '__main__':

@@ -1,0 +1,177 @@
+"""The papers' optimizers by name, and the files of their weights."""
+
+import json
+import pathlib
+import tempfile
+
+import chex
+import jax
+import jax.numpy as jnp
+from absl.testing import absltest, parameterized
+
+from l2o_jax import checkpoint
+from l2o_jax.cells.lstm import lstm_cell
+from l2o_jax.coordinatewise import coordinatewise
+from l2o_jax.features import gradient
+from l2o_jax.learned_optimizers import (
+  autonomous_optimizer,
+  build,
+  flattened,
+  load_learned,
+  lstm_log_and_sign,
+  lstm_policy,
+  lstm_raw,
+  predicted_step_descent,
+  save_learned,
+)
+from tests.contracts.subjects import theta_of
+
+LABELS = [{'w': 'first', 'b': 'biases'}, {'w': 'second', 'b': 'biases'}]
+NAMED = {
+  'lstm_raw': lambda: lstm_raw(0.1),
+  'lstm_log_and_sign': lambda: lstm_log_and_sign(5.0, scale=0.01),
+  'predicted_step_descent': lambda: predicted_step_descent(LABELS, hidden=4),
+  'lstm_policy': lambda: lstm_policy(p=5.0),
+  'autonomous_optimizer': lambda: autonomous_optimizer(
+    coordinates=3, depth=2, hidden=4
+  ),
+}
+
+
+class FilesTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    directory = tempfile.TemporaryDirectory()
+    self.addCleanup(directory.cleanup)
+    self.path = pathlib.Path(directory.name) / 'theta.npz'
+
+  @parameterized.named_parameters((n, n) for n in NAMED)
+  def test_a_file_rebuilds_its_optimizer(self, name):
+    """Name, arguments and weights; also after JSON, as files hold it."""
+    learned = NAMED[name]()
+    self.assertEqual(learned.call['name'], name)
+    theta = theta_of(learned)
+    save_learned(self.path, learned, theta, {'seed': 3})
+    self.assertEqual(checkpoint.metadata(self.path)['seed'], 3)
+    for expected in (None, NAMED[name]()):
+      rebuilt, loaded = load_learned(self.path, expected)
+      chex.assert_trees_all_equal(loaded, theta)
+    self.assertEqual(json.dumps(rebuilt.call), json.dumps(learned.call))
+    self.assertEqual(rebuilt.communicates, learned.communicates)
+    x = jnp.array([1.0, -2.0, 0.5])
+    params = (
+      x if 'predicted' not in name else [{'w': x, 'b': x}, {'w': x, 'b': x}]
+    )
+    program = lambda learned: str(
+      jax.make_jaxpr(lambda theta, x: update_of(learned, theta, x))(
+        theta, params
+      )
+    )
+    self.assertEqual(program(rebuilt), program(learned))
+
+  def test_another_optimizer_is_refused_in_one_line(self):
+    """Scale, p, size or kind: each ran silently and 10 times off."""
+    learned = lstm_log_and_sign(5.0, scale=0.01)
+    save_learned(self.path, learned, theta_of(learned))
+    for other, text in (
+      (lstm_log_and_sign(10.0, scale=0.01), 'p=10.0'),
+      (lstm_log_and_sign(5.0, scale=1.0), 'scale=1.0'),
+      (lstm_raw(0.01), 'lstm_raw(scale=0.01)'),
+      (coordinatewise(gradient(), lstm_cell()), 'an optimizer of other parts'),
+    ):
+      with self.assertRaises(checkpoint.CheckpointError) as caught:
+        load_learned(self.path, other)
+      message = str(caught.exception)
+      self.assertIn('lstm_log_and_sign(p=5.0, scale=0.01)', message)
+      self.assertIn(text, message)
+      self.assertIn(str(self.path), message)
+      self.assertNotIn('\n', message)
+
+  def test_files_that_do_not_say_what_they_are(self):
+    learned = lstm_raw()
+    theta = theta_of(learned)
+    for metadata, text in (
+      ({}, 'does not say which optimizer'),
+      ([1], 'does not say which optimizer'),
+      ({'optimizer': {'name': 'system', 'arguments': {}}}, 'no learned optim'),
+      (
+        {'optimizer': {'name': 'lstm_raw', 'arguments': {'q': 1}}},
+        'no learned',
+      ),
+      ({'optimizer': {'name': 'lstm_raw'}}, 'no learned optimizer'),
+      ({'optimizer': 'lstm_raw'}, 'no learned optimizer'),
+      (
+        {'optimizer': {'name': ['lstm_raw'], 'arguments': {}}},
+        'no learned opt',
+      ),
+      (
+        {'optimizer': {'name': 'lstm_log_and_sign', 'arguments': {'p': -1}}},
+        'got -1',
+      ),
+    ):
+      checkpoint.save(self.path, theta, metadata=metadata)
+      with self.assertRaisesRegex(checkpoint.CheckpointError, text) as caught:
+        load_learned(self.path)
+      self.assertIn(str(self.path), str(caught.exception))
+      self.assertNotIn('\n', str(caught.exception))
+
+  def test_weights_of_another_architecture(self):
+    learned = predicted_step_descent(hidden=4)
+    save_learned(self.path, learned, theta_of(predicted_step_descent(hidden=5)))
+    with self.assertRaisesRegex(checkpoint.CheckpointError, 'has shape'):
+      load_learned(self.path)
+
+  def test_parts_of_ones_own_cannot_be_rebuilt(self):
+    learned = coordinatewise(gradient(), lstm_cell((2,)))
+    self.assertIsNone(learned.call)
+    with self.assertRaisesRegex(ValueError, 'use save and load'):
+      save_learned(self.path, learned, {})
+    self.assertFalse(self.path.exists())
+
+
+def update_of(learned, theta, x):
+  opt = learned.transform(theta)
+  return opt.update(x, opt.init(x), x, value=1.0)
+
+
+class NamedTest(parameterized.TestCase):
+  def test_calls_say_all_arguments(self):
+    want = {'name': 'lstm_log_and_sign', 'arguments': {'p': 5.0, 'scale': 0.1}}
+    self.assertEqual(lstm_log_and_sign(5.0).call, want)
+    self.assertEqual(build(want).call, want)
+
+  def test_weights_have_the_papers_shapes(self):
+    """Hidden units, features and groups."""
+    shape = lambda learned: jax.tree.map(
+      lambda x: x.shape, jax.eval_shape(learned.init, jax.random.key(0))
+    )
+    layers = [{'w': (n + 20, 80), 'b': (80,)} for n in (2, 20)]
+    linear = {'w': (20, 1), 'b': (1,)}
+    want = {'lstm': layers, 'linear': linear}
+    self.assertEqual(shape(lstm_log_and_sign()), want)
+    got = shape(predicted_step_descent(LABELS))
+    self.assertEqual(set(got), {'first', 'biases', 'second'})
+    self.assertEqual(got['first']['cell']['lstm'][0]['w'], (131, 512))
+    got = shape(autonomous_optimizer(coordinates=3))
+    self.assertEqual(got['cell']['hidden'][0]['w'], (150, 50))
+    self.assertEqual(got['cell']['linear']['w'], (50, 3))
+    self.assertEqual(got['mean'], (150,))
+
+  def test_bad_arguments(self):
+    for make, message in (
+      (lambda: lstm_log_and_sign(p=0.0), 'got 0.0'),
+      (lambda: autonomous_optimizer(LABELS, coordinates=3), 'has no labels'),
+      (lambda: predicted_step_descent(hidden=0), 'got'),
+      (lambda: build({'name': 'exit', 'arguments': {}}), 'no learned optim'),
+    ):
+      with self.assertRaisesRegex(ValueError, message):
+        make()
+
+  def test_flattened_is_deprecated_and_changes_nothing(self):
+    learned = lstm_raw()
+    with self.assertWarnsRegex(DeprecationWarning, 'no longer needed'):
+      self.assertIs(flattened(learned), learned)
+
+
+if __name__ == '__main__':
+  absltest.main()
