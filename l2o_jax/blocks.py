@@ -4,8 +4,8 @@ Opt-in, and built on top of the loop.  The numbers are the same; on a CPU the
 arrays of a block stay in the cache of a core.  Only for coordinates that do not
 communicate.
 
-`x_bar` is the cotangent of x, the derivative of the final scalar with respect to
-x.  w is the width of a block, its number of coordinates.
+`x_bar` is the cotangent of x: the derivative of the final scalar with respect
+to x.  w is the width of a block, its number of coordinates.
 """
 
 import math
@@ -43,14 +43,15 @@ def unroll(
 
       truncated_bptt(..., unroll=blocks.unroll)
 
-  The forward pass is the same.  The backward pass goes through all steps for some
-  5,000 coordinates before it turns to the next ones.  This is possible because
-  the gradients are constants and no coordinate's update depends on another.
+  The forward pass is the same.  The backward pass goes through all steps for
+  some 5,000 coordinates before it turns to the next ones.  This is possible
+  because the gradients are constants and no coordinate's update depends on
+  another coordinate.
 
   Args:
     loss: see `l2o_jax.unroll`, also for the next four arguments.
-    opt: its state must have all coordinates as the last axis.  This is so if the
-      parameters are one array [n], or if a trainer calls.
+    opt: its state must have all coordinates as the last axis, as it has if the
+      parameters are one array [n] or if a trainer calls.
     params: x_0.
     opt_state: the state of `opt` at x_0.
     keys: T + 1 random keys.
@@ -151,7 +152,7 @@ def _known(
   the optimizer's weights, on x_0 and on s_0, not on other coordinates.  The
   backward pass may therefore take all T steps of one block of coordinates, then
   all steps of the next: what one step computes stays in the cache.  s_t is read
-  where the forward pass stored it; what happens within a step is computed again.
+  where the forward pass stored it; the rest of a step is computed again.
 
   Args:
     update: g [w], s, x [w], f [] or [w] -> updates [w], s, for any w
@@ -337,8 +338,8 @@ def chunked(learned: LearnedOptimizer, size: int = 1280) -> LearnedOptimizer:
           (*carry, parameters),
           like,
         )
-        # Always true.  XLA does not fuse a branch with the writing of its result,
-        # and so writes in place.
+        # Always true.  XLA does not fuse a branch with the writing of its
+        # result, and therefore writes in place.
         new = jax.lax.cond(
           i >= 0,
           lambda block: opt.update(*block, **extra_args),

@@ -16,7 +16,7 @@ from l2o_jax.coordinatewise import coordinatewise
 from l2o_jax.features import gradient, history, log_and_sign, relative_changes
 from l2o_jax.groups import by_label, grouped
 
-# The constructors that a file of theta may name.  Nothing else in a file selects
+# The constructors that a file of theta may name; nothing else in a file selects
 # code.
 _BY_NAME = {}
 
@@ -37,13 +37,13 @@ def _named(constructor):
 
 @_named
 def lstm_raw(scale: float = 1.0) -> LearnedOptimizer:
-  """LSTM on the raw gradient, as the paper has it on quadratics (section 3.1)."""
+  """LSTM on the raw gradient, as in the paper on quadratics (section 3.1)."""
   return coordinatewise(gradient(), lstm_cell(scale=scale))
 
 
 @_named
 def lstm_log_and_sign(p: float = 10.0, scale: float = 0.1) -> LearnedOptimizer:
-  """LSTM on logarithm and sign, as the paper has it on MNIST (section 3.2).
+  """LSTM on logarithm and sign, as in the paper on MNIST (section 3.2).
 
   The released code has p = 5 and scale = 0.01.
   """
@@ -60,8 +60,8 @@ def _policy(features, cell, labels):
 def predicted_step_descent(labels=None, hidden: int = 128) -> LearnedOptimizer:
   """Predicted Step Descent (Li & Malik 2017, sections 3.5 and 4).
 
-  One LSTM layer sees the relative changes of value, gradient and step.  `update`
-  needs `value` and `params`.
+  One LSTM layer sees the relative changes of value, gradient and step.
+  `update` needs `value` and `params`.
 
   Args:
     labels: tree of group names like the parameters; each group has its own
