@@ -5,9 +5,10 @@ Shape letters, used in all docstrings and for nothing else:
   T  steps of an unroll   U  unrolls of an epoch        B  optimizees at once
   D  state size of a coordinate in guided policy search
 
-`theta` are the weights of the learned optimizer (phi in Andrychowicz et al.),
-`params` are what the optimizee optimizes (theta there; x in Li & Malik).  A
-word with `meta_` in front belongs to the upper level, a bare one to the lower.
+`theta` is the weights of the learned optimizer (phi in Andrychowicz et al.),
+`params` is what the optimizee optimizes (theta in Andrychowicz et al., x in Li
+& Malik).  Names with `meta_` in front belong to the upper level, names without
+it to the lower.
 Everything here is a NamedTuple of functions or of arrays: no behaviour.
 """
 
@@ -44,7 +45,7 @@ class Optimizee(_Optimizee):
       this f (W and y of a quadratic; `()` where only the minibatch varies).
     loss: params, task, key -> scalar f(x); the key draws the minibatch.
     objective: params, task -> scalar, f over all data.  None: there are no
-      minibatches, `loss` is it.
+      minibatches, and `loss` is the objective itself.
   """
 
   __slots__ = ()
@@ -81,18 +82,20 @@ class Features(NamedTuple):
 class Cell(NamedTuple):
   """What an optimizer computes from the features of a coordinate.
 
-  A cell is a program of one coordinate, and `jax.vmap` makes it many.  Or it
-  takes all coordinates at once, features first (`whole`), which on a CPU is
-  quicker: one plain matrix product with the coordinates as columns.
+  A cell is written either for one coordinate, and `jax.vmap` runs it on all of
+  them, or for all coordinates at once, features first (`whole`).  The second
+  form is quicker on a CPU: one plain matrix product with the coordinates as
+  columns.
 
   Attributes:
     init: key, F -> theta.
     initial_state: () -> state of one coordinate; whole: n -> leaves [H, n].
     step: theta, x [F], state -> delta [], state.  whole: x [F, ...] and state
       leaves [H, ...] -> delta [...], state, for coordinates of any axes `...`.
-    whole: see above.
-    communicates: a coordinate's step depends on other coordinates.  The cell
-      must be whole; it sees all coordinates of a function as one axis n.
+    whole: whether it takes all coordinates at once.
+    communicates: whether a coordinate's step depends on other coordinates.  If
+      so, the cell must be whole, and it sees all coordinates of a function as
+      one axis n.
   """
 
   init: Callable[[chex.PRNGKey, int], Theta]
@@ -109,11 +112,11 @@ class LearnedOptimizer(NamedTuple):
     init: key -> theta.
     transform: theta -> an optax transformation.  Call it INSIDE the traced
       function: theta is then an argument and two thetas share one trace.
-    communicates: an update may depend on other coordinates, or on the leaf that
-      the coordinate is in.  Where it does not, trainers run the coordinates of
-      all leaves of all optimizees as one array.
+    communicates: whether an update may depend on other coordinates, or on which
+      leaf the coordinate is in.  If not, trainers run the coordinates of all
+      leaves of all optimizees as one array.
     call: {'name', 'arguments'} of the function in `learned_optimizers` that
-      built it, for the file of theta to say.  None: built by hand.
+      built it; a file of theta records it.  None: built by hand.
   """
 
   init: Callable[[chex.PRNGKey], Theta]
@@ -125,11 +128,14 @@ class LearnedOptimizer(NamedTuple):
 class Info(NamedTuple):
   """What an epoch of meta-training reports, the same for all trainers.
 
+  Guided policy search and imitation take one meta-step an epoch (U = 1), and
+  their losses are [P, N, T + 1]: N rollouts of each of P functions.
+
   Attributes:
     losses: f(x_t) of every optimizee, [U, B, T + 1].
     meta_loss: what is minimized, [U].
-    skipped: whether the meta-step was not taken, [U].
-    summary: {name: scalar}, which differ from trainer to trainer.
+    skipped: whether the meta-step was skipped, [U].
+    summary: {name: scalar}; the names differ from trainer to trainer.
   """
 
   losses: chex.Array
@@ -143,8 +149,8 @@ class MetaTrainer(NamedTuple):
 
   Attributes:
     init: key -> state; `state.theta` is all that trainers promise in common.
-    step: state, optimizee, key -> state, Info; one epoch, that is one whole
-      run of B optimizees.  Pure: jit it.
+    step: state, optimizee, key -> state, Info; one epoch, in which every
+      optimizee runs once from x_0 to its end.  Pure: jit it.
   """
 
   init: Callable[[chex.PRNGKey], MetaState]

@@ -1,9 +1,11 @@
-"""A block of coordinates at a time: to meta-train, and to apply.
+"""Meta-train or apply an optimizer one block of coordinates at a time.
 
-Opt-in, above the loop.  Same numbers; on a CPU the arrays of a block stay in
-the cache of a core.  Only for coordinates that do not communicate.
+Opt-in, and built on top of the loop.  The numbers are the same; on a CPU the
+arrays of a block stay in the cache of a core.  Only for coordinates that do not
+communicate.
 
-`x_bar` is the cotangent of x, the derivative of the final scalar by x.
+`x_bar` is the cotangent of x: the derivative of the final scalar with respect
+to x.  w is the width of a block, its number of coordinates.
 """
 
 import math
@@ -21,8 +23,8 @@ from l2o_jax.truncated_bptt import to_array, to_tree
 from l2o_jax.unroll import Trajectory, along
 from l2o_jax.unroll import unroll as plain_unroll
 
-# Coordinates at a time: few enough that what one step computes stays in the
-# cache of a core, enough for two cores to share.
+# Coordinates of a block: few enough that what one step computes stays in the
+# cache of a core, enough to keep two cores busy.
 BLOCK = 5400
 
 
@@ -37,28 +39,32 @@ def unroll(
   remat=True,
   record=None,
 ):
-  """`l2o_jax.unroll`, differentiated a block of coordinates after the other.
+  """`l2o_jax.unroll`, differentiated one block of coordinates after another.
 
       truncated_bptt(..., unroll=blocks.unroll)
 
-  The run itself is the same.  Its backward pass goes through all steps for some
-  5,000 coordinates before it turns to the next ones, which is possible because
-  the gradients are constants and no coordinate's update depends on another's.
+  The forward pass is the same.  The backward pass goes through all steps for
+  some 5,000 coordinates before it turns to the next ones.  This is possible
+  because the gradients are constants and no coordinate's update depends on
+  another coordinate.
 
   Args:
-    loss: see `l2o_jax.unroll`, as are opt, params, opt_state and keys.
-    opt: its state must have all coordinates as the last axis: the parameters
-      are one array [n], or a trainer calls.
+    loss: see `l2o_jax.unroll`, also for the next four arguments.
+    opt: its state must have all coordinates as the last axis, as it has if the
+      parameters are one array [n] or if a trainer calls.
     params: x_0.
-    opt_state: of `opt` at x_0.
+    opt_state: the state of `opt` at x_0.
     keys: T + 1 random keys.
-    second_derivatives: not possible here.
-    remat: True is what this does; nothing else is possible.
-    record: not possible here.
+    second_derivatives: must be False.
+    remat: must be True.
+    record: must be None.
+
+  Returns:
+    ((x_T, opt_state), Trajectory) as `l2o_jax.unroll` does; `record` is None.
 
   Raises:
-    ValueError: an option that is not possible, another form of state, or
-      coordinates that communicate.
+    ValueError: an option has another value than these, the state has another
+      form, or the coordinates communicate.
   """
   if second_derivatives or record is not None or remat is not True:
     raise ValueError(
@@ -87,8 +93,9 @@ def unroll(
   )
   steps = trajectory.record
   to_arrays = jax.vmap(lambda tree: to_array(tree, count))
+  # [T, B n], and [T] or [T, B]
   gradients, values = to_arrays(steps.gradients), cut(steps.loss)
-  if shape:  # each coordinate its own function's value: [T, B] -> [T, B n]
+  if shape:  # every coordinate gets its function's value: [T, B] -> [T, B n]
     values = jnp.repeat(values, vector.size // count, 1)
   stored = gradients, values, to_arrays(steps.params), steps.opt_state
   xs, (vector, state) = _known(
@@ -97,7 +104,7 @@ def unroll(
     stored,
     (to_array(end[0], count), end[1]),
   )
-  apart = lambda xs: xs.reshape(-1, *shape, vector.size // count)
+  apart = lambda xs: xs.reshape(-1, *shape, vector.size // count)  # [T, B, n]
   losses = jax.vmap(along)(steps.loss, apart(gradients), apart(xs))
   x = to_tree(vector, params, count)
   last = loss(x, keys[-1])
@@ -122,7 +129,7 @@ def _floats(tree):
 
 
 def _put(floats, tree):
-  """The inverse: `tree` with these leaves in place of its own."""
+  """The inverse of `_floats`: `tree` with these leaves instead of its own."""
   return jax.tree.map(
     lambda new, old: old if new is None else new,
     floats,
@@ -137,29 +144,29 @@ def _known(
   steps: chex.ArrayTree,
   end: chex.ArrayTree,
 ) -> tuple[chex.Array, chex.ArrayTree]:
-  """What is known already, with its derivatives.
+  """Iterates and end state, known from the forward pass, with derivatives.
 
       x_{t+1}, s_{t+1} = x_t + u_t, s'_t      u_t, s'_t = update(g_t, s_t, ...)
 
-  Where the gradients g_t are constants, a coordinate's x_t and s_t depend on
-  the optimizer's weights, on x_0 and on s_0 alone, not on other coordinates.
-  So the backward pass may take all T steps of some coordinates, then those of
-  the next: what one step computes stays in the cache.  s_t is read where the
-  forward pass stored it; what happens within a step is computed again.
+  As the gradients g_t are constants, a coordinate's x_t and s_t depend only on
+  the optimizer's weights, on x_0 and on s_0, not on other coordinates.  The
+  backward pass may therefore take all T steps of one block of coordinates, then
+  all steps of the next: what one step computes stays in the cache.  s_t is read
+  where the forward pass stored it; the rest of a step is computed again.
 
   Args:
-    update: g [w], s, x [w], f [] -> updates [w], s of any w coordinates; what
-      it closes over is differentiated.
-    start: (x_0 [n], s_0), differentiated.  Floating-point leaves of s end in
-      the n coordinates.  f may be [T, n], a value for each coordinate.
-    steps: (g [T, n], f [T], x [T, n], s) of all steps; constants.
+    update: g [w], s, x [w], f [] or [w] -> updates [w], s, for any w
+      coordinates; what it closes over is differentiated.
+    start: (x_0 [n], s_0), differentiated.  The last axis of the floating-point
+      leaves of s is the n coordinates.
+    steps: (g [T, n], f [T] or [T, n], x [T, n], s) of all steps; constants.
     end: (x_T [n], s_T); constants.
 
   Returns:
     (x [T, n], (x_T, s_T)), as given.
   """
   n = start[0].size
-  width = -(-n // -(-n // BLOCK))  # the same in each block
+  width = -(-n // -(-n // BLOCK))  # w, the same in each block
 
   def part(tree, first):
     return jax.tree.map(
@@ -181,16 +188,16 @@ def _known(
   def backward_block(first, new, weights, steps, bars):
     """Cotangents of weights and (x_0, s_0) through the block from `first` on.
 
-    Of its coordinates only those that are `new`: seen by no block before.
+    Only `new` coordinates count, which no earlier block has seen.
     """
-    g, f, x, states = steps
+    g, f, x, states = steps  # [T, n], [T] or [T, n], [T, n], [T, ..., n]
     x_bar, end_bar = jax.tree.map(
       lambda x: jnp.where(new, x, 0), part(bars, first)
     )
 
     def backward_step(carry, inputs):
       weights_bar, (later_x_bar, state_bar), g = carry
-      t, next_g, f, x, x_bar = inputs
+      t, next_g, f, x, x_bar = inputs  # [], [w], [] or [w], [w], [w]
       state = part(
         jax.tree.map(
           lambda x: jax.lax.dynamic_index_in_dim(
@@ -213,9 +220,9 @@ def _known(
         next_g,
       ), None
 
-    # g comes with the carry, one step ahead.  Read in the step, XLA would
-    # compute the features where they are used, one number after another.
-    g, f, x = part((g, f, x), first)
+    # g comes with the carry, one step ahead.  If g were read in the step, XLA
+    # would compute the features where they are used, one number after another.
+    g, f, x = part((g, f, x), first)  # [T, w], [T] or [T, w], [T, w]
     carry = jax.tree.map(jnp.zeros_like, weights), end_bar, g[-1]
     inputs = jnp.arange(len(g)), jnp.roll(g, 1, 0), f, x, x_bar
     (weights_bar, start_bar, _), _ = jax.lax.scan(
@@ -236,7 +243,7 @@ def _known(
 
     def block(i, totals):
       first = jnp.minimum(i * width, n - width)
-      # The last block begins with some coordinates of the one before.
+      # The last block overlaps the block before it.
       new = first + jnp.arange(width) >= i * width
       weights_bar, start_bar = backward_block(
         first, new, weights, steps, _floats(bars)
@@ -262,7 +269,7 @@ def _known(
 def _bits(x):
   """bfloat16 as integers, which XLA writes in place on a CPU.
 
-  It would convert all of the array to float32 and back for every block.
+  It would convert a whole bfloat16 array to float32 and back for every block.
   """
   if x.dtype != jnp.bfloat16:
     return x
@@ -270,31 +277,30 @@ def _bits(x):
 
 
 def _number(bits, like):
-  """The inverse of `_bits`, to the type of `like`."""
+  """The inverse of `_bits`, with the type of `like`."""
   if like.dtype != jnp.bfloat16:
     return bits
   return jax.lax.bitcast_convert_type(bits, jnp.bfloat16)
 
 
 def chunked(learned: LearnedOptimizer, size: int = 1280) -> LearnedOptimizer:
-  """`learned` on blocks of coordinates, one after another, in place.
+  """Runs `learned` on one block of coordinates after another, in place.
 
-  The same updates for less memory: beside state and gradients an application
-  needs what one block needs, and with the state donated to the jitted function
-  no second state.  On a CPU it is also the faster form for large leaves, as a
-  block stays in the cache.  For applying an optimizer, not for meta-training:
-  differentiating it would store the whole state for every block.
+  The updates are the same and take less memory: beside state and gradients, an
+  update needs what one block needs, and no second state if the state is donated
+  to the jitted function.  On a CPU this is also faster for large leaves, as a
+  block stays in the cache.  It is for applying an optimizer, not for
+  meta-training: differentiating it would store the whole state for every block.
 
   Args:
     learned: an optimizer whose coordinates do not communicate.
-    size: coordinates of a block.  Avoid powers of two on CPUs: rows of
-      [H, size] would then map to the same cache sets.
+    size: coordinates of a block.  Avoid powers of two on CPUs: the rows of
+      [H, size] would map to the same cache sets.
 
   Returns:
-    A LearnedOptimizer whose state has a leading axis of blocks in each leaf of
-    the parameters and keeps bfloat16 as uint16, bit by bit; the last block is
-    padded with zeros.  With a block as large as the leaf it reduces to
-    `learned`.
+    A LearnedOptimizer.  Its state has a leading axis of blocks in each leaf and
+    keeps bfloat16 as uint16, bit by bit; the last block is padded with zeros.
+    With a block as large as the leaf it reduces to `learned`.
 
   Raises:
     ValueError: size is not positive, or the coordinates communicate.
@@ -311,7 +317,7 @@ def chunked(learned: LearnedOptimizer, size: int = 1280) -> LearnedOptimizer:
   def transform(theta):
     opt = optax.with_extra_args_support(learned.transform(theta))
 
-    def blocks(x):
+    def blocks(x):  # [*s] -> [number of blocks, w]
       width = max(min(size, x.size), 1)
       padding = -x.size % width if x.size else 1
       return jnp.pad(jnp.ravel(x), (0, padding)).reshape(-1, width)
@@ -332,8 +338,8 @@ def chunked(learned: LearnedOptimizer, size: int = 1280) -> LearnedOptimizer:
           (*carry, parameters),
           like,
         )
-        # Always true.  A branch is not fused with the writing of its result,
-        # which XLA would otherwise not do in place.
+        # Always true.  XLA does not fuse a branch with the writing of its
+        # result, and therefore writes in place.
         new = jax.lax.cond(
           i >= 0,
           lambda block: opt.update(*block, **extra_args),

@@ -1,4 +1,4 @@
-"""From one coordinate to all of them: learned optimizers as optax's own."""
+"""The update rule: one cell on every coordinate, as an optax transformation."""
 
 import functools
 from collections.abc import Callable
@@ -17,13 +17,13 @@ from l2o_jax.leaves import check_real, check_shape, leaf_by_leaf, ravel, unravel
 class CoordinatewiseState(NamedTuple):
   """What every coordinate remembers.
 
-  Where a coordinate remembers an array [...], here stands a tree like the
-  parameters with leaves [..., *leaf.shape], as Adam's moments are trees:
-  `optax.tree.map_params` finds them.
+  An array [...] of one coordinate is kept for all of them as a tree like the
+  parameters, with leaves [..., *leaf.shape].  Adam keeps its moments the same
+  way, so `optax.tree.map_params` finds these trees.
 
   Attributes:
-    memory: of the features, in a tuple of one.
-    cell: state of the cell, leaves [H, *leaf.shape], in a tuple of one.
+    memory: the memory of the features, in a tuple of one.
+    cell: the state of the cell, leaves [H, *leaf.shape], in a tuple of one.
   """
 
   memory: tuple[chex.ArrayTree]
@@ -31,11 +31,12 @@ class CoordinatewiseState(NamedTuple):
 
 
 class WholeState(NamedTuple):
-  """The same where coordinates communicate: all n of them as one axis.
+  """What coordinates that communicate remember: all n of them are one axis.
 
   Attributes:
-    memory: of the features, leaves [..., n], in a tuple of one.
-    cell: of the cell, as its `initial_state(n)` makes it, in a tuple of one.
+    memory: the memory of the features, leaves [..., n], in a tuple of one.
+    cell: the state of the cell, as `initial_state(n)` makes it, in a tuple of
+      one.
   """
 
   memory: tuple[chex.ArrayTree]
@@ -43,7 +44,7 @@ class WholeState(NamedTuple):
 
 
 def each(function, num_axes: int):
-  """`function` of one coordinate -> of arrays with coordinates' axes last."""
+  """Maps a function of one coordinate over arrays, coordinates' axes last."""
   for _ in range(num_axes):
     function = jax.vmap(function, -1, -1)
   return function
@@ -64,7 +65,7 @@ def _check_given(needs, **given):
 
 
 def _of_each(value, g, dtype):
-  """f(x), for each coordinate: of one function, or of several side by side."""
+  """f(x) [], or [n] of several functions side by side -> a value for each g."""
   value = jnp.asarray(value).astype(dtype)
   if value.shape not in ((), g.shape):
     raise ValueError(
@@ -74,13 +75,13 @@ def _of_each(value, g, dtype):
 
 
 class _Rule(NamedTuple):
-  """What a theta makes of features and cell.
+  """The update rule of one leaf: features and cell with the weights theta.
 
   Attributes:
     start: x [*s] -> what its coordinates remember at first.
     move: g [*s], x [*s] or None, what they remember, value -> delta [*s], what
-      they remember.
-    dtype: of theta, and so of all computations.
+      they remember now.
+    dtype: the type of theta, and so of all computations.
   """
 
   start: Callable
@@ -107,8 +108,8 @@ def _rule(features, cell, theta, state_dtype):
     box = lambda s: s.reshape(s.shape + (1,) * x.ndim)
     flat = lambda s: s[..., 0] if cell.whole else jnp.asarray(s)
     state = jax.tree.map(lambda s: box(flat(s)), state)  # [H, 1, ...]
-    # [H, *s], made of x to be where x is.  x is finite, so this adds 0, but
-    # the compiler does not know and keeps the sharding; 0 x it would drop.
+    # [H, *s], computed from x so that it is sharded as x is.  x is finite, so
+    # this adds 0, but the compiler cannot know that; it would drop 0 * x.
     follow = lambda s: s + (x != x).astype(s.dtype)
     memory, state = jax.tree.map(follow, (memory, state))
     return CoordinatewiseState((memory,), (_cast(state, state_dtype or dtype),))
@@ -122,12 +123,12 @@ def _rule(features, cell, theta, state_dtype):
     g, x = seen(g), seen(g if x is None else x)
     memory, inputs = each(features.update, g.ndim)(old.memory[0], x, g, value)
     inputs = inputs.astype(dtype)  # [F, *s]
-    state = _cast(old.cell[0], dtype)
+    state = _cast(old.cell[0], dtype)  # [H, *s]
     if cell.whole:
       delta, state = cell.step(theta, inputs, state)
     else:
       step = functools.partial(cell.step, theta)
-      delta, state = each(step, g.ndim)(inputs, state)
+      delta, state = each(step, g.ndim)(inputs, state)  # [*s], [H, *s]
     new = type(old)((memory,), (state,))
     return delta, jax.tree.map(lambda a, b: a.astype(b.dtype), new, old)
 
@@ -135,7 +136,7 @@ def _rule(features, cell, theta, state_dtype):
 
 
 def _all_at_once(rule):
-  """init and update for coordinates that communicate: one axis of all."""
+  """init and update for coordinates that communicate: all on one axis [n]."""
 
   def init(params):
     check_real(params, 'parameter')
@@ -143,7 +144,7 @@ def _all_at_once(rule):
 
   def update(updates, state, params, value):
     check_real(updates, 'gradient')
-    g = ravel(updates, rule.dtype)
+    g = ravel(updates, rule.dtype)  # [n]
     x = None if params is None else ravel(params, rule.dtype)
     shapes = lambda tree: jax.tree.map(jnp.shape, tree)
     if shapes(jax.eval_shape(rule.start, g)) != shapes(state):
@@ -160,36 +161,36 @@ def _all_at_once(rule):
 def coordinatewise(
   features: Features, cell: Cell, state_dtype: jnp.dtype | None = None
 ) -> LearnedOptimizer:
-  """Runs one cell on every coordinate: shared weights, separate state.
+  """The update rule: one cell on every coordinate, shared weights, own state.
 
       delta_i, state_i = cell(theta, features(x_i, g_i, f), state_i)
       x_i <- x_i + delta_i
 
   (Andrychowicz et al., section 2.1.)  Permuting coordinates permutes updates.
   The leaves of the parameters keep their shapes, and so their sharding; a leaf
-  of shape [*s] has cell state [H, *s].  Computations are in theta's type, the
-  updates in the gradients'.  `None` and empty leaves pass through.
+  of shape [*s] has cell state [H, *s].  Computations are in theta's type;
+  updates have the gradients' type.  `None` and empty leaves pass through.
 
-  A gradient that is not finite is seen as 0, and so is a parameter: the
-  coordinate goes on as its memory tells it, its state and update stay finite,
-  and no other coordinate notices.
+  A gradient or parameter that is not finite is seen as 0.  The coordinate goes
+  on as its memory tells it, its state and update stay finite, and no other
+  coordinate notices.
 
   A cell that communicates gets the coordinates of all leaves as one axis.
 
   Args:
     features: what the cell sees.
     cell: what it computes.
-    state_dtype: type that the cell's state is stored in between steps, for
-      example `jnp.bfloat16` for half the memory; theta's by default.
+    state_dtype: type in which the cell's state is stored between steps, for
+      example `jnp.bfloat16` for half the memory; theta's type by default.
 
   Returns:
     A LearnedOptimizer; `transform(theta).update` takes `value=f(x)` where the
     features need it and accepts any further keyword.  It raises a TypeError
     that names what the features need and were not given, or a leaf that is not
-    real, and a ValueError for gradients of another structure than the state's.
+    real, and a ValueError if the gradients and the state differ in structure.
 
   Raises:
-    ValueError: a cell communicates and is not whole.
+    ValueError: the cell communicates but is not whole.
   """
   if cell.communicates and not cell.whole:
     raise ValueError('coordinatewise: a cell that communicates must be whole')

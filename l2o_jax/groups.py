@@ -1,4 +1,4 @@
-"""Coordinate groups: one theta each, and their coordinates as vectors."""
+"""Coordinate groups, one theta for each, and their coordinates as vectors."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -14,12 +14,12 @@ from l2o_jax.cpu import draw_all
 
 
 class Groups(NamedTuple):
-  """How parameters fall into groups.
+  """How the parameters are divided into groups.
 
   Attributes:
     labels: a tree of names like the parameters, or a prefix of one; or a
       function params -> tree of names.
-    names: all names, M of them, in the order of the groups.
+    names: the M names, in the order of the groups.
   """
 
   labels: Callable[[chex.ArrayTree], Any] | Any
@@ -27,7 +27,7 @@ class Groups(NamedTuple):
 
 
 def by_label(labels) -> Groups:
-  """Groups of a tree of names, in the order in which they first appear."""
+  """Groups by a tree of names, in the order in which names first appear."""
   return Groups(labels, tuple(dict.fromkeys(jax.tree.leaves(labels))))
 
 
@@ -39,15 +39,15 @@ def grouped(learned: LearnedOptimizer, groups: Groups) -> LearnedOptimizer:
   weight matrix and bias vector (Li & Malik 2017, section 3.4).
 
   Args:
-    learned: the optimizer that every group runs, each with its own theta.
-    groups: of the parameters.
+    learned: the optimizer that every group runs with its own theta.
+    groups: the groups of the parameters.
 
   Returns:
     A LearnedOptimizer with theta {name: theta of learned}.  With one group it
     reduces to `learned`.
 
   Raises:
-    ValueError: no groups, or a name twice.
+    ValueError: there are no groups, or two have the same name.
   """
   names = groups.names
   right = not isinstance(names, str) and 0 < len(names) == len(set(names))
@@ -88,7 +88,7 @@ def split(groups: Groups, tree: chex.ArrayTree) -> list[chex.Array]:
 def merge(
   groups: Groups, vectors: list[chex.Array], like: chex.ArrayTree
 ) -> chex.ArrayTree:
-  """The inverse of `split`; `like` gives structure, shapes and dtypes."""
+  """The inverse of `split`, with structure, shapes and dtypes of `like`."""
   labels, (leaves, structure) = _labels(groups, like), jax.tree.flatten(like)
   used = dict.fromkeys(groups.names, 0)
   merged = []
@@ -96,7 +96,7 @@ def merge(
     vector = vectors[list(groups.names).index(label)]
     start = used[label]
     used[label] += leaf.size
-    part = vector[start : start + leaf.size]
+    part = vector[start : start + leaf.size]  # of [n_m]
     merged.append(part.reshape(leaf.shape).astype(leaf.dtype))
   return structure.unflatten(merged)
 
@@ -104,9 +104,9 @@ def merge(
 def sample(
   groups: Groups, tree: chex.ArrayTree, key: chex.PRNGKey, count: int
 ) -> list[chex.Array]:
-  """Indices [count] into each group's vector, without replacement.
+  """Random indices [count] into each group's vector, without replacement.
 
-  A group of fewer coordinates shows some of them several times.
+  In a group of fewer than `count` coordinates some of them come several times.
   """
   sizes = [x.size for x in split(groups, tree)]
   large = [m for m, size in enumerate(sizes) if size > count]

@@ -16,13 +16,13 @@ from l2o_jax.coordinatewise import coordinatewise
 from l2o_jax.features import gradient, history, log_and_sign, relative_changes
 from l2o_jax.groups import by_label, grouped
 
-# What the file of a theta may name: the only table by which a string selects
-# code in this package.
+# The constructors that a file of theta may name; nothing else in a file selects
+# code.
 _BY_NAME = {}
 
 
 def _named(constructor):
-  """Makes what it returns say by which call it was built."""
+  """Makes every optimizer that it builds record the call that built it."""
 
   @functools.wraps(constructor)
   def build_and_say(*args, **kwargs):
@@ -37,13 +37,13 @@ def _named(constructor):
 
 @_named
 def lstm_raw(scale: float = 1.0) -> LearnedOptimizer:
-  """LSTM on the raw gradient, the paper's for quadratics (section 3.1)."""
+  """LSTM on the raw gradient, as in the paper on quadratics (section 3.1)."""
   return coordinatewise(gradient(), lstm_cell(scale=scale))
 
 
 @_named
 def lstm_log_and_sign(p: float = 10.0, scale: float = 0.1) -> LearnedOptimizer:
-  """LSTM on logarithm and sign, the paper's for MNIST (section 3.2).
+  """LSTM on logarithm and sign, as in the paper on MNIST (section 3.2).
 
   The released code has p = 5 and scale = 0.01.
   """
@@ -51,6 +51,7 @@ def lstm_log_and_sign(p: float = 10.0, scale: float = 0.1) -> LearnedOptimizer:
 
 
 def _policy(features, cell, labels):
+  """A standardised cell on every coordinate; one theta for each label."""
   learned = coordinatewise(features, standardised(cell))
   return learned if labels is None else grouped(learned, by_label(labels))
 
@@ -59,13 +60,13 @@ def _policy(features, cell, labels):
 def predicted_step_descent(labels=None, hidden: int = 128) -> LearnedOptimizer:
   """Predicted Step Descent (Li & Malik 2017, sections 3.5 and 4).
 
-  One LSTM layer on the relative changes of value, gradient and step.  It needs
-  `value` and `params` in `update`.
+  One LSTM layer sees the relative changes of value, gradient and step.
+  `update` needs `value` and `params`.
 
   Args:
     labels: tree of group names like the parameters; each group has its own
-      theta, in the paper every weight matrix and every bias vector.  None: one
-      theta for all.
+      theta.  In the paper every weight matrix and every bias vector is a group.
+      None: one theta for all.
     hidden: units of the LSTM; 128 in the paper.
   """
   return _policy(relative_changes(), lstm_cell((hidden,), scale=1.0), labels)
@@ -89,19 +90,19 @@ def lstm_policy(
 def autonomous_optimizer(
   labels=None, coordinates: int | None = None, depth: int = 25, hidden: int = 50
 ) -> LearnedOptimizer:
-  """The policy of Li & Malik 2016 (section 4): a net of the recent past.
+  """The policy of Li & Malik 2016 (section 4): a net that sees the recent past.
 
-  It needs `value` in `update`.
+  `update` needs `value`.
 
   Args:
     labels: see `predicted_step_descent`.
-    coordinates: n: one net for all of a function's coordinates, as in the
-      paper.  None: one net for every coordinate.
-    depth: steps of the past that it sees; 25 in the paper.
-    hidden: softplus units; 50.
+    coordinates: n: one net sees all n coordinates of a function, as in the
+      paper.  None: the net sees one coordinate.
+    depth: how many past steps it sees; 25 in the paper.
+    hidden: softplus units; 50 in the paper.
 
   Raises:
-    ValueError: both labels and coordinates.
+    ValueError: labels and coordinates are both given.
   """
   if labels is not None and coordinates is not None:
     raise ValueError('autonomous_optimizer: one net for all has no labels')
@@ -126,7 +127,7 @@ def build(call) -> LearnedOptimizer:
   """The learned optimizer that {'name', 'arguments'} describes.
 
   Raises:
-    ValueError: the name is not one of this file, or an argument is wrong.
+    ValueError: no function of this file has that name, or an argument is wrong.
   """
   try:
     return _BY_NAME[call['name']](**call['arguments'])
@@ -137,11 +138,11 @@ def build(call) -> LearnedOptimizer:
 
 
 def save_learned(path, learned: LearnedOptimizer, theta, metadata=None) -> None:
-  """Writes theta and what it is for; see `checkpoint.save`.
+  """Writes theta and the call that builds its optimizer; see `checkpoint.save`.
 
   Args:
     path: where to.
-    learned: built by a function of this file.
+    learned: an optimizer built by a function of this file.
     theta: its weights.
     metadata: {name: anything JSON can hold}, such as command, seed, versions.
 
@@ -158,19 +159,18 @@ def save_learned(path, learned: LearnedOptimizer, theta, metadata=None) -> None:
 
 
 def load_learned(path, expected: LearnedOptimizer | None = None):
-  """Rebuilds what `save_learned` wrote.
+  """Rebuilds the optimizer and the theta that `save_learned` wrote.
 
   Args:
     path: of the file.
-    expected: what the file should be for; None: whatever it is for.
+    expected: the optimizer that the file should be for.  None: any.
 
   Returns:
     (learned, theta).
 
   Raises:
-    CheckpointError: the file is missing or damaged, does not say what it is
-      for, or is for another optimizer than expected; the message names the
-      difference.
+    CheckpointError: the file is missing or damaged, names no optimizer, or is
+      for another optimizer than expected; the message names both.
   """
   metadata = checkpoint.metadata(path)
   call = metadata.get('optimizer') if isinstance(metadata, dict) else None
@@ -190,7 +190,7 @@ def load_learned(path, expected: LearnedOptimizer | None = None):
 
 
 def _plain(call):
-  """As it comes back from a file: tuples are lists there."""
+  """The call as a file returns it: tuples have become lists."""
   return json.loads(json.dumps(call))
 
 

@@ -1,8 +1,8 @@
-"""From one leaf to a tree of them: what optax expects of a state.
+"""From one leaf to a tree of leaves, with the state that optax expects.
 
-What is remembered of every leaf stands as trees like the parameters, as Adam's
-moments do.  None, masked and empty leaves pass; what cannot be optimized is
-refused by name.
+What an optimizer remembers of the leaves is kept in trees like the parameters,
+as Adam keeps its moments.  None, masked and empty leaves pass through; a leaf
+that cannot be optimized is refused by name.
 """
 
 from collections.abc import Callable
@@ -13,13 +13,13 @@ import numpy as np
 
 
 def _array(x):
-  """An array of a leaf of the parameters; zeros for a struct."""
+  """A leaf of the parameters as an array; zeros for a ShapeDtypeStruct."""
   is_struct = isinstance(x, jax.ShapeDtypeStruct)
   return jnp.zeros_like(x) if is_struct else jnp.asarray(x)
 
 
 def check_real(tree, what: str):
-  """Raises a TypeError that names a leaf which is not floating-point."""
+  """Raises a TypeError that names the first leaf that is not floating-point."""
   for path, x in jax.tree.leaves_with_path(tree):
     dtype = x.dtype if hasattr(x, 'dtype') else jnp.result_type(x)
     if not jnp.issubdtype(dtype, jnp.floating):
@@ -32,7 +32,7 @@ def check_real(tree, what: str):
 
 
 def _flatten_as(outer, tree, what):
-  """Leaves of a tree like the parameters; None where one is frozen."""
+  """Leaves of a tree like the parameters; None for a frozen leaf."""
   try:
     leaves = outer.flatten_up_to(tree)
     fits = jax.tree_util.all_leaves([x for x in leaves if x is not None])
@@ -56,7 +56,7 @@ def check_shape(what: str, found, wanted):
 
 
 def _to_trees(rows, inner, outer):
-  """[what the coordinates of a leaf remember] -> trees like the parameters."""
+  """[what each leaf's coordinates remember] -> trees like the parameters."""
   columns = (
     zip(*map(jax.tree.leaves, rows)) if rows else [()] * inner.num_leaves
   )
@@ -71,14 +71,14 @@ def _from_trees(state, inner, outer):
 
 
 def ravel(tree, dtype):
-  """All coordinates as one axis [n]."""
+  """All coordinates of a tree as one array [n]."""
   leaves = jax.tree.leaves(jax.tree.map(_array, tree))
   leaves = [jnp.ravel(x).astype(dtype) for x in leaves]
   return jnp.concatenate(leaves) if leaves else jnp.zeros(0, dtype)
 
 
 def unravel(vector, like):
-  """The inverse of `ravel`, in shapes and types of `like`."""
+  """The inverse of `ravel`, with the shapes and types of `like`."""
   leaves, structure = jax.tree.flatten(like)
   ends = np.cumsum([np.size(x) for x in leaves])[:-1]
   parts = zip(jnp.split(vector, ends), leaves)
@@ -87,20 +87,20 @@ def unravel(vector, like):
 
 
 def leaf_by_leaf(start: Callable, move: Callable):
-  """init and update of a rule that looks at one leaf at a time.
+  """init and update of an update rule that looks at one leaf at a time.
 
   Args:
-    start: x -> what is remembered of a leaf at first; its structure is the same
-      for all leaves.
-    move: g, x or None, what is remembered, **extra_args -> the update of the
-      leaf, what is remembered.
+    start: x [*s] -> what is remembered of the leaf at first; its structure is
+      the same for all leaves.
+    move: g [*s], x [*s] or None, what is remembered, **extra_args -> the update
+      [*s] of the leaf, what is remembered now.
 
   Returns:
-    (init, update) of an optax transformation.
+    (init, update) for an optax transformation.
   """
 
   def inner():
-    """Structure of what is remembered of a leaf."""
+    """The structure of what is remembered of one leaf."""
     return jax.tree.structure(jax.eval_shape(start, jnp.zeros(())))
 
   def init(params):

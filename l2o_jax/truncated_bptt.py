@@ -1,4 +1,4 @@
-"""Meta-training by truncated back-propagation through time."""
+"""The meta-loss, and truncated back-propagation through time that lowers it."""
 
 import functools
 from collections.abc import Callable
@@ -24,17 +24,17 @@ class MetaState(NamedTuple):
 
 
 def to_array(tree, count: int):
-  """Leaves [B, *s], or [*s] with B = 1 -> [B n], function after function."""
+  """Leaves [B, *s], or [*s] if B = 1 -> [B n], one function after another."""
   leaves = jax.tree.leaves(tree)
   if len(leaves) == 1 and leaves[0].ndim == 1:
-    return leaves[0]  # such an array already, or some of its coordinates
-  parts = [x.reshape(count, -1) for x in leaves]
+    return leaves[0]  # already [B n], or some coordinates of it
+  parts = [x.reshape(count, -1) for x in leaves]  # [B, leaf's coordinates]
   joined = parts[0] if len(parts) == 1 else jnp.concatenate(parts, 1)
   return joined.reshape(-1)
 
 
 def to_tree(array, like, count: int):
-  """The inverse of `to_array`; structure, shapes and types of `like`."""
+  """The inverse of `to_array`, with structure, shapes and types of `like`."""
   leaves, structure = jax.tree.flatten(like)
   if len(leaves) == 1:
     return structure.unflatten([array.reshape(leaves[0].shape)])
@@ -47,8 +47,8 @@ def to_tree(array, like, count: int):
 def _states_to_array(states, params):
   """States of B optimizees' trees, leaves [B, K, *s] -> [[K, B n], ...].
 
-  Coordinates that do not communicate do not care whose they are: this is the
-  state of the one array that holds them all.
+  Where coordinates do not communicate, it does not matter which optimizee each
+  belongs to: one array holds all of them, and this is its state.
   """
   xs, leaves = jax.tree.leaves(params), jax.tree.leaves(states)
 
@@ -75,7 +75,7 @@ def _states_to_trees(arrays, states, params):
 
 
 def _on_array(opt: optax.GradientTransformation, count: int):
-  """`opt` on the coordinates of all leaves of all optimizees, as [B n]."""
+  """Runs `opt` on the coordinates of all leaves of all optimizees, as [B n]."""
 
   def update(updates, state, params, *, value, **extra_args):
     g, x = to_array(updates, count), to_array(params, count)
@@ -89,7 +89,7 @@ def _on_array(opt: optax.GradientTransformation, count: int):
 def _run_as_one(run, theta, learned, loss, tasks, params, opt_states, keys):
   """B runs whose coordinates do not communicate: one run of one array."""
   opt = _on_array(learned.transform(theta), len(keys))
-  array = to_array(params, len(keys))
+  array = to_array(params, len(keys))  # [B n]
   inner = jax.tree.structure(jax.eval_shape(opt.init, array))
   state = inner.unflatten(_states_to_array(opt_states, params))
 
@@ -102,7 +102,7 @@ def _run_as_one(run, theta, learned, loss, tasks, params, opt_states, keys):
   keys = jnp.swapaxes(keys, 0, 1)  # [T + 1, B]
   (params, state), trajectory = run(losses_of, opt, params, state, keys)
   opt_states = _states_to_trees(jax.tree.leaves(state), opt_states, params)
-  return params, opt_states, trajectory.losses.T
+  return params, opt_states, trajectory.losses.T  # [B, T + 1]
 
 
 def _run_apart(run, theta, learned, loss, tasks, params, opt_states, keys):
@@ -118,9 +118,10 @@ def _run_apart(run, theta, learned, loss, tasks, params, opt_states, keys):
   if len(keys) == 1:
     out = one(theta, *jax.tree.map(lambda x: x[0], batch))
     return jax.tree.map(lambda x: x[None], out)
-  # A theta for each: all products then are batches of plain ones.  With one
-  # theta for all, the axis B would stand between the rows and columns of every
-  # product and be moved away and back, at two to three times the time.
+  # Each optimizee gets a copy of theta, so that every product is a batch of
+  # plain products.  With one theta for all, the axis B would lie between the
+  # rows and columns of every product and be moved away and back, at two to
+  # three times the time.
   return jax.vmap(one)(_copies(theta, len(keys)), *batch)
 
 
@@ -142,20 +143,21 @@ def meta_loss(
   remat: bool | Literal['segments'] = True,
   unroll: Callable = plain_unroll,
 ):
-  """The weighted sum of losses along an unroll, mean over B optimizees.
+  """The meta-loss: weighted sum of losses along an unroll, mean over B.
 
       L(theta) = 1/B sum_b sum_{t=0..T} w_t f_b(x_t)
 
-  (Andrychowicz et al., equation 3.)  It includes f after the last update: else
-  that update would get no gradient.  f(x_0) contributes a value, no gradient.
+  (Andrychowicz et al., equation 3.)  The sum includes f after the last
+  update, which would otherwise get no gradient.  f(x_0) adds a value but no
+  gradient.
 
   Args:
     theta: weights of the learned optimizer.
     learned: the learned optimizer.
-    optimizee: the family that the tasks are of.
+    optimizee: the family that the tasks come from.
     tasks: leading axis B.
     params: x_0, leading axis B.
-    opt_states: of the learned optimizer, leading axis B.
+    opt_states: states of the learned optimizer, leading axis B.
     keys: [B, T + 1].
     weights: w [T + 1]; all ones by default.
     second_derivatives: see `unroll`.
@@ -169,12 +171,12 @@ def meta_loss(
     unroll, second_derivatives=second_derivatives, remat=remat
   )
   batch = (tasks, params, opt_states, keys)
-  # Where the rule of a coordinate is the same whatever leaf and optimizee it
-  # belongs to, all of them are one array: one matrix product a layer.
+  # If the update rule of a coordinate does not depend on its leaf or optimizee,
+  # all coordinates are one array, and a layer is one matrix product.
   way = _run_apart if learned.communicates else _run_as_one
   params, opt_states, losses = way(run, theta, learned, optimizee.loss, *batch)
   weights = jnp.ones(losses.shape[1:]) if weights is None else weights
-  loss = jnp.mean(losses @ weights.astype(losses.dtype))
+  loss = jnp.mean(losses @ weights.astype(losses.dtype))  # [B, T + 1] -> []
   return loss, (params, opt_states, losses)
 
 
@@ -197,7 +199,7 @@ def _clipped(differentiate, bound, count):
 
 
 def _meta_update(meta_optimizer, state, loss, gradient):
-  """MetaState, whether the step was skipped, norm of the gradient."""
+  """One step on theta: MetaState, whether it was skipped, gradient's norm."""
   norm = optax.tree.norm(gradient)
   updates, opt_state = meta_optimizer.update(
     gradient, state.opt_state, state.theta
@@ -222,42 +224,43 @@ def truncated_bptt(
   sharding: jax.sharding.NamedSharding | None = None,
   unroll: Callable = plain_unroll,
 ) -> MetaTrainer:
-  """Truncated BPTT: one meta-step per unroll of T steps, U unrolls an epoch.
+  """Truncated BPTT: one meta-step per unroll of T steps, U unrolls per epoch.
 
-  Every epoch draws B fresh optimizees and runs each for U T steps; parameters
-  and optimizer state go from one unroll into the next as data, so no gradient
-  crosses (Andrychowicz et al., section 3: U T = 100, T = 20).  With
-  `num_unrolls=1` it is full back-propagation through time.
+  Every epoch draws B fresh optimizees and runs each for U T steps.  Truncation:
+  parameters and optimizer state pass from one unroll to the next as data, so no
+  gradient crosses (Andrychowicz et al., section 3: U T = 100, T = 20).  With
+  `num_unrolls=1` this is full back-propagation through time.
 
   A meta-step with a non-finite meta-loss or meta-gradient is skipped: theta and
   the meta-optimizer stay as they were, and `Info.skipped` says so.
 
   Args:
     learned: the learned optimizer.
-    meta_optimizer: for theta; Adam in the paper.
+    meta_optimizer: the optimizer of theta; Adam in the paper.
     unroll_length: T, steps.
     num_unrolls: U.
     num_optimizees: B, optimizees in parallel.
     weights: w_t along the whole run, [U T + 1]; all ones by default.
-      `jnp.zeros(U * T + 1).at[-1].set(1)` is the final loss alone.
+      `jnp.zeros(U * T + 1).at[-1].set(1)` counts only the final loss.
     second_derivatives: see `unroll`.
     remat: see `unroll`.
     clip_each: norm to which the meta-gradient of each single optimizee is
       clipped before their mean is taken, so that a few chaotic runs, whose
       gradients can be 1,000 times larger, do not dominate the mean.  None:
-      never, as the paper.
-    sharding: of the axis B over devices; theta is replicated, and a meta-step
-      has one all-reduce for its gradient, and one of a number, the meta-loss.
-      None: wherever the jitted step runs.
+      never, as in the paper.
+    sharding: how the axis B is spread over devices.  theta is replicated; a
+      meta-step has one all-reduce for its gradient and one for the meta-loss, a
+      single number.  None: wherever the jitted step runs.
     unroll: see `meta_loss`.
 
   Returns:
-    MetaTrainer with state MetaState; Info.summary has 'gradient_norm', the
+    MetaTrainer with state MetaState; Info.summary['gradient_norm'] is the
     largest global norm of the epoch's meta-gradients.
 
   Raises:
-    ValueError: a size is not positive, weights are of another length or not
-      finite, or B cannot be divided by the devices of `sharding`.
+    ValueError: a size or `clip_each` is not positive, `remat` is unknown,
+      weights have the wrong length or are not finite, or B is not a multiple of
+      the number of devices in `sharding`.
   """
   sizes = {'unroll_length': unroll_length, 'num_unrolls': num_unrolls}
   positive('truncated_bptt', **sizes, num_optimizees=num_optimizees)
@@ -275,7 +278,7 @@ def truncated_bptt(
   spread = lambda batch: batch
   if sharding is not None:
     spread = lambda batch: jax.lax.with_sharding_constraint(batch, sharding)
-  # [U, T + 1]: the last loss of an unroll and the first of the next are at the
+  # [U, T + 1]: an unroll's last loss and the next unroll's first are at the
   # same x.
   windows = np.lib.stride_tricks.sliding_window_view(weights, unroll_length + 1)
   windows = jnp.asarray(windows[::unroll_length], jnp.float32)
@@ -296,7 +299,7 @@ def truncated_bptt(
     key_init, key_loss = jax.random.split(key)
     tasks, params, states = start(state.theta, optimizee, key_init)
     shape = (num_unrolls, num_optimizees, unroll_length + 1)
-    keys = jax.random.split(key_loss, shape)
+    keys = jax.random.split(key_loss, shape)  # [U, B, T + 1]
 
     def meta_step(carry, inputs):
       state, params, states = carry
@@ -318,8 +321,8 @@ def truncated_bptt(
       state, skipped, norm = _meta_update(meta_optimizer, state, loss, gradient)
       return (state, *carry), (losses, loss, skipped, norm)
 
-    # Truncation: parameters and states cross from unroll to unroll as the
-    # carry of this scan, which nothing differentiates.
+    # Truncation: parameters and states pass from unroll to unroll as the carry
+    # of this scan, which is never differentiated.
     (state, _, _), (losses, loss, skipped, norm) = jax.lax.scan(
       meta_step, (state, params, states), (keys, windows)
     )

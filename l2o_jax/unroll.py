@@ -18,7 +18,7 @@ class Step(NamedTuple):
   Attributes:
     params: x_t.
     loss: f(x_t).
-    gradients: of f at x_t.
+    gradients: gradients of f at x_t.
     updates: x_{t+1} - x_t.
     opt_state: the optimizer's state before the step.
   """
@@ -34,8 +34,8 @@ class Trajectory(NamedTuple):
   """A run of T steps.
 
   Attributes:
-    losses: f(x_t), t = 0 ... T, [T + 1]; of B functions [T + 1, B].
-    record: what `record` returned, stacked along a leading axis T; else None.
+    losses: f(x_t), t = 0 ... T, [T + 1]; for B functions [T + 1, B].
+    record: what `record` returned, stacked along a leading axis T, or None.
   """
 
   losses: chex.Array
@@ -44,9 +44,9 @@ class Trajectory(NamedTuple):
 
 @jax.custom_jvp
 def along(value, gradients, params):
-  """f(x) [], whose derivative with respect to x is the gradient given.
+  """`value`, f(x) [], with `gradients` as its derivative with respect to x.
 
-  Or f_1(x_1) ... f_B(x_B) [B]; then the leaves of x have a leading axis B.
+  Or f_1(x_1) ... f_B(x_B) [B]; the leaves of x then have a leading axis B.
   """
   del gradients, params
   return value
@@ -64,7 +64,7 @@ def _along_jvp(primals, tangents):
 
 
 def _value_and_grad(loss, params, key):
-  """Of f [], or of f_1 ... f_B [B] that share no parameters."""
+  """f and its gradient; or f_1 ... f_B [B], which share no parameters."""
   value, pull_back = jax.vjp(lambda params: loss(params, key), params)
   leading = {jnp.shape(x)[:1] for x in jax.tree.leaves(params)}
   several = value.ndim == 1 and leading == {value.shape}
@@ -74,18 +74,18 @@ def _value_and_grad(loss, params, key):
 
 
 def check_remat(who, remat):
-  """Raises a ValueError for what is not a value of `remat`."""
+  """Raises a ValueError unless `remat` has one of its three values."""
   known = remat in (False, True, 'segments')
   require(known, f"{who}: remat must be False, True or 'segments': {remat!r}")
 
 
 def _scan_segments(step, carry, keys):
-  """`jax.lax.scan` that stores the carry of every ceil(sqrt(T)) steps only."""
+  """`jax.lax.scan` that stores only every ceil(sqrt(T))-th carry."""
   length = math.isqrt(max(len(keys) - 1, 0)) + 1  # ceil(sqrt(T))
   whole = len(keys) - len(keys) % length
   several = lambda carry, keys: jax.lax.scan(step, carry, keys)
   several = jax.checkpoint(several, prevent_cse=False)
-  parts = keys[:whole].reshape(-1, length, *keys.shape[1:])
+  parts = keys[:whole].reshape(-1, length, *keys.shape[1:])  # about [√T, √T]
   carry, seen = jax.lax.scan(several, carry, parts)
   seen = jax.tree.map(lambda x: x.reshape(whole, *x.shape[2:]), seen)
   if whole < len(keys):
@@ -110,30 +110,32 @@ def unroll(
       x_{t+1} = x_t + opt(grad f(x_t)),   t = 0 ... T - 1
 
   The value and gradients that the optimizer sees are constants of the graph
-  (`stop_gradient`): differentiating the losses with respect to what is inside
-  `opt` drops d grad f(x_t) / d theta, so needs no second derivatives of f
-  (Andrychowicz et al., section 2.1).
+  (`stop_gradient`).  Differentiating the losses with respect to what is inside
+  `opt` therefore drops d grad f(x_t) / d theta, and needs no second derivatives
+  of f (Andrychowicz et al., section 2.1).
 
   The recorded losses are never cut.  The gradient at x_t is also their
   derivative, so f is evaluated and differentiated once a step, in the forward
-  pass.  A derivative of a derivative of the losses needs `second_derivatives`.
+  pass.  To differentiate the losses twice, set `second_derivatives`.
 
   Args:
     loss: params, key -> f(x) []; the task is bound, the key draws the
       minibatch.  Or B functions side by side, f_1(x_1) ... f_B(x_B) [B]; every
       leaf of the parameters then has a leading axis B.
     opt: any optax transformation, learned or hand-designed.  It is given
-      `value`, `grad` and `value_fn`, as line searches need them; `value_fn` is
-      of the step's own minibatch.
+      `value`, `grad` and `value_fn`, which line searches need; `value_fn` keeps
+      to the minibatch of the step.
     params: x_0.
-    opt_state: of `opt` at x_0; feed back what comes out to go on with a run.
+    opt_state: the state of `opt` at x_0.  To continue a run, pass what the last
+      call returned.
     keys: T + 1 random keys, one for each loss.
     second_derivatives: keep d grad f(x_t) / d theta.
     remat: what the forward pass stores for the backward pass.  True: the
-      parameters and state of each step; the backward pass computes the rest
-      again, which on a CPU is also faster.  False: everything.  'segments': the
-      parameters and state of every ceil(sqrt(T)) steps.  Memory then grows as
-      sqrt(T) instead of T, at the cost of one more forward pass.
+      parameters, state and gradients of each step (no gradients if second
+      derivatives are kept); the backward pass computes the rest again, which is
+      also faster on a CPU.  False: everything.  'segments': the parameters and
+      state of every ceil(sqrt(T))-th step; memory then grows as sqrt(T) instead
+      of T, at the cost of one more forward pass.
     record: Step -> anything to be stacked over t.
 
   Returns:
@@ -145,6 +147,7 @@ def unroll(
   check_remat('unroll', remat)
   require(len(keys), 'unroll: keys must be T + 1, at least one')
   opt = optax.with_extra_args_support(opt)
+  # The stop-gradient: what the optimizer sees is cut out of the graph.
   see = (lambda x: x) if second_derivatives else jax.lax.stop_gradient
 
   def update(gradients, opt_state, params, value, key):
@@ -159,7 +162,7 @@ def unroll(
     params, opt_state = carry
     value, gradients = _value_and_grad(loss, see(params), key)
     gradients = see(gradients)
-    if not second_derivatives:  # the loss as a function of x_t, not cut
+    if not second_derivatives:  # the recorded loss still depends on x_t
       value = along(value, gradients, params)
     updates, new_state = update(gradients, opt_state, params, see(value), key)
     seen = Step(params, value, gradients, updates, opt_state)
@@ -170,5 +173,5 @@ def unroll(
     step = jax.checkpoint(step, prevent_cse=False)
   scan = _scan_segments if remat == 'segments' else jax.lax.scan
   carry, (losses, seen) = scan(step, (params, opt_state), keys[:-1])
-  last = loss(carry[0], keys[-1])
+  last = loss(carry[0], keys[-1])  # f(x_T): [] or [B]
   return carry, Trajectory(jnp.concatenate([losses, last[None]]), seen)

@@ -86,7 +86,7 @@ class LearningCurvesTest(parameterized.TestCase):
     def by_hand(key):
       x, _ = family.init(jax.random.split(key)[0])
       state, out = opt.init(x), []
-      for t in range(7):
+      for _ in range(7):
         out.append(f(point(state, x)))
         updates, state = opt.update(jax.grad(f)(x), state, x)
         x = optax.apply_updates(x, updates)

@@ -21,12 +21,12 @@ class ExamplesTest(absltest.TestCase):
 
   def test_train_your_own(self):
     folder = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
-    learned, adam = train_your_own.main(40, folder / 'theta.npz')
+    learned, adam = train_your_own.main(25, folder / 'theta.npz')
     self.assertLess(learned[-1], 0.5 * learned[0])
     self.assertLess(learned[-1], 1.2 * adam[-1])
 
   def test_new_cell(self):
-    learned, sgd = new_cell.main(100, 128)
+    learned, sgd = new_cell.main(60, 64)
     self.assertLess(learned, 0.8 * sgd)
 
   def test_sharded(self):
@@ -40,7 +40,7 @@ class ExamplesTest(absltest.TestCase):
     self.assertTrue(everywhere)
     self.assertEqual(of_step, {})
     self.assertLess(gap, 1e-5)
-    self.assertEqual(of_meta_step, {'all-reduce': 1})
+    self.assertEqual(of_meta_step, {'all-reduce': 2})  # theta's gradient, loss
 
   def test_cell_is_short(self):
     tree = ast.parse(pathlib.Path(new_cell.__file__).read_text())

@@ -81,7 +81,7 @@ def rivals(paths: Sequence[str], optimizee: Optimizee) -> dict[str, tuple]:
     try:
       settings, learned, theta = run_lib.rebuild(path)
       params, _ = jax.eval_shape(optimizee.init, jax.random.key(0))
-      jax.eval_shape(lambda t, x: learned.transform(t).init(x), theta, params)
+      jax.eval_shape(learned.transform(theta).init, params)
     except CheckpointError:
       raise
     except (UsageError, ValueError, TypeError) as error:

@@ -40,7 +40,7 @@ def statistics(curves: dict, settings: dict) -> dict[str, dict]:
         'final_quartiles': [low, high],
       }
   for by in ('mean', 'final'):
-    value = lambda name: np.nan_to_num(rows[name][by], nan=np.inf)
+    value = lambda name, by=by: np.nan_to_num(rows[name][by], nan=np.inf)
     for rank, name in enumerate(sorted(rows, key=value), 1):
       rows[name][f'rank_by_{by}'] = rank
   return rows

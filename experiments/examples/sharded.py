@@ -6,7 +6,8 @@ Eight devices are simulated on the CPU.  First, a matrix that is sharded over
 them: the optimizer's state is made where the parameters are, and an update
 needs no communication, since each coordinate is on its own.  Second, an epoch
 of meta-training with its optimizees over the devices: theta is on all of them,
-and the result is the same as on one.
+a meta-step adds up its gradient and the loss (two all-reduces), and the result
+is the same as on one device.
 """
 
 import collections

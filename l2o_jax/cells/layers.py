@@ -11,16 +11,16 @@ def linear(theta: Theta, x: chex.Array) -> chex.Array:
   """w^T x + b for every coordinate, features first.
 
   With the coordinates as trailing axes this is one matrix product [K, F] [F, n]
-  and no transposition.
+  without a transposition.
 
   Args:
     theta: {'w': [F, K], 'b': [K]}.
-    x: [F, ...]; `...` are the axes of the coordinates, none for a single one.
+    x: [F, ...]; `...` are the coordinates' axes, none for a single coordinate.
 
   Returns:
     [K, ...].
   """
-  bias = theta['b'].reshape(-1, *(1,) * (x.ndim - 1))
+  bias = theta['b'].reshape(-1, *(1,) * (x.ndim - 1))  # [K, 1, ...]
   return jnp.einsum('fk,f...->k...', theta['w'], x) + bias
 
 

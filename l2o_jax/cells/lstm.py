@@ -12,7 +12,7 @@ from l2o_jax.cpu import sigmoid, tanh
 
 
 def lstm_layer_init(key, num_inputs: int, hidden: int):
-  """{'w': [F + H, 4H], 'b': [4H]}, both truncated normal of 1/sqrt(F + H)."""
+  """{'w': [F + H, 4H], 'b': [4H]}, truncated normal of std 1/sqrt(F + H)."""
   fan_in = num_inputs + hidden
   key_w, key_b = jax.random.split(key)
   w = truncated_normal(key_w, fan_in, (fan_in, 4 * hidden))
@@ -28,22 +28,22 @@ def lstm_layer(theta, x, state):
 
   Args:
     theta: {'w': [F + H, 4H], 'b': [4H]}; columns in the order i, j, f, o.
-    x: [F, ...], with the axes of the coordinates last.
+    x: [F, ...], with the coordinates' axes last.
     state: (h [H, ...], c [H, ...]).
 
   Returns:
     (h' [H, ...], c' [H, ...]).
   """
   h, c = state
-  gates = linear(theta, jnp.concatenate([x, h]))  # [4H, ...]
-  i, j, f, o = jnp.split(gates, 4)
+  gates = linear(theta, jnp.concatenate([x, h]))  # [F + H, ...] -> [4H, ...]
+  i, j, f, o = jnp.split(gates, 4)  # [H, ...] each
   c = sigmoid(f + 1) * c + sigmoid(i) * tanh(j)
   return sigmoid(o) * tanh(c), c
 
 
 def _average(h, count):
-  """The first `count` rows of h [H, n] become their means over n."""
-  mean = jnp.mean(h[:count], axis=-1, keepdims=True)
+  """Global averaging: the first `count` rows of h [H, n] -> their means."""
+  mean = jnp.mean(h[:count], axis=-1, keepdims=True)  # [count, 1]
   mean = jnp.broadcast_to(mean, h[:count].shape)
   return jnp.concatenate([mean, h[count:]])
 
@@ -55,16 +55,16 @@ def lstm_cell(
 
       delta = scale (w^T h_L + b)
 
-  The step is added to the parameter: the cell learns the minus sign itself.
+  The step is added to the parameter, so the cell itself learns the minus sign.
   With `hidden=()` it reduces to a linear function of the features.
 
   Args:
     hidden: H of each layer; (20, 20) in all experiments of the paper.
-    scale: factor of the output: 0.1 on MNIST, 1 on quadratics in the paper;
-      0.01 in the released code.
+    scale: factor of the output.  The paper has 0.1 on MNIST and 1 on
+      quadratics, the released code 0.01.
     averaged: number of global averaging cells per layer (appendix D): the first
-      `averaged` outputs h are replaced by their mean over all coordinates, both
-      for the layer above and for the recurrence.  The coordinates then
+      `averaged` outputs h are replaced by their means over all coordinates,
+      both for the layer above and for the recurrence.  The coordinates then
       communicate.  0 is the plain LSTM.
 
   Returns:
@@ -72,7 +72,8 @@ def lstm_cell(
     and state ((h [H, ...], c [H, ...]), ...).
 
   Raises:
-    ValueError: a layer size is not positive, or averaged exceeds a layer.
+    ValueError: a layer size is not positive, or `averaged` is negative or
+      larger than a layer.
   """
   hidden = tuple(hidden)
   positive('lstm_cell', hidden=min(hidden, default=1))
@@ -91,7 +92,7 @@ def lstm_cell(
   def step(theta, x, state):
     new_state = []
     for layer, layer_state in zip(theta['lstm'], state, strict=True):
-      x, c = lstm_layer(layer, x, layer_state)
+      x, c = lstm_layer(layer, x, layer_state)  # [H, ...], [H, ...]
       if averaged:
         x = _average(x, averaged)
       new_state.append((x, c))

@@ -14,22 +14,22 @@ def mlp_cell(
   scale: float = 1.0,
   coordinates: int | None = None,
 ) -> Cell:
-  """Softplus layers and a linear layer; no memory of its own.
+  """Softplus layers, then a linear layer; no memory of its own.
 
       delta = scale (w_2^T log(1 + exp(w_1^T x + b_1)) + b_2)
 
   Args:
     hidden: units of each layer; (50,) in the paper.
     scale: factor of the output.
-    coordinates: None: one net for one coordinate.  n: one net for all n
-      coordinates of a small function, as in the paper: it has F n inputs, first
-      the first feature of all coordinates, and n outputs.  Permuting
-      coordinates is then another problem.
+    coordinates: None: the net sees one coordinate.  n: one net for all n
+      coordinates of a small function, as in the paper.  It has n outputs and
+      F n inputs, which begin with the first feature of all coordinates.
+      Permuting the coordinates then changes the problem.
 
   Returns:
     A whole Cell with theta {'hidden': [{'w', 'b'}, ...], 'linear': {'w', 'b'}}
-    and state ().  With `coordinates` its step raises a ValueError for another
-    number of coordinates.
+    and state ().  With `coordinates`, its step raises a ValueError for any
+    other number of coordinates.
 
   Raises:
     ValueError: a size is not positive.

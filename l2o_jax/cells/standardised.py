@@ -1,4 +1,4 @@
-"""A cell that works in the units of its task."""
+"""A cell wrapped so that it works in the units of its task."""
 
 import jax
 import jax.numpy as jnp
@@ -7,23 +7,25 @@ from l2o_jax.base import Cell
 
 
 def standardised(cell: Cell, limit: float = 10.0, coordinates: int = 1) -> Cell:
-  """Features in standard units, steps in the units of a first optimizer.
+  """Features in standard units, steps in the units of the first optimizer.
 
       delta = output · cell(clip((x - mean) / std, -limit, limit))
 
-  mean, std and output are constants in theta: no gradient reaches them.
-  Imitation sets them from its first rollouts; at `init` they change nothing.
-  Relative features are huge where the last value was tiny, hence the limit.
+  mean, std and output are in theta, but constant: no gradient reaches them.
+  Imitation and guided policy search set them from their first rollouts, which
+  the teacher or the first guide makes; at `init` they change nothing.  The
+  limit is there because relative features are huge where the last value was
+  tiny.
 
   Args:
-    cell: any; it stays whole and communicating if it was.
+    cell: any cell; the result is whole, or communicates, if `cell` does.
     limit: in standard deviations.
-    coordinates: n of a cell that is one net for n coordinates (`mlp_cell`);
-      each of its F n inputs then has units of its own.
+    coordinates: n, if the cell is one net for n coordinates (`mlp_cell`); each
+      of its F n inputs then has its own units.
 
   Returns:
-    Cell with theta {'mean' [F], 'std' [F], 'output' [], 'cell': of `cell`}; F n
-    in place of F with `coordinates`.
+    Cell with theta {'mean' [F], 'std' [F], 'output' [], 'cell': of `cell`};
+    with `coordinates`, F n replaces F.
   """
 
   def init(key, num_features):
@@ -33,11 +35,11 @@ def standardised(cell: Cell, limit: float = 10.0, coordinates: int = 1) -> Cell:
     return {'mean': mean, 'std': std, 'output': output, 'cell': inner}
 
   def step(theta, x, state):
-    # [F] -> [F, 1, ...], or with `coordinates` [F n] -> [F, n].
+    # mean and std: [F] -> [F, 1, ...]; with `coordinates` [F n] -> [F, n].
     shape = (x.shape[0], -1, *(1,) * (x.ndim - 2))[: x.ndim]
     mean = jax.lax.stop_gradient(theta['mean']).reshape(shape)
     std = jax.lax.stop_gradient(theta['std']).reshape(shape)
-    x = jnp.clip((x - mean) / std, -limit, limit)
+    x = jnp.clip((x - mean) / std, -limit, limit)  # [F, ...] or [F, n]
     delta, state = cell.step(theta['cell'], x, state)
     return jax.lax.stop_gradient(theta['output']) * delta, state
 

@@ -204,7 +204,7 @@ def bad_npz(directory, times):
   labels = np.arange(6) % 3
   buffer, refused = io.BytesIO(), 0
   np.savez(buffer, train_images=images, train_labels=labels)
-  for i in range(times):
+  for _ in range(times):
     path.write_bytes(mutated(buffer.getvalue(), rng))
     started = time.process_time()
     try:

@@ -52,7 +52,7 @@ def cifar(name, per_class=2, seed=0):
   """{name of an original file: bytes}, each class `per_class` times a split."""
   rng, own = np.random.default_rng(seed), archives.CIFAR[name]
   classes, files = max(count for _, count in own.labels.values()), {}
-  for split, parts in own.parts.items():
+  for parts in own.parts.values():
     fine = rng.permutation(np.repeat(np.arange(classes), per_class))
     images = rng.integers(0, 256, (len(fine), 3072), np.uint8)
     labels = {'coarse_label': fine // 5, 'label': fine}
