@@ -33,6 +33,19 @@ def linear_only():
   return coordinatewise(gradient(), lstm_cell(hidden=(), scale=1.0))
 
 
+def started(learned, theta, optimizee, shape):
+  """What `meta_loss` is given of B optimizees at their start, [B, T + 1]."""
+
+  @quick.jit
+  def start(key, theta):
+    keys = jax.random.split(key, shape)
+    params, tasks = jax.vmap(optimizee.init)(keys[:, 0])
+    states = jax.vmap(learned.transform(theta).init)(params)
+    return tasks, params, states, keys
+
+  return optimizee, *start(jax.random.key(5), theta)
+
+
 class TruncatedBpttTest(parameterized.TestCase):
   def test_golden_values_of_the_original(self):
     """Its "Torch results": cost 0.7325327, x 0.8559 after two unrolls."""
@@ -71,70 +84,46 @@ class TruncatedBpttTest(parameterized.TestCase):
     """With second derivatives the meta-gradient is the true one."""
     with jax.enable_x64(True):
       learned = coordinatewise(features, lstm_cell((3,), scale=0.1))
-      theta = jax.tree.map(
-        lambda x: x.astype(float), learned.init(jax.random.key(1))
-      )
-      optimizee = quadratic(dimension=3)
-      params, tasks = jax.vmap(optimizee.init)(
-        jax.random.split(jax.random.key(2), 2)
-      )
-      states = jax.vmap(learned.transform(theta).init)(params)
-      keys = jax.random.split(jax.random.key(3), (2, 5))
+      theta = jax.tree.map(lambda x: x.astype(float), theta_of(learned))
+      batch = started(learned, theta, quadratic(dimension=3), (2, 5))
       loss = quick.jit(
-        lambda theta: meta_loss(
-          theta,
-          learned,
-          optimizee,
-          tasks,
-          params,
-          states,
-          keys,
-          second_derivatives=True,
-        )[0]
+        jax.value_and_grad(
+          lambda theta: meta_loss(
+            theta, learned, *batch, second_derivatives=True
+          )[0]
+        )
       )
       flat, unravel = jax.flatten_util.ravel_pytree(theta)
-      direction = jax.random.normal(jax.random.key(4), flat.shape)
-      along = lambda e: float(loss(unravel(flat + e * direction)))
+      direction = np.random.default_rng(4).normal(size=flat.shape)
+      along = lambda e: float(loss(unravel(flat + e * direction))[0])
       numeric = (
         8 * (along(1e-4) - along(-1e-4)) - (along(2e-4) - along(-2e-4))
       ) / 12e-4
-      exact = float(
-        direction @ jax.flatten_util.ravel_pytree(jax.grad(loss)(theta))[0]
-      )
-    np.testing.assert_allclose(exact, numeric, rtol=1e-7)
+      slope, _ = jax.flatten_util.ravel_pytree(loss(theta)[1])
+    np.testing.assert_allclose(direction @ slope, numeric, rtol=1e-7)
 
   def test_remat_and_batching_change_nothing(self):
     learned = coordinatewise(gradient(), lstm_cell((4, 3), scale=0.1))
     theta = theta_of(learned)
-    optimizee = quadratic(dimension=3)
-    params, tasks = jax.vmap(optimizee.init)(
-      jax.random.split(jax.random.key(1), 3)
-    )
-    states = jax.vmap(learned.transform(theta).init)(params)
-    keys = jax.random.split(jax.random.key(2), (3, 8))
+    optimizee, *batch = started(learned, theta, quadratic(dimension=3), (3, 8))
 
-    def loss(rows, **options):
-      some = lambda tree: jax.tree.map(lambda x: x[rows], tree)
-      return jax.value_and_grad(
-        lambda theta: meta_loss(
-          theta,
-          learned,
-          optimizee,
-          some(tasks),
-          some(params),
-          some(states),
-          keys[rows],
-          **options,
+    def loss(**options):
+      differentiate = jax.value_and_grad(
+        lambda theta, batch: meta_loss(
+          theta, learned, optimizee, *batch, **options
         )[0]
-      )(theta)
+      )
+      return quick.jit(differentiate)
 
-    whole = loss(slice(0, 3), remat=False)
-    remat = loss(slice(0, 3), remat=True)
-    segments = loss(slice(0, 3), remat='segments')  # 3, 3 and 1 steps
+    whole = loss(remat=False)(theta, batch)
+    remat = loss(remat=True)(theta, batch)
+    segments = loss(remat='segments')(theta, batch)  # 3, 3 and 1 steps
     with mock.patch.object(blocks, 'BLOCK', 2):  # 2 of 9, ..., the last 2
-      in_blocks = loss(slice(0, 3), unroll=blocks.unroll)
-    single = [loss(slice(i, i + 1)) for i in range(3)]
-    mean = jax.tree.map(lambda *x: sum(x) / 3, *single)
+      in_blocks = loss(unroll=blocks.unroll)(theta, batch)
+    one, row = loss(), lambda i: jax.tree.map(lambda x: x[i : i + 1], batch)
+    mean = jax.tree.map(
+      lambda *x: sum(x) / 3, *[one(theta, row(i)) for i in range(3)]
+    )
     for other in (remat, segments, in_blocks, mean):
       jax.tree.map(
         functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-5),
@@ -293,7 +282,7 @@ class TruncatedBpttTest(parameterized.TestCase):
       ({'num_optimizees': 0}, 'num_optimizees.*0'),
       ({'weights': jnp.ones(10)}, r'\(11,\), got \(10,\)'),
       ({'weights': np.full(11, np.nan)}, 'must be finite'),
-      ({'remat': 'blocks'}, "remat must be .* got 'blocks'"),
+      ({'remat': 'blocks'}, "remat must be .*'blocks'"),
       ({'clip_each': 0.0}, 'clip_each .* got 0.0'),
       ({'clip_each': float('nan')}, 'clip_each .* got nan'),
     ):
@@ -337,22 +326,18 @@ class ManyOptimizeesTest(parameterized.TestCase):
     """Losses, meta-gradient, final parameters and states, each by itself."""
     learned = coordinatewise(features, lstm_cell((3,), scale=0.1), state_dtype)
     apart = learned._replace(communicates=True)  # run without the array
-    theta, optimizee = theta_of(learned), mixed(dtype)
+    theta = theta_of(learned)
+    optimizee, *batch = started(learned, theta, mixed(dtype), (3, 5))
 
-    def run(learned, some):
-      params, tasks = jax.vmap(optimizee.init)(keys[:, 0][some])
-      states = jax.vmap(learned.transform(theta).init)(params)
+    def run(learned):
       differentiate = jax.value_and_grad(meta_loss, has_aux=True)
-      return differentiate(
-        theta, learned, optimizee, tasks, params, states, keys[some]
+      return quick.jit(
+        lambda batch: differentiate(theta, learned, optimizee, *batch)
       )
 
-    keys = jax.random.split(jax.random.key(5), (3, 5))
-    (loss, (params, states, losses)), slope = quick.jit(
-      lambda: run(learned, slice(3))
-    )()
-    one = quick.jit(lambda key_rows: run(apart, key_rows))
-    each = [one(jnp.array([b])) for b in range(3)]
+    (loss, (params, states, losses)), slope = run(learned)(batch)
+    one, row = run(apart), lambda b: jax.tree.map(lambda x: x[b : b + 1], batch)
+    each = [one(row(b)) for b in range(3)]
     close = (
       functools.partial(chex.assert_trees_all_close, rtol=1e-4, atol=1e-5)
       if dtype == jnp.float32
@@ -378,16 +363,9 @@ class OwnCellTest(parameterized.TestCase):
     theta, optimizee = theta_of(learned), mixed()
 
     def gradient_of(count, **options):
-      keys = jax.random.split(jax.random.key(5), (3, 6))[:count]
-      params, tasks = jax.vmap(optimizee.init)(keys[:, 0])
-      states = jax.vmap(learned.transform(theta).init)(params)
-      return quick.jit(
-        jax.grad(
-          lambda theta: meta_loss(
-            theta, learned, optimizee, tasks, params, states, keys, **options
-          )[0]
-        )
-      )(theta)
+      batch = started(learned, theta, optimizee, (count, 6))
+      loss = lambda theta: meta_loss(theta, learned, *batch, **options)[0]
+      return quick.jit(jax.grad(loss))(theta)
 
     for count in (1, 3):
       want = gradient_of(count, remat=False)
