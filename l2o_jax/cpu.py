@@ -60,8 +60,8 @@ def draw(
 ) -> chex.Array:
   """`sampler(key, shape)`: the same numbers, drawn as a vector.
 
-  For 12,800 uniform numbers XLA compiles 0.3 s on a CPU, for the same numbers
-  in the shape [128, 10, 10] 2.2 s.
+  On a CPU, XLA compiles a draw of 12,800 uniform numbers in 0.3 s as a vector,
+  and in 2.2 s in the shape [128, 10, 10].
   """
   return sampler(key, (math.prod(shape),)).reshape(shape)
 
@@ -73,12 +73,12 @@ def draw_all(
 ) -> list[chex.Array]:
   """`[sampler(key, shape), ...]`: the same numbers, drawn in one go.
 
-  Each key draws as many numbers as the largest array has; the first ones are
-  those that it would draw for its own shape.  Four normal draws for a small net
-  compile in 2.2 s, this in 1.1 s.
+  Each key draws as many numbers as the largest array has; the first of them are
+  the numbers that it would draw for its own shape.  Four normal draws for a
+  small net compile in 2.2 s, this in 1.1 s.
 
   Args:
-    sampler: such as `jax.random.normal`.
+    sampler: for example `jax.random.normal`.
     keys: one for each array.
     shapes: of the arrays.
   """

@@ -29,9 +29,10 @@ def learning_curves(
     optimizee: the family.
     opt: any optax transformation; `learned.transform(theta)` for a learned one.
     keys: [B]; a key fixes the function, x_0 and all minibatches, so that two
-      optimizers given the same keys face the same tasks.
+      optimizers with the same keys face the same tasks.  With `objective`
+      or `point` the minibatches are others, the functions and x_0 the same.
     num_steps: T.
-    batch_size: tasks that run at a time; all by default.  Fewer need less
+    batch_size: how many tasks run at a time; all by default.  Fewer need less
       memory, and on a CPU large optimizees run faster one by one.
     objective: f over all data instead of the minibatch that the step draws.
     every: k, a divisor of T.
@@ -42,7 +43,7 @@ def learning_curves(
     [B, T / k + 1].
 
   Raises:
-    ValueError: `every` does not divide T.
+    ValueError: T or `every` is not positive, or `every` does not divide T.
   """
   positive('learning_curves', num_steps=num_steps, every=every)
   divides = num_steps % every == 0

@@ -47,7 +47,7 @@ def log_and_sign(p: float = 10.0) -> Features:
     log = jnp.log(jnp.abs(g) + eps) / p
     sign = g * jnp.exp(jnp.asarray(p, g.dtype))
     # `where` rather than `maximum` and `clip`: at the boundary the derivative
-    # is then the inner one, as in the released code, not half of it.
+    # is then the inner derivative, as in the released code, not half of it.
     return memory, jnp.stack(
       [
         jnp.where(log < -1, -1, log),
@@ -65,8 +65,8 @@ class Recent(NamedTuple):
   Attributes:
     step: t, the number of updates seen.
     x: x(t - 1), x(t - 2) [2, ...].
-    g: of t - 1.
-    f: of t - 1 [].
+    g: g(t - 1) [...].
+    f: f(t - 1) [].
   """
 
   step: chex.Array
@@ -83,8 +83,8 @@ def relative_changes() -> Features:
       |x(max(t-1, 1)) - x(max(t-2, 0))| / (|x(t) - x(t-1)| + 0.1)
 
   The first and the third are 0 at t = 0, the first also where f(t-1) is 0 or
-  either is not finite.  Values and gradients are those of the minibatches.
-  The optimizer needs `params` and `value` in `update`.
+  either is not finite.  Values and gradients come from the minibatches.
+  `update` needs `params` and `value`.
   """
 
   def init(x):
@@ -185,11 +185,11 @@ class Past(NamedTuple):
   Attributes:
     step: t, the number of updates seen.
     x: x̄(t), x̄(t - 1), ... [lag (L + 1) + 1, ...].
-    g: ḡ, likewise.
-    f: f̄, likewise without coordinates.
+    g: ḡ(t), ḡ(t - 1), ... [lag (L + 1) + 1, ...].
+    f: f̄(t), f̄(t - 1), ... [lag (L + 1) + 1].
     last_x: x(t), x(t - 1) [2, ...].
-    last_g: likewise.
-    last_f: likewise [2].
+    last_g: g(t), g(t - 1) [2, ...].
+    last_f: f(t), f(t - 1) [2].
   """
 
   step: chex.Array
@@ -227,7 +227,7 @@ def state_features(lag: int = 5, depth: int = 25) -> Features:
     Features with F = 3 L + 1; memory of P (L + 1) + 1 values.
 
   Raises:
-    ValueError: lag or depth are too small.
+    ValueError: lag or depth is too small.
   """
   if lag < 1 or depth < 0:
     raise ValueError(

@@ -15,12 +15,12 @@ from l2o_jax.gps.policy import Policy, Regression
 
 
 class ImitationState(NamedTuple):
-  """Between two epochs.
+  """What passes from one epoch to the next.
 
   Attributes:
     theta: weights of the policy.
-    function_keys: of each rollout's function and x_0, [P, N].
-    epoch: number of epochs since the teacher was last rolled out, [].
+    function_keys: key of each rollout's function and x_0, [P, N].
+    epoch: number of finished epochs; 0 again after a skipped one, [].
   """
 
   theta: Theta
@@ -31,17 +31,18 @@ class ImitationState(NamedTuple):
 def steps_along(opt, x: chex.Array, g: chex.Array) -> chex.Array:
   """What an optimizer of single coordinates would have done along samples.
 
-  It sees their x and gradients; its own actions do not feed back.
+  The optimizer sees the samples' x and gradients; its own actions do not feed
+  back.
 
   Args:
-    opt: such as `optax.rmsprop(...)`.
-    x: [..., T, A].
-    g: gradients, likewise.
+    opt: for example `optax.rmsprop(...)`.
+    x: iterates [..., T, A].
+    g: gradients [..., T, A].
 
   Returns:
     Actions [..., T, A].
   """
-  x, g = (jnp.moveaxis(z, -2, 0) for z in (x, g))
+  x, g = (jnp.moveaxis(z, -2, 0) for z in (x, g))  # [T, ..., A]
 
   def step(state, inputs):
     x, g = inputs
@@ -56,8 +57,8 @@ def _rescaled(seen: runs.Rollout, scale: float, key) -> runs.Rollout:
   """Gradients and losses of each rollout times exp(U(-s, s))."""
   shape = seen.values.shape[:2]  # [P, N]
   draws = jax.random.uniform(key, shape, minval=-scale, maxval=scale)
-  factor = jnp.exp(draws)[..., None]
-  gradients = seen.seen * factor[..., None, None]
+  factor = jnp.exp(draws)[..., None]  # [P, N, 1]
+  gradients = seen.seen * factor[..., None, None]  # [P, N, T + 1, M, J]
   return seen._replace(seen=gradients, values=seen.values * factor)
 
 
@@ -71,11 +72,12 @@ def imitation(
 ) -> MetaTrainer:
   """A learned optimizer learns the steps of a known one.
 
-  The first epoch rolls the teacher out, sets the units of theta by what was
-  seen, and theta learns the teacher's steps along these runs (behavioural
-  cloning).  Every further epoch rolls the policy out, and theta learns what the
-  teacher would have done there (DAgger, Ross et al. 2011).  Exploration is
-  added to both.  Of use by itself, and as the start of guided policy search:
+  The first epoch rolls the teacher out and sets the units of theta by what was
+  seen; theta learns the teacher's steps along these runs (behavioural
+  cloning).  Every later epoch rolls the policy out, and theta learns what the
+  teacher would have done along its runs (DAgger, Ross et al. 2011).
+  Exploration is added to all rollouts.  Imitation is useful by itself, or as
+  the start of guided policy search:
   `guided_policy_search(...).init(key)._replace(theta=state.theta)`.
 
   An epoch with a rollout that is not finite is skipped, and the next one rolls
@@ -83,18 +85,20 @@ def imitation(
 
   Args:
     policy: what is trained (`make_policy`).
-    teacher: an optimizer of single coordinates, such as `optax.rmsprop(...)`.
-    rollouts: which runs; of the noise, `initial_noise` counts.
-    regression: of the policy, `steps` an epoch; the precision of a target is
-      1 / E[a_t²], so that errors count relative to the steps of that time.
-    scale: s >= 0; gradients and losses of each rollout are multiplied by
-      exp(U(-s, s)), as are the gradients that the teacher sees.  Most
-      optimizers are invariant to this, and the policy learns to be.
+    teacher: an optimizer of single coordinates, for example
+      `optax.rmsprop(...)`.
+    rollouts: which runs an epoch makes; the noise is always `initial_noise`.
+    regression: how the policy learns, `steps` per epoch.  The precision of a
+      target is 1 / E[a_t²], so that errors count relative to the steps at t.
+    scale: s >= 0.  The gradients and losses of each rollout are multiplied by
+      exp(U(-s, s)) before policy and teacher see them.  Most teachers are
+      invariant to this, and the policy learns to be.
 
   Returns:
-    MetaTrainer with state ImitationState; Info.losses are exact [P, N, T + 1],
-    Info.summary has regression_error, in units of the action, and policy_cost,
-    sum over t of f along the policy's rollouts, nan where the teacher acts.
+    MetaTrainer with state ImitationState.  Info.losses are exact
+    [P, N, T + 1].  Info.summary has regression_error, in units of the action,
+    and policy_cost, the sum over t of f along the policy's rollouts, nan where
+    the teacher acts.
 
   Raises:
     ValueError: fewer than 2 steps or rollouts.
@@ -110,7 +114,7 @@ def imitation(
   def roll_out(state, optimizee, key):
     P, N = state.function_keys.shape
     use_policy = jnp.full(N, state.epoch > 0)
-    # Of any variance: the noise is as large as its limits say.
+    # Any variance does: the limits alone fix the size of the noise.
     variance = jnp.ones((P, M, rollouts.num_steps, 1))
     limits = (rollouts.initial_noise,) * 2
     first = lambda guide, gradient: teacher
@@ -122,10 +126,10 @@ def imitation(
     key_rollouts, key_policy, key_scale = jax.random.split(key, 3)
     exact = roll_out(state, optimizee, key_rollouts)
     seen = _rescaled(exact, scale, key_scale) if scale else exact
-    o = runs.history(policy.features, seen)
+    o = runs.history(policy.features, seen)  # [P, N, T + 1, M, J, F]
     parts = (o[:, :, :-1], seen.x[:, :, :-1], seen.seen[:, :, :-1])
     parts = (runs.by_unit(z, joint) for z in (*parts, seen.actions))
-    o, x, g, actions = parts  # [P, M, S, T, F A], [P, M, S, T, A] thrice
+    o, x, g, actions = parts  # [P, M, S, T, F A], then [P, M, S, T, A]
     targets = steps_along(teacher, x, g)
     precision = 1 / (1e-30 + jnp.mean(targets**2, (2, 4)))  # [P, M, T]
     everyone = jnp.ones(len(o))

@@ -24,7 +24,7 @@ class Dual(NamedTuple):
   """What ties a guide and the policy together.
 
   Attributes:
-    multipliers: λ [T, A], in the model's units of cost and the action's own.
+    multipliers: λ [T, A], cost in the model's units, actions in their own.
     penalties: ν [T].
     eta: η [], where to start the search.
   """
@@ -53,7 +53,7 @@ def _adapted(nu, kl):
 
 
 def _improve_one(cost, blend, samples, mu, guide, dual, kl_step, limits):
-  """One guide's step; mu: the policy's actions [S, T, A].
+  """The guide step of one guide; mu: the policy's actions [S, T, A].
 
   Returns:
     (guide, Dual, Report).
@@ -65,8 +65,9 @@ def _improve_one(cost, blend, samples, mu, guide, dual, kl_step, limits):
   pi_variance = jnp.sum(nu) / jnp.sum(nu[:, None] / variance, 0)  # [A]
   spread = jnp.broadcast_to(pi_variance, variance.shape)
   pi = fit_controller(model.states, mu, spread, blend=blend)
+  # G⁻¹ (E[μ_pi] - E[μ_psi]), [T, A]
   apart = jnp.mean(mu - guide_actions(psi, model.states), 0) / variance
-  lam = dual.multipliers * model.action_unit
+  lam = dual.multipliers * model.action_unit  # [T, A]
   lam += DUAL_RATE * nu[:, None] * apart
   bound = kl_step * variance.size
   task = (model.dynamics, model.cost, lam, nu, pi)
@@ -92,23 +93,24 @@ def badmm(
       psi   <- argmin sum_t E[c - λ_t^T a] + ν_t KL(psi ‖ pi),
                sum_t KL(psi ‖ psi°) <= ε                            (LQR)
 
-  alternate; then ν_t changes (`_adapted`).  The regression's targets are
-  a - G_t λ_t / ν_t, as follows from the objective; public codes have a -
-  ν_t G_t λ_t, which leaves λ without effect.
+  alternate; the third line is the guide step.  After the last alternation ν_t
+  changes (`_adapted`).  The targets of the regression are a - G_t λ_t / ν_t, as
+  the objective implies; public codes have a - ν_t G_t λ_t, which leaves λ
+  without effect.
 
   Args:
     cost: what LQR minimizes.
     blend: weight of the other times in the fits, 0 ... 1 (see `regress`).
     inner_iterations: alternations of an iteration; 4 in 2016.
-    policy_rollouts: share of the rollouts that the policy makes, after the
-      first iteration.  0 is the papers'; with the guide's alone the policy is
-      trained on states that it will not visit.
+    policy_rollouts: share of the rollouts that the policy makes after the first
+      iteration; 0 in the papers.  From the guide's rollouts alone, the policy
+      learns on states that it will not visit.
 
   Returns:
     Improve; its dual is Dual [P, M, ...].
 
   Raises:
-    ValueError: a cost of samples.
+    ValueError: the cost gives each sample its own terms (`of_samples`).
   """
   why = 'the cost gives each sample its own actions, no guide to roll out'
   require(not cost.of_samples, f'badmm: {why}: it needs mirror_descent')
@@ -125,15 +127,15 @@ def badmm(
     def alternate(now, inner):
       G, nu = diagonal(now.guide.noise), now.dual.penalties  # [P, M, T (, A)]
       own = guide_actions(now.guide, samples.states[..., :-1, :])
-      shift = G * now.dual.multipliers / nu[..., None]
-      targets = own - shift[:, :, None]
-      precision = nu / jnp.mean(G, -1)
+      shift = G * now.dual.multipliers / nu[..., None]  # [P, M, T, A]
+      targets = own - shift[:, :, None]  # [P, M, S, T, A]
+      precision = nu / jnp.mean(G, -1)  # [P, M, T]
       lesson = Lesson(samples.observations, targets, precision, seen.accept)
       key = jax.random.fold_in(seen.key, inner)
       theta, error = learn(policy, now.theta, lesson, seen.regression, key)
       mu = policy_actions(policy, theta, samples.observations)
-      # Steps of an alternation all start from the guide that was rolled out,
-      # and ν_t changes with the last one only, as in the released code.
+      # In every alternation the guide step starts from the guide that was
+      # rolled out; ν_t changes only after the last, as in the released code.
       guide, dual, report = iteration.for_each_guide(
         improve_one, samples, mu, iterate.guide, now.dual, *seen.trust
       )

@@ -13,7 +13,7 @@ from l2o_jax.groups import merge, split
 
 
 def coordinate_state(x, g, u, phi):
-  """s = (x, g, u, Φ) of coordinates: [...] thrice, [..., F] -> [..., F + 3].
+  """s = (x, g, u, Φ) of coordinates: [...] x 3, [..., F] -> [..., F + 3].
 
   Li & Malik's state is (x, Φ).  The exact gradient g is what makes the cost of
   a coordinate depend on its own state, and with the last step u = x_t - x_{t-1}
@@ -41,12 +41,12 @@ def momentum_guide(shape, initial, columns: int, A: int) -> Controller:
 
 
 class ControllerState(NamedTuple):
-  """Of the guide.
+  """What a guide remembers.
 
   Attributes:
     step: t.
-    last: x_{t-1} of each group, M times [n].
-    memory: of the state features, for each group.
+    last: x_{t-1} [n] of each of the M groups.
+    memory: the memory of the state features, for each group.
   """
 
   step: chex.Array
@@ -57,15 +57,15 @@ class ControllerState(NamedTuple):
 def controller(guide, features, groups, gradient=None):
   """psi's mean action as an optimizer: Δx = K_t s + k_t.
 
-  Every coordinate of a group is moved by the same K_t, k_t (Li & Malik 2017,
-  section 3.4); with A > 1 all coordinates of the one group by one K_t [A, D]
-  (Li & Malik 2016).  After T steps it goes on with the last ones.
+  The same K_t, k_t move every coordinate of a group (Li & Malik 2017, section
+  3.4); with A > 1 one K_t [A, D] moves all coordinates of the only group (Li &
+  Malik 2016).  After T steps the controller keeps its last K_t, k_t.
 
   Args:
     guide: Controller [M, T, ...]; its noise is not used.
-    features: Φ, such as `state_features()`.
+    features: Φ, for example `state_features()`.
     groups: of the parameters.
-    gradient: params -> exact gradient; None: the one given to `update`.
+    gradient: params -> exact gradient; None: the gradient given to `update`.
 
   Returns:
     Optax transformation; `update` needs `params`, and `value` if the features
@@ -131,7 +131,7 @@ def exploration(variance, groups, key, limits, common=0.0):
       along the direction of movement show.
 
   Returns:
-    Optax transformation, to be chained after the one that acts.
+    Optax transformation, to be chained after the optimizer that acts.
   """
   low, high = limits
   M, T = variance.shape[:2]

@@ -102,15 +102,15 @@ class Known(NamedTuple):
 
   Attributes:
     step_ratios: (r_x, r_u): the rows of x and u are x' = x + r_x a and u' =
-      r_u a; the ratios are those of the units in which actions and states are
+      r_u a; the ratios follow from the units in which actions and states are
       given.
     curvature: H [T + 1, A, A]: the rows of g are
 
           H_{t+1}⁻¹ g_{t+1} = H_t⁻¹ g_t + a_t + (regression of the rest on s_t)
 
-    alone: nothing else moves g: the rest is a constant b_t.  So it is where the
-      unit is all of f; where it is one coordinate of many, the rest is what the
-      others do.
+    alone: nothing else moves g, and the rest is a constant b_t.  This is so if
+      the unit is all of f; if it is one coordinate of many, the rest is what
+      the other coordinates do.
   """
 
   step_ratios: tuple[chex.Scalar, chex.Scalar]

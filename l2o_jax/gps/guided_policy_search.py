@@ -18,16 +18,17 @@ from l2o_jax.gps.policy import Policy, Regression, calibrated, of_iteration
 
 
 class GpsState(NamedTuple):
-  """Between two iterations.
+  """What passes from one iteration to the next.
 
   Attributes:
-    theta: weights of the policy; replace it to start from others.
+    theta: weights of the policy; replace them to start from others.
     guide: psi, Controller [P, M, T, ...].
     dual: multipliers, see `Improve.init`.
     accepted: the last iterate whose rollouts were no worse than before.
-    accepted_cost: of these rollouts, sum over t of f, [P]; inf at first.
-    kl_scale: of the step size, [P].
-    function_keys: of each rollout's function and x_0, [P, N].
+    accepted_cost: cost of the rollouts of `accepted`, sum over t of f, [P]; inf
+      at first.
+    kl_scale: factor of the largest KL step, [P].
+    function_keys: key of each rollout's function and x_0, [P, N].
     iteration: number of iterations done, [].
   """
 
@@ -54,42 +55,47 @@ def guided_policy_search(
 ) -> MetaTrainer:
   """Guided policy search: a policy learns from guides that LQR improves.
 
-  An iteration rolls guides or the policy out, fits linear-Gaussian dynamics and
-  a quadratic cost to the samples at every t, and improves guides and policy in
-  turn: `badmm` and `mirror_descent` say how.  Every iteration rolls the same
-  functions out, from the same x_0.  One that made the rollouts worse is taken
-  back, and the next takes a smaller step.
+  An iteration rolls out the guides or the policy, fits linear-Gaussian dynamics
+  and a quadratic cost to the samples at every t, and improves guides (the guide
+  step) and policy in turn, as `badmm` and `mirror_descent` say.  Every
+  iteration runs the same functions from the same x_0.  If the rollouts became
+  worse, the iteration is undone, and the next one takes a smaller step.
 
   Convolutional (Li & Malik 2017, section 3.4): all coordinates of a group share
-  one guide, of a state of one coordinate, so an iteration's time does not
-  depend on the number of coordinates, but for the rollouts, and is linear in T.
-  With a policy of all n coordinates (2016) a guide moves all of them.
+  one guide, whose state describes a single coordinate.  Apart from the
+  rollouts, the time of an iteration does not depend on the number of
+  coordinates; it is linear in T.  If the policy sees all n coordinates (2016),
+  a guide moves all of them.
 
   Args:
     policy: what is trained (`make_policy`).
     state_features: Φ, what the guide sees besides x, g and the last step.
-    guide: (learning rate, momentum) of the first guide, gradient descent with
-      momentum: from a search on the training objective, with 0.2 to 0.3 of the
-      best learning rate, so that the steps which LQR adds remain stable.  The
-      first iteration rolls it out, sets the units of theta, and the policy
-      learns its actions.  None: theta is given (by `imitation`, or a file);
-      for `mirror_descent`, whose guides start from the policy.
-    rollouts: which runs.
+    guide: (learning rate, momentum) of the first guide, which is gradient
+      descent with momentum.  Search for them on the training objective, and
+      take 0.2 to 0.3 of the best learning rate, so that the steps which LQR
+      adds remain stable.  The first iteration rolls this guide out and sets the
+      units of theta; the policy learns its actions.  None: theta comes from
+      `imitation` or a file; only for `mirror_descent`, whose guides start from
+      the policy.
+    rollouts: which runs an iteration makes.
     improve: `badmm(...)`, the papers' form, or `mirror_descent(...)`.
-    regression: of the policy; `first_steps=0` if theta is given with a guide.
+    regression: how the policy learns; `first_steps=0` if there is a guide, but
+      theta is not to start from nothing.
     kl_step: ε / (T A), or a schedule of it over the iterations; 0.2 in the
       released code of 2016.
-    tolerance: rollouts are worse if they cost more than that times the last
-      accepted cost.
+    tolerance: rollouts are worse if they cost more than `tolerance` times the
+      last accepted cost.
 
   Returns:
-    MetaTrainer with state GpsState; Info.losses are exact [P, N, T + 1] and
-    Info.summary has: accepted_cost, sum over t of f along the last accepted
-    rollouts (of the guides, or with mirror descent of the policy);
-    policy_cost, along those that the policy made, nan if there are none; kl,
-    policy_kl, predicted, means of `Report`; rejected, share of the functions
-    whose guides were taken back; kl_scale; regression_error, in units of the
-    action.
+    MetaTrainer with state GpsState.  Info.losses are exact, [P, N, T + 1].
+    Info.summary has:
+      accepted_cost: sum over t of f along the last accepted rollouts (of the
+        guides, or with mirror descent of the policy);
+      policy_cost: the same along the policy's rollouts, nan if there are none;
+      kl, policy_kl, predicted: means of `Report`;
+      rejected: share of the functions whose guides were taken back;
+      kl_scale: its mean;
+      regression_error: in units of the action.
 
   Raises:
     ValueError: fewer than 2 steps or rollouts; no guide for `badmm`.
@@ -136,14 +142,14 @@ def guided_policy_search(
     return values, jnp.isfinite(values) & (values <= worst)
 
   def resized(state, accept):
-    """Scale of the next KL step, and the largest KL itself, [P]."""
+    """Scale of the next KL step, and the largest KL, both [P]."""
     grown = jnp.minimum(1.2 * state.kl_scale, 3.0)
     shrunk = jnp.maximum(0.4 * state.kl_scale, 0.01)
     kl_scale = jnp.where(accept, grown, shrunk)
     return kl_scale, kl_scale * kl_at(state.iteration)
 
   def take_back(state, keep):
-    """The iterate to improve: what was rolled out, or the last accepted."""
+    """The iterate to improve: what was rolled out, or the last accepted one."""
     now, before = Iterate(*state[:3]), state.accepted
     rest = choose(keep, tuple(now[1:]), tuple(before[1:]))
     theta = choose(keep[0] | (not by_policy), now.theta, before.theta)
@@ -153,13 +159,13 @@ def guided_policy_search(
     key_rollouts, key_policy, _ = jax.random.split(key, 3)
     first = from_nothing & (state.iteration == 0)
     share = round(improve.policy_rollouts * N)
-    use_policy = (jnp.arange(N) < share) & ~first
+    use_policy = (jnp.arange(N) < share) & ~first  # [N]
     initial = jnp.full(2, rollouts.initial_noise)
     limits = jnp.where(first, initial, jnp.array(rollouts.noise))
     seen = roll_out(state, optimizee, key_rollouts, use_policy, limits)
     costs = jnp.sum(seen.objective, -1)  # [P, N]
-    values, accept = judge(state, costs, use_policy)
-    # What was never accepted has nothing to go back to.
+    values, accept = judge(state, costs, use_policy)  # [P], [P]
+    # While nothing has been accepted, there is nothing to go back to.
     accepted = take_back(state, accept | jnp.isinf(state.accepted_cost))
     samples = runs.to_samples(seen, state_features, policy.features, joint)
     nothing = jax.tree.map(jnp.zeros_like, samples)
@@ -167,9 +173,9 @@ def guided_policy_search(
     units = calibrated(policy, accepted.theta, *samples[1:3])
     theta = choose(first & jnp.any(accept), units, accepted.theta)
 
-    kl_scale, bound = resized(state, accept)
+    kl_scale, bound = resized(state, accept)  # [P], [P]
     each = lambda x, rest: jnp.broadcast_to(x, (len(accept), M, *rest))
-    trust = each(bound[:, None], ()), each(limits, (2,))
+    trust = each(bound[:, None], ()), each(limits, (2,))  # [P, M], [P, M, 2]
     knobs = of_iteration(regression, state.iteration, first)
     evidence = Evidence(samples, accept, trust, first, knobs, key_policy)
     iterate = accepted._replace(theta=theta)
@@ -187,7 +193,8 @@ def guided_policy_search(
     }
     failed = ~jnp.any(accept)
     info = Info(seen.objective, jnp.mean(costs)[None], failed[None], summary)
-    # The guide's cost is no measure of the policy; a failed start is repeated.
+    # The first guide's cost does not measure the policy; a failed start is
+    # repeated.
     values = jnp.where(first & by_policy, jnp.inf, values)
     done = state.iteration + ~(first & failed)
     keys = state.function_keys

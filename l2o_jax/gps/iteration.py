@@ -33,7 +33,7 @@ class Evidence(NamedTuple):
 
   Attributes:
     samples: of all guides; zero where they are not accepted.
-    accept: functions whose rollouts were no worse than before, [P].
+    accept: whether a function's rollouts were no worse than before, [P].
     trust: how far guides may go: (largest KL(new ‖ old) for each time and
       action [P, M], limits of the noise that made the rollouts [P, M, 2]).
     first: whether theta starts from nothing, [].
@@ -50,11 +50,12 @@ class Evidence(NamedTuple):
 
 
 class Report(NamedTuple):
-  """Of one guide's step.
+  """What the guide step of one guide reports.
 
   Attributes:
-    kl: from the previous guide, summed over t.
-    policy_kl: KL(pi ‖ psi), summed over t.
+    kl: KL(psi ‖ the previous guide), summed over t; with mirror descent the
+      linearized policy is the previous guide.
+    policy_kl: KL(pi ‖ psi), summed over t; with mirror descent `kl` again.
     predicted: relative fall of the modelled cost.
   """
 
@@ -69,11 +70,11 @@ class Improve(NamedTuple):
   Attributes:
     init: shape (P, M, T, A) -> dual of the first iterate.
     step: Policy, Iterate, Evidence -> (Iterate, Report [P, M], error of the
-      regression []).
+      regression []): the guide step and the regression of the policy.
     cost: the cost model; the rollouts record what it needs.
     policy_rollouts: share of the rollouts that the policy makes.
-    judges_policy: whether an iteration is judged by the policy's rollouts, and
-      theta is taken back with the guides; else by those of the guides.
+    judges_policy: True: the policy's rollouts judge an iteration, and theta is
+      taken back with the guides.  False: the guides' rollouts judge it.
   """
 
   init: Callable
@@ -84,13 +85,16 @@ class Improve(NamedTuple):
 
 
 def for_each_guide(step: Callable, *args) -> Any:
-  """`step` of one guide -> of [P, M] guides, in float64.
+  """Runs `step`, which is for one guide, for [P, M] guides, in float64.
 
   Covariances of histories are close to singular in float32.
 
   Args:
     step: function of one guide's arrays.
-    *args: leaves [P, M, ...]; results are float32 again.
+    *args: leaves [P, M, ...].
+
+  Returns:
+    What `step` returns, with leaves [P, M, ...], in float32 again.
   """
   shape = jax.tree.leaves(args)[0].shape[:2]
   flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), args)

@@ -1,8 +1,8 @@
 """Linear algebra of small positive definite matrices.
 
-Gauss-Jordan elimination instead of LAPACK: on a CPU of two cores two of XLA's
-batched calls at a time wait for each other for ever (jaxlib 0.10.2).  Matrices
-of one entry, those of the convolutional form, are scalars throughout.
+Gauss-Jordan elimination instead of LAPACK: on a CPU with two cores, two batched
+calls by XLA at a time wait for each other forever (jaxlib 0.10.2).  Matrices
+of one entry, as the convolutional form has them, are scalars throughout.
 """
 
 import chex
@@ -41,7 +41,7 @@ def positive_solve(matrix: chex.Array, right: chex.Array) -> chex.Array:
 
 
 def inverse(matrix: chex.Array) -> chex.Array:
-  """Of positive definite matrices [..., A, A]; nan where they are not."""
+  """Inverse of positive definite matrices [..., A, A]; nan for any other."""
   if matrix.shape[-1] == 1:
     return jnp.where(matrix > 0, 1 / matrix, jnp.nan)
   return positive_solve(matrix, jnp.eye(matrix.shape[-1]))

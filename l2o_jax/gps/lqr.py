@@ -12,8 +12,8 @@ import jax.numpy as jnp
 
 from l2o_jax.gps.linalg import inverse, log_determinant
 
-# Of the search for η.  The range is that of the released code of 2016; within
-# it bisection in factors of 10 needs some 30 trials at worst.
+# For the search for η.  The released code of 2016 has the same range; within
+# it, bisection in factors of 10 needs some 30 trials at worst.
 LOWEST_ETA, HIGHEST_ETA, MAX_TRIALS = 1e-8, 1e16, 60
 
 
@@ -165,7 +165,7 @@ def divergence(new: Controller, old: Controller, mean, covariance):
       1/2 (tr(G°⁻¹ G) - A + log|G°|/|G| + E[Δ^T G°⁻¹ Δ]),
       Δ = (K - K°) s + k - k°
 
-  `mean` and `covariance` are those of `forward`, [T + 1, ...].
+  `mean` and `covariance` come from `forward`, [T + 1, ...].
   """
   mean, covariance = mean[:-1], covariance[:-1]
   K = new.gain - old.gain
@@ -185,7 +185,7 @@ class StepInfo(NamedTuple):
     kl: sum_t E[KL(psi ‖ psi°)].
     trials: backward passes.
     cost: sum_t E[c_t(s_t)] that the model predicts for psi.
-    previous_cost: that it predicts for psi°.
+    previous_cost: the same for psi°.
   """
 
   eta: chex.Scalar
@@ -196,13 +196,14 @@ class StepInfo(NamedTuple):
 
 
 def constrained_step(dynamics, cost, lam, nu, policy, previous, bound, eta):
-  """The best guide with sum_t E[KL(psi ‖ psi°)] <= ε.
+  """The guide step: the best guide with sum_t E[KL(psi ‖ psi°)] <= ε.
 
-  Dual search for η: geometric bisection within [1e-8, 1e16], a move changes η
-  by a factor of 10 at most, and ends with 0.9 ε <= KL <= ε, or with the lower
-  end of η where the constraint is idle.  A pass without a valid guide counts as
-  KL = ∞.  A guide that violates the constraint is never returned: if trials run
-  out it is the best that did not, at first psi° itself.
+  Dual search for η by geometric bisection within [1e-8, 1e16]; a move changes η
+  by a factor of 10 at most.  The search ends at 0.9 ε <= KL <= ε, or at the
+  lower end of η where the constraint is idle.  A pass without a valid guide
+  counts as KL = ∞.  A guide that violates the constraint is never returned: if
+  the trials run out, the result is the best guide that kept it, or psi° if none
+  did.
 
   Args:
     dynamics: of the states.
@@ -279,7 +280,7 @@ def search_eta(attempt, otherwise, bound: chex.Scalar, eta: chex.Scalar):
 
 
 def untied_step(dynamics, cost, previous, bound, eta):
-  r"""Every sample's own change of its actions, all else tied.
+  r"""The guide step where each sample changes its own actions, all else tied.
 
   In the deviations δs, δa from a sample i,
 
@@ -295,7 +296,7 @@ def untied_step(dynamics, cost, previous, bound, eta):
   of action.
 
   Args:
-    dynamics: tied; their means, offsets and noise are not used.
+    dynamics: tied; its means, offsets and noise are not used.
     cost: quadratic C [T + 1, D, D], linear d [S, T + 1, D], constant h
       [S, T + 1].
     previous: psi°; its offset is not used.
@@ -303,8 +304,8 @@ def untied_step(dynamics, cost, previous, bound, eta):
     eta: where to start the search.
 
   Returns:
-    (k [S, T, A], G [T, A, A], StepInfo with the mean costs of a sample; that of
-    the step includes η times the divergence of the offsets).
+    (k [S, T, A], G [T, A, A], StepInfo).  The costs in StepInfo are means over
+    samples; the cost of the step includes η times the divergence of offsets.
   """
   zero = jnp.zeros_like
   # In deviations from a sample nothing is left of means, offsets and noise.

@@ -20,10 +20,11 @@ def mirror_descent(
       psi <- argmin E[c]  with  KL(psi ‖ pi_lin) <= ε             (LQR)
       theta <- regression on  pi(o) + (psi - pi_lin)(s)
 
-  or with a cost of samples an offset for every sample (`untied_step`) in the
-  place of psi - pi_lin.  The policy itself is rolled out, so that it learns on
-  the states that it visits, and rollouts judge it.  In an iteration that starts
-  from nothing it learns the first guide's actions instead.
+  The first line is the guide step.  If the cost gives each sample its own terms
+  (`of_samples`), each sample has its own offset (`untied_step`) instead of
+  psi - pi_lin.  The policy itself is rolled out: it learns on the states that
+  it visits, and its own rollouts judge it.  In an iteration that starts from
+  nothing the policy learns the first guide's actions instead.
 
   Args:
     cost: what LQR minimizes.
@@ -34,7 +35,7 @@ def mirror_descent(
   """
 
   def improve_one(samples, mu, guide, eta, kl_step, limits):
-    """The new guide, the change of action [S, T, A], η, Report."""
+    """The guide step: new guide, change of action [S, T, A], η, Report."""
     model = fit_model(samples, cost, blend)
     variance = explored(scaled(guide, model), model, limits)  # [T, A]
     states, mu = model.states, mu / model.action_unit
@@ -59,13 +60,13 @@ def mirror_descent(
       improve_one, samples, mu, iterate.guide, iterate.dual, *seen.trust
     )
     own = guide_actions(iterate.guide, samples.states[..., :-1, :])
-    targets = jnp.where(seen.first, own, mu + change)
+    targets = jnp.where(seen.first, own, mu + change)  # [P, M, S, T, A]
     guide = choose(seen.first, iterate.guide, guide)
     precision = 1 / jnp.mean(diagonal(guide.noise), -1)  # [P, M, T]
     lesson = Lesson(samples.observations, targets, precision, seen.accept)
     knobs, old = seen.regression, (iterate.guide, iterate.dual)
     theta, error = learn(policy, iterate.theta, lesson, knobs, seen.key)
-    # One theta for all functions: it is accepted with all of them or not.
+    # One theta serves all functions, so all of them are accepted, or none.
     theta = choose(seen.accept[0], theta, iterate.theta)
     kept = choose(seen.accept, (guide, eta), old)
     return iteration.Iterate(theta, *kept), report, error

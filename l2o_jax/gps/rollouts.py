@@ -22,9 +22,9 @@ class Rollouts(NamedTuple):
   Attributes:
     num_steps: T >= 2.
     functions: keys [P] of the functions to train on, each with its own guides
-      (2016).  None: one guide a group for all, each rollout on another function
-      that `init` draws.  Every iteration runs the same functions from the same
-      x_0.
+      (2016).  None: all rollouts share one guide per group, and each runs on a
+      different function that `init` draws.  Every iteration runs the same
+      functions from the same x_0.
     num_rollouts: N >= 2 of each function (or in all); 20 in 2016.
     num_coordinates: J of each group and rollout, redrawn every iteration.
     noise: (low, high), standard deviation of the noise relative to the actions
@@ -50,7 +50,7 @@ def check(knobs: Rollouts, who: str) -> None:
 
 
 def function_keys(knobs: Rollouts, key: chex.PRNGKey) -> chex.PRNGKey:
-  """Of the function and x_0 of every rollout, [P, N]."""
+  """Keys of the function and x_0 of every rollout, [P, N]."""
   N = knobs.num_rollouts
   if knobs.functions is None:
     return jax.random.split(jax.random.fold_in(key, 1), N)[None]
@@ -62,8 +62,8 @@ class Rollout(NamedTuple):
 
   Attributes:
     x: [T + 1, M, J].
-    seen: gradients that the optimizer saw, likewise.
-    exact: gradients of the objective, likewise.
+    seen: gradients that the optimizer saw, [T + 1, M, J].
+    exact: gradients of the objective, [T + 1, M, J].
     curvature: joint: the Hessian [T + 1, M, J, J]; else v (H v) for a random
       v = ±1, whose mean is its diagonal, [T + 1, M, J].
     values: losses that the optimizer saw, [T + 1].
