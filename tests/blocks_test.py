@@ -33,7 +33,7 @@ class UnrollTest(parameterized.TestCase):
 
     Four blocks of 4 of 14 coordinates: the last two overlap.
     """
-    learned = coordinatewise(features, lstm_cell((4, 3)), state_dtype)
+    learned = coordinatewise(features, lstm_cell((4,)), state_dtype)
     theta = theta_of(learned)
     x = jnp.asarray(np.random.default_rng(1).normal(size=14), jnp.float32)
     leaves, structure = jax.tree.flatten(learned.transform(theta).init(x))
@@ -147,8 +147,11 @@ class ChunkedTest(parameterized.TestCase):
 
       @quick.jit
       def run(params):
-        updates, state = opt.update(params, opt.init(params), params)
-        return updates, opt.update(updates, state, params)[0]
+        def step(state, _):
+          updates, state = opt.update(params, state, params)
+          return state, updates
+
+        return jax.lax.scan(step, opt.init(params), None, 2)[1]
 
       return run(params)
 

@@ -98,8 +98,12 @@ class LearningCurvesTest(parameterized.TestCase):
     self.assertGreater(np.abs(plain - judged)[:, 2:].min(), 1e-3)
 
   def test_bad_sizes(self):
-    for steps, every in ((0, 1), (4, 0), (4, 3)):
-      with self.assertRaisesRegex(ValueError, f'got {every} and {steps}'):
+    for steps, every, message in (
+      (0, 1, 'num_steps must be positive, got 0'),
+      (4, 0, 'every must be positive, got 0'),
+      (4, 3, 'every=3 must divide num_steps=4'),
+    ):
+      with self.assertRaisesRegex(ValueError, f'^learning_curves: {message}'):
         learning_curves(noisy(), optax.sgd(1.0), keys(1), steps, every=every)
 
 

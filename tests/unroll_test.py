@@ -165,9 +165,13 @@ class UnrollTest(parameterized.TestCase):
     )
 
   @parameterized.parameters(
-    (lambda x, key: x**2, r'scalar, got \(4, 1\)', (4, 1)),
-    (lambda x, key: jnp.zeros(5) + jnp.sum(x), r'scalar, got \(5,\)', (4,)),
-    (lambda x, key: jnp.sum(x)[None], r'scalar, got \(1,\)', (4,)),
+    (lambda x, key: x**2, r'scalar, got shape \(4, 1\)', (4, 1)),
+    (
+      lambda x, key: jnp.zeros(5) + jnp.sum(x),
+      r'scalar, got shape \(5,\)',
+      (4,),
+    ),
+    (lambda x, key: jnp.sum(x)[None], r'scalar, got shape \(1,\)', (4,)),
   )
   def test_a_loss_that_is_not_a_scalar(self, loss, message, shape):
     """The mean over the batch forgotten."""

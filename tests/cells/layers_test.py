@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest
 
-from l2o_jax.cells.layers import check_sizes, linear, linear_init
+from l2o_jax.cells.layers import linear, linear_init
 from tests import quick
 
 
@@ -31,12 +31,6 @@ class LayersTest(absltest.TestCase):
     np.testing.assert_allclose(theta['w'].std(), 0.08796, rtol=0.03)
     self.assertLessEqual(float(jnp.abs(theta['w']).max()), 0.2)
     np.testing.assert_array_equal(theta['b'], np.zeros(50))
-
-  def test_sizes(self):
-    check_sizes('f', (1, 2))
-    for sizes in ((0,), (1, -2), (1.5,)):
-      with self.assertRaisesRegex(ValueError, '^f: sizes must be positive'):
-        check_sizes('f', sizes)
 
 
 if __name__ == '__main__':

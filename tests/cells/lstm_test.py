@@ -80,7 +80,7 @@ class LstmTest(parameterized.TestCase):
     np.testing.assert_array_equal(theta['linear']['b'], [0])
 
   @parameterized.parameters(
-    (lambda: lstm_cell((20, 0)), 'sizes must be positive, got (20, 0)'),
+    (lambda: lstm_cell((20, 0)), 'hidden must be positive, got 0'),
     (lambda: lstm_cell(averaged=21), 'averaged must .* got 21'),
     (lambda: lstm_cell((), averaged=1), 'got 1'),
     (lambda: lstm_cell((2.5,)), '2.5'),

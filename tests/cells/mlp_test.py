@@ -64,9 +64,15 @@ class MlpTest(parameterized.TestCase):
     np.testing.assert_array_equal(delta, [x[0, 0], x[0, 1], x[1, 0]])
 
   @parameterized.parameters(
-    (lambda: mlp_cell((5, 0)), r'\(5, 0, 1\)'),
-    (lambda: mlp_cell((5,), coordinates=0), r'\(5, 0\)'),
-    (lambda: mlp_cell((5,), coordinates=-1), r'\(5, -1\)'),
+    (lambda: mlp_cell((5, 0)), 'hidden must be positive, got 0'),
+    (
+      lambda: mlp_cell((5,), coordinates=0),
+      'coordinates must be positive, got 0',
+    ),
+    (
+      lambda: mlp_cell((5,), coordinates=-1),
+      'coordinates must be positive, got -1',
+    ),
   )
   def test_bad_arguments(self, make, message):
     with self.assertRaisesRegex(ValueError, message):

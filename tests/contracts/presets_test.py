@@ -1,0 +1,111 @@
+"""Every preset of every experiment against a list of contracts."""
+
+import chex
+import jax
+import jax.numpy as jnp
+from absl.testing import absltest, parameterized
+
+from experiments import (
+  learning_to_optimize,
+  mnist,
+  predicted_step_descent,
+  quadratics,
+)
+from experiments.common import bptt, policies, run, settings
+from experiments.common.training import Training
+from l2o_jax.learned_optimizers import (
+  autonomous_optimizer,
+  build,
+  lstm_log_and_sign,
+  lstm_raw,
+)
+from l2o_jax.optimizees.classifier import classifier, mlp
+from l2o_jax.optimizees.quadratic import quadratic
+
+
+def by_bptt(s, learned, optimizee):
+  training = Training(None, s.run, learned, optimizee, None)
+  how = s.bptt.learning_rate, s.run.num_epochs, 1.0
+  return learned, [bptt.make_trainer(training, s.bptt, *how)], optimizee
+
+
+def of_quadratics(s):
+  f = s.functions
+  family = f.dimension, f.entries, 0.01, f.num_problems, f.batch_form
+  return by_bptt(s, lstm_raw(s.lstm.output_scale), quadratic(*family))
+
+
+def of_mnist(s):
+  learned = lstm_log_and_sign(s.lstm.preprocessing_p, s.lstm.output_scale)
+  images, labels = jnp.zeros((9, 28, 28, 1), jnp.uint8), jnp.arange(9)
+  net = mlp((784, 20, 10), initial_std=s.images.initial_std)
+  size = s.images.batch_size
+  return by_bptt(s, learned, classifier(images, labels, net, size))
+
+
+def of_learning_to_optimize(s):
+  optimizee = learning_to_optimize.FAMILIES[s.functions.family][0]()
+  params, _ = jax.eval_shape(optimizee.init, jax.random.key(0))
+  labels, size = {k: k for k in params}, sum(x.size for x in params.values())
+  learned = autonomous_optimizer(labels)
+  if s.gps.policy == 'joint':
+    learned = autonomous_optimizer(coordinates=size)
+  functions = jax.random.split(jax.random.key(0), 2)
+  tuned = {'rate': 0.1, 'momentum': 0.9}
+  make = learning_to_optimize.make_trainer
+  return learned, [make(s, learned, labels, size, functions, tuned)], None
+
+
+def of_predicted_step_descent(s):
+  learned = policies.learned_optimizer(s.policy)
+  if s.policy.trainer == 'bptt':
+    return by_bptt(s, learned, None)
+  tuned = {'rate': 0.1}
+  if s.search.initial == 'momentum':
+    tuned['momentum'] = 0.9
+  stages = policies.make_stages(s, learned, tuned)
+  assert sum(stage.num_epochs for stage in stages) == s.run.num_epochs
+  return learned, [stage.trainer for stage in stages], None
+
+
+BINARIES = {
+  'quadratics': (quadratics, of_quadratics),
+  'mnist': (mnist, of_mnist),
+  'learning_to_optimize': (learning_to_optimize, of_learning_to_optimize),
+  'predicted_step_descent': (predicted_step_descent, of_predicted_step_descent),
+}
+PRESETS = [
+  (f'{name}_{preset}', name, preset)
+  for name, (module, _) in BINARIES.items()
+  for preset in module.EXPERIMENT.presets
+]
+
+
+class PresetsTest(parameterized.TestCase):
+  @parameterized.named_parameters(*PRESETS)
+  def test_builds_its_trainers(self, name, preset):
+    """They train what the theta file will name; the program can be traced."""
+    module, make = BINARIES[name]
+    s = settings.preset(module.EXPERIMENT, preset)
+    module.EXPERIMENT.check(s)
+    learned, trainers, optimizee = make(s)
+    key = jax.random.key(0)
+    theta = jax.eval_shape(learned.init, key)
+    again = jax.eval_shape(build(learned.call).init, key)
+    chex.assert_trees_all_equal_shapes_and_dtypes(theta, again)
+    for trainer in trainers:
+      state = jax.eval_shape(trainer.init, key)
+      chex.assert_trees_all_equal_shapes_and_dtypes(state.theta, theta)
+      if optimizee is not None:
+        new, info = jax.eval_shape(trainer.step, state, optimizee, key)
+        chex.assert_trees_all_equal_shapes_and_dtypes(new, state)
+        unrolls = s.run.num_steps // s.bptt.unroll_length
+        shape = (unrolls, s.bptt.num_optimizees, s.bptt.unroll_length + 1)
+        self.assertEqual(info.losses.shape, shape)
+
+  def test_every_binary_that_trains_is_here(self):
+    self.assertEqual(set(run.EXPERIMENTS), set(BINARIES))
+
+
+if __name__ == '__main__':
+  absltest.main()
