@@ -3,7 +3,7 @@
   python -m experiments.examples.use_pretrained
 
 Given theta, its weights, a learned optimizer is an optax transformation.  This
-one was meta-trained on a net of 20 sigmoid units and all of MNIST.  Here it
+one was meta-trained on a net of 20 sigmoid units and the same digits.  Here it
 trains 32 units on 4,000 digits, beside Adam at three learning rates.
 
 A net may compute in bfloat16, but its parameters must stay in float32: many
