@@ -9,8 +9,6 @@ the net.  Then it trains the net from 32 new starts, beside Adam.  Its weights
 are written to my_optimizer.npz.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import optax
@@ -47,12 +45,12 @@ def main(num_epochs=120, path='my_optimizer.npz'):
     state, info = step(state, optimizee, key)
   l2o_jax.save_learned(path, learned, state.theta)
 
-  @functools.partial(jax.jit, static_argnums=0)
   def curve(make, weights):  # the mean loss at steps 0, 20 ... 100
     keys = jax.random.split(jax.random.key(2), 32)
     curves = l2o_jax.learning_curves(optimizee, make(weights), keys, 100)
     return curves.mean(0)[::20]
 
+  curve = jax.jit(curve, static_argnums=0)
   learned, theta = l2o_jax.load_learned(path)
   ours = curve(learned.transform, theta)
   adam = min((curve(optax.adam, r) for r in RATES), key=lambda c: c[-1])
