@@ -129,7 +129,7 @@ def save(path, tree, *, metadata=None) -> None:
 
   Raises:
     TypeError: a leaf is no array of numbers.
-    ValueError: two arrays have the same name, for example those of the keys 1
+    ValueError: two arrays have the same name, for example under the keys 1
       and '1', or there is too much metadata.
     OSError: the file cannot be written; an older file at `path` is intact.
   """

@@ -68,7 +68,7 @@ def main(num_steps=100):
   images = images.reshape(len(images), -1) / jnp.float32(255)
   labels = jnp.asarray(labels)
 
-  learned, theta = l2o_jax.load_learned(RESULTS / 'mnist/full/theta.npz')
+  learned, theta = l2o_jax.load_learned(RESULTS / 'mnist/quick/theta.npz')
   data = images, labels, num_steps
   ours = train(learned.transform, theta, *data)
   half = train(learned.transform, theta, *data, loss_in_bfloat16)

@@ -83,7 +83,7 @@ CIFAR = {
     ('cifar-100-python.tar.gz', 'cifar-100-python'),
   ),
 }
-MAX_UNPACKED = 1 << 28  # bytes of an archive; those of CIFAR have 176 MiB
+MAX_UNPACKED = 1 << 28  # bytes of an archive; CIFAR's archives have 176 MiB
 
 
 class Split(NamedTuple):

@@ -1,7 +1,7 @@
 """Data sets as tensorflow-datasets writes them, without TensorFlow.
 
-Its stock builders need TensorFlow to unpack archives, so archives.py reads
-those, and we hand the arrays to a builder of the same name; what it writes is
+Its stock builders need TensorFlow to unpack archives.  Here archives.py reads
+the archives, and a builder of the same name gets the arrays; what it writes is
 what the stock builder would have written.
 
   python -m l2o_jax.datasets prepare mnist --from DIR   # from files on disk

@@ -197,7 +197,7 @@ def regression(policy, theta, observations, targets, weights, key, knobs):
 
       min_theta  mean_{s,t} w_t ‖μ_theta(o_s0 ... o_st) - target_st‖²
 
-  The sequences are those that occurred: the policy's own actions do not feed
+  The sequences are the recorded ones: the policy's own actions do not feed
   back.  Adam, gradients clipped to norm 1; the rate falls to 10 % by a cosine.
 
   Args:

@@ -49,7 +49,7 @@ _BAD_VALUES = {
     '/dev/null',
     '/dev/zero',
     '',
-    str(ROOT / 'experiments/results/mnist/full/theta.npz'),
+    str(ROOT / 'experiments/results/mnist/quick/theta.npz'),
   ),
   'workdir': ('', '/proc/nowhere', '/dev/null/x'),
   'baselines': ('SDG', ''),
