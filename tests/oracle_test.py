@@ -1,6 +1,7 @@
 """Against values of the original implementation (see tests/data/README.md)."""
 
 import contextlib
+import functools
 import pathlib
 from unittest import mock
 
@@ -16,6 +17,7 @@ from l2o_jax.features import gradient, log_and_sign
 from l2o_jax.optimizees.quadratic import quadratic
 from l2o_jax.truncated_bptt import meta_loss
 from l2o_jax.unroll import unroll
+from tests import quick
 
 EXCERPT = pathlib.Path(__file__).parent / 'data' / 'oracle.npz'
 
@@ -70,6 +72,27 @@ def metagrad(tag, start, dtype, second):
       values |= {n: np.zeros((x.size, 20)) for n in names} | {'x_start': x}
     weights = section(npz, f'metagrad/{tag}/weights/')
     return weights, npz[f'metagrad/{tag}/W'], npz[f'metagrad/{tag}/y'], values
+
+
+@functools.cache
+def meta_gradient(tag, how, dtype):
+  """The learned optimizer, and one program for both starts."""
+  del dtype  # of the arguments
+  features, scale = (
+    (gradient(), 1.0) if tag == 'ident_init' else (log_and_sign(5.0), 0.01)
+  )
+  learned = coordinatewise(features, lstm_cell(scale=scale))
+  options = {'unroll': blocks.unroll} if how == 'blocks' else {'remat': False}
+  options['second_derivatives'] = how == 'second'
+
+  def loss(theta, *of_one):
+    keys = jax.random.split(jax.random.key(0), (1, 21))
+    task, x, state = jax.tree.map(lambda a: a[None], of_one)
+    family = quadratic(batch=x.shape[1])
+    batch = task, x, state, keys
+    return meta_loss(theta, learned, family, *batch, **options)
+
+  return learned, quick.jit(jax.value_and_grad(loss, has_aux=True))
 
 
 class OracleTest(parameterized.TestCase):
@@ -150,40 +173,16 @@ class OracleTest(parameterized.TestCase):
   def test_meta_gradient(self, dtype, how, start, tag):
     second = how == 'second'
     weights, w, y, values = metagrad(tag, start, dtype, second)
-    features, scale = (
-      (gradient(), 1.0) if tag == 'ident_init' else (log_and_sign(5.0), 0.01)
-    )
-    learned = coordinatewise(features, lstm_cell(scale=scale))
-    options = {'unroll': blocks.unroll} if how == 'blocks' else {'remat': False}
     with precision(dtype) as kind:
       task = {'w': jnp.asarray(w, kind), 'y': jnp.asarray(y, kind)}
       theta = to_theta(weights, kind)
       x = jnp.asarray(values['x_start'], kind)
+      learned, run = meta_gradient(tag, how, dtype)
       box = lambda s: s.reshape(20, *x.shape)  # [H, coordinates]
       cell = jax.tree.map(box, start_state(values, kind))
       state = learned.transform(theta).init(x)._replace(cell=(cell,))
-      family = quadratic(batch=len(w))
-      leading = lambda tree: jax.tree.map(lambda a: a[None], tree)
-      run = jax.jit(
-        jax.value_and_grad(
-          lambda theta, task, x, state, keys: meta_loss(
-            theta,
-            learned,
-            family,
-            leading(task),
-            leading(x),
-            leading(state),
-            keys,
-            second_derivatives=second,
-            **options,
-          ),
-          has_aux=True,
-        )
-      )
       with mock.patch.object(blocks, 'BLOCK', 60):
-        (loss, (params, _, losses)), grad = run(
-          theta, task, x, state, jax.random.split(jax.random.key(0), (1, 21))
-        )
+        (loss, (params, _, losses)), grad = run(theta, task, x, state)
     forward, backward = (1e-9, 1e-9) if dtype == 'f64' else (1e-5, 1e-4)
     self.assert_close(loss, values['loss'], forward)
     self.assert_close(losses[0], values['fx'], forward)
