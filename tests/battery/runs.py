@@ -161,4 +161,4 @@ def vanished_workdir(directory):
   status, text = program.wait(60)
   assert status == 1 and 'Traceback' not in text, (status, text)
   assert text.splitlines()[-1].startswith('error: '), text
-  return 'status 1, one line'
+  return 'the run directory vanished: status 1, one line'
