@@ -19,10 +19,10 @@ def learning_curves(
   num_steps: int,
   batch_size: int | None = None,
   *,
-  objective: bool = False,
+  objective: bool | Callable = False,
   every: int = 1,
   point: Callable | None = None,
-) -> chex.Array:
+) -> chex.ArrayTree:
   """f(x_t) of `opt`, t = 0, k, 2k ... T, on one fresh optimizee per key.
 
   Args:
@@ -34,13 +34,15 @@ def learning_curves(
     num_steps: T.
     batch_size: how many tasks run at a time; all by default.  Fewer need less
       memory, and on a CPU large optimizees run faster one by one.
-    objective: f over all data instead of the minibatch that the step draws.
+    objective: True: f over all data instead of the minibatch that the step
+      draws.  Or a function of params and task that returns whatever is to be
+      known of x_t, a tree of arrays.
     every: k, a divisor of T.
     point: opt_state, params -> where to judge, for optimizers whose iterate is
       not their answer (`optax.contrib.schedule_free_eval_params`).
 
   Returns:
-    [B, T / k + 1].
+    [B, T / k + 1]; a tree of such arrays for an objective of one's own.
 
   Raises:
     ValueError: T or `every` is not positive, or `every` does not divide T.
@@ -65,6 +67,8 @@ def learning_curves(
 
     def judge(params, opt_state, key):
       x = params if point is None else point(opt_state, params)
+      if callable(objective):
+        return objective(x, task)
       if objective and optimizee.objective is not None:
         return optimizee.objective(x, task)
       return loss(x, key)
@@ -76,7 +80,9 @@ def learning_curves(
     keys = jax.random.split(key_loss, (num_steps // every, every + 1))
     start = params, opt.init(params)
     _, values = jax.lax.scan(stretch, start, keys)
-    return jnp.append(judge(*start, keys[0, 0]), values)
+    first = judge(*start, keys[0, 0])
+    join = lambda a, b: jnp.concatenate([jnp.asarray(a)[None], b])
+    return jax.tree.map(join, first, values)
 
   run = judged if objective or point else losses_of
   if batch_size is None:

@@ -1,5 +1,6 @@
 """What a learned optimizer sees of each coordinate."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import chex
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from l2o_jax.base import Features
+from l2o_jax.checks import require
 
 
 def gradient() -> Features:
@@ -57,6 +59,79 @@ def log_and_sign(p: float = 10.0) -> Features:
     )
 
   return Features(size=2, init=lambda x: (), update=update)
+
+
+class Moments(NamedTuple):
+  """Adam's moments.
+
+  Attributes:
+    step: t, the number of updates seen.
+    m: averages of g, one for each decay, [K, ...].
+    v: average of g² [...].
+  """
+
+  step: chex.Array
+  m: chex.Array
+  v: chex.Array
+
+
+def adam_ratios(
+  b1: float | Sequence[float] = 0.95,
+  b2: float = 0.95,
+  eps: float = 1e-8,
+  age: float | None = None,
+) -> Features:
+  r"""The step that Adam would take, and the gradient in the same units.
+
+      m ← β₁ m + (1 - β₁) g,   v ← β₂ v + (1 - β₂) g²
+      x = (m / (1 - β₁ᵗ), g) / (√(v / (1 - β₂ᵗ)) + ε)
+
+  (RNNprop, Lv et al. 2017, section 4.1.)  Multiplying f by a constant changes
+  nothing but for ε, and all features lie in ±1 / √(1 - β₂).
+
+  Args:
+    b1: β₁; several give several first features, from averages of different
+      lengths.
+    b2: β₂.
+    eps: ε > 0, in units of the gradient.
+    age: adds log(1 + t / age) as the last feature, in steps.  None: adds
+      nothing.
+
+  Returns:
+    Features with F = K + 1 for K values of β₁, and one more with an age; memory
+    of K + 1 values.
+
+  Raises:
+    ValueError: a decay is not in [0, 1), or ε or the age is not positive.
+  """
+  b1 = tuple(b1) if isinstance(b1, Sequence) else (b1,)
+  decays = b1 and all(0 <= b < 1 for b in (*b1, b2))
+  require(decays, f'adam_ratios: decays must be in [0, 1): {b1}, {b2}')
+  above = eps > 0 and (age is None or age > 0)
+  require(above, f'adam_ratios: must be positive: eps {eps!r}, age {age!r}')
+
+  def init(x):
+    zero = jnp.zeros_like(x)
+    m = jnp.stack([zero] * len(b1))
+    return Moments(jnp.zeros((), jnp.int32), m, zero)
+
+  def update(memory, x, g, value):
+    del x, value
+    limits = jnp.finfo(g.dtype)
+    largest = 0.5 * limits.max**0.5
+    g = jnp.clip(g, -largest, largest)  # g² stays finite
+    step = memory.step + 1
+    t = step.astype(g.dtype)
+    m = [b * m + (1 - b) * g for b, m in zip(b1, memory.m)]
+    v = b2 * memory.v + (1 - b2) * g**2
+    # Above 0 the root has a finite derivative.
+    size = jnp.sqrt(jnp.maximum(v / (1 - b2**t), limits.tiny)) + eps
+    seen = [m / (1 - b**t) / size for b, m in zip(b1, m)] + [g / size]
+    if age is not None:
+      seen.append(jnp.log1p((t - 1) / age))
+    return Moments(step, jnp.stack(m), v), jnp.stack(seen, -1)
+
+  return Features(len(b1) + 1 + (age is not None), init, update)
 
 
 class Recent(NamedTuple):

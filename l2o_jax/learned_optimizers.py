@@ -9,11 +9,18 @@ import jax
 
 from l2o_jax import checkpoint
 from l2o_jax.base import LearnedOptimizer
+from l2o_jax.cells.gated import gated_cell
 from l2o_jax.cells.lstm import lstm_cell
 from l2o_jax.cells.mlp import mlp_cell
 from l2o_jax.cells.standardised import standardised
 from l2o_jax.coordinatewise import coordinatewise
-from l2o_jax.features import gradient, history, log_and_sign, relative_changes
+from l2o_jax.features import (
+  adam_ratios,
+  gradient,
+  history,
+  log_and_sign,
+  relative_changes,
+)
 from l2o_jax.groups import by_label, grouped
 
 # The constructors that a file of theta may name; nothing else in a file selects
@@ -113,6 +120,34 @@ def autonomous_optimizer(
   return learned if labels is None else grouped(learned, by_label(labels))
 
 
+@_named
+def robust_optimizer(
+  hidden: int = 8, scale: float = 0.1, age: float = 100.0
+) -> LearnedOptimizer:
+  """Adam, corrected by a small LSTM that scale and units cannot mislead.
+
+  Ratios of Adam's moments in (RNNprop, Lv et al. 2017), a bounded and gated
+  step out: see `adam_ratios` and `gated_cell`.
+
+  Args:
+    hidden: units of the LSTM; 0: none.
+    scale: bound of a step.
+    age: steps after which the length of steps begins to fall.
+  """
+  features = adam_ratios((0.9, 0.99), 0.95, age=age)
+  return coordinatewise(features, gated_cell((hidden,) * (hidden > 0), scale))
+
+
+@_named
+def rnnprop(scale: float = 0.1) -> LearnedOptimizer:
+  """RNNprop (Lv et al. 2017): Adam's ratios through an LSTM, a bounded step.
+
+  A linear layer of 20 ELU units stands before two LSTM layers of 20.
+  """
+  cell = lstm_cell(scale=scale, projection=20, bounded=True)
+  return coordinatewise(adam_ratios(0.95, 0.95), cell)
+
+
 def flattened(learned: LearnedOptimizer) -> LearnedOptimizer:
   """Deprecated: `learned` itself; trainers put coordinates in one array."""
   warnings.warn(
@@ -186,7 +221,8 @@ def load_learned(path, expected: LearnedOptimizer | None = None):
     raise checkpoint.CheckpointError(
       f'{path}: is for {_said(learned.call)}, not {_said(expected.call)}'
     )
-  return learned, checkpoint.load(path, learned.init(jax.random.key(0)))
+  theta = jax.eval_shape(learned.init, jax.random.key(0))
+  return learned, checkpoint.load(path, theta)
 
 
 def _plain(call):

@@ -139,13 +139,14 @@ def meta_loss(
   keys,
   *,
   weights=None,
+  of_loss: Callable = lambda loss: loss,
   second_derivatives: bool = False,
   remat: bool | Literal['segments'] = True,
   unroll: Callable = plain_unroll,
 ):
   """The meta-loss: weighted sum of losses along an unroll, mean over B.
 
-      L(theta) = 1/B sum_b sum_{t=0..T} w_t f_b(x_t)
+      L(theta) = 1/B sum_b sum_{t=0..T} w_t h(f_b(x_t))
 
   (Andrychowicz et al., equation 3.)  The sum includes f after the last
   update, which would otherwise get no gradient.  f(x_0) adds a value but no
@@ -160,6 +161,8 @@ def meta_loss(
     opt_states: states of the learned optimizer, leading axis B.
     keys: [B, T + 1].
     weights: w [T + 1]; all ones by default.
+    of_loss: h, what of a loss is summed; h(f) = f in the paper.  With `jnp.log`
+      a loss of 0.01 that is halved counts as much as a loss of 1.
     second_derivatives: see `unroll`.
     remat: see `unroll`.
     unroll: runs the optimizer; `blocks.unroll` has the same signature.
@@ -176,7 +179,8 @@ def meta_loss(
   way = _run_apart if learned.communicates else _run_as_one
   params, opt_states, losses = way(run, theta, learned, optimizee.loss, *batch)
   weights = jnp.ones(losses.shape[1:]) if weights is None else weights
-  loss = jnp.mean(losses @ weights.astype(losses.dtype))  # [B, T + 1] -> []
+  summed = of_loss(losses) @ weights.astype(losses.dtype)  # [B, T + 1] -> [B]
+  loss = jnp.mean(summed)
   return loss, (params, opt_states, losses)
 
 
@@ -198,7 +202,7 @@ def _clipped(differentiate, bound, count):
   return all_of_them
 
 
-def _meta_update(meta_optimizer, state, loss, gradient):
+def meta_update(meta_optimizer, state, loss, gradient):
   """One step on theta: MetaState, whether it was skipped, gradient's norm."""
   norm = optax.tree.norm(gradient)
   updates, opt_state = meta_optimizer.update(
@@ -218,6 +222,7 @@ def truncated_bptt(
   num_unrolls: int,
   num_optimizees: int = 1,
   weights: chex.Array | None = None,
+  of_loss: Callable = lambda loss: loss,
   second_derivatives: bool = False,
   remat: bool | Literal['segments'] = True,
   clip_each: float | None = None,
@@ -242,6 +247,7 @@ def truncated_bptt(
     num_optimizees: B, optimizees in parallel.
     weights: w_t along the whole run, [U T + 1]; all ones by default.
       `jnp.zeros(U * T + 1).at[-1].set(1)` counts only the final loss.
+    of_loss: see `meta_loss`.
     second_derivatives: see `unroll`.
     remat: see `unroll`.
     clip_each: norm to which the meta-gradient of each single optimizee is
@@ -282,7 +288,11 @@ def truncated_bptt(
   # same x.
   windows = np.lib.stride_tricks.sliding_window_view(weights, unroll_length + 1)
   windows = jnp.asarray(windows[::unroll_length], jnp.float32)
-  options = {'second_derivatives': second_derivatives, 'remat': remat}
+  options = {
+    'of_loss': of_loss,
+    'second_derivatives': second_derivatives,
+    'remat': remat,
+  }
 
   def init(key):
     theta = learned.init(key)
@@ -318,7 +328,7 @@ def truncated_bptt(
         differentiate = _clipped(differentiate, clip_each, num_optimizees)
       batch = tasks, params, states, spread(keys)
       (loss, (*carry, losses)), gradient = differentiate(state.theta, *batch)
-      state, skipped, norm = _meta_update(meta_optimizer, state, loss, gradient)
+      state, skipped, norm = meta_update(meta_optimizer, state, loss, gradient)
       return (state, *carry), (losses, loss, skipped, norm)
 
     # Truncation: parameters and states pass from unroll to unroll as the carry

@@ -76,6 +76,10 @@ def _define(values: flags.FlagValues, name: str, hint, default) -> None:
   if typing.get_origin(hint) is typing.Literal:
     define = flags.DEFINE_multi_enum if several else flags.DEFINE_enum
     define(name, default, list(typing.get_args(hint)), '', flag_values=values)
+  elif several and typing.get_origin(hint) is typing.Annotated:
+    low, high = hint.__metadata__
+    limits = {'lower_bound': low, 'upper_bound': high}
+    flags.DEFINE_multi_integer(name, default, '', flag_values=values, **limits)
   elif several:
     flags.DEFINE_multi_string(name, default, '', flag_values=values)
   elif typing.get_origin(hint) is typing.Annotated:

@@ -1,5 +1,6 @@
 """Meta-training that can be stopped and resumed, and the selection of theta."""
 
+import functools
 import json
 import pathlib
 import time
@@ -39,7 +40,8 @@ class Training(NamedTuple):
     path: run directory.
     run: settings of the run.
     learned: the optimizer whose theta is trained.
-    optimizee: trained on.
+    optimizee: trained on; or several families of them, one drawn for each
+      epoch.
     validate: theta -> mean losses [K + 1] on fixed held-out tasks.
     by: 'final' or 'mean': by which of these losses theta is selected.
     stages: one after the other; theta goes from each into the next.
@@ -50,7 +52,7 @@ class Training(NamedTuple):
   path: pathlib.Path
   run: settings_lib.Run
   learned: LearnedOptimizer
-  optimizee: Optimizee
+  optimizee: Optimizee | Sequence[Optimizee]
   validate: Callable[[Any], jax.Array]
   by: str = 'final'
   stages: Sequence[Stage] = ()
@@ -107,7 +109,7 @@ def meta_train(t: Training, theta=None) -> Progress:
   key_init, key_epochs = first_keys(t.run.seed)
   first, progress = _resume(t, key_init, theta)
   total = sum(stage.num_epochs for stage in t.stages)
-  step, clock = None, Clock()
+  steps, clock = {}, Clock()
   with progress_lib.open_metrics(t.path, first) as metrics:
     for epoch in range(first, total + 1):
       _announce(epoch, total, saving=True)
@@ -121,12 +123,15 @@ def meta_train(t: Training, theta=None) -> Progress:
         line.update(found)
         log(_report(t, epoch, total, progress, found, clock))
       if epoch < total:
-        step = step or _compile(t, epoch, key_epochs, progress, clock)
-        progress, found = _epoch(t, epoch, step, progress, clock)
+        optimizee, which = _family(t, epoch)
+        if which not in steps:
+          steps[which] = _compile(t, optimizee, epoch, key_epochs, progress)
+        step = functools.partial(steps[which], optimizee=optimizee, epoch=epoch)
+        progress, found = _epoch(step, progress, clock)
         line.update(found)
         if (stage := _stage(t, epoch + 1)) != _stage(t, epoch):
           state = _state(t, stage, key_init, progress.state.theta)
-          step, progress = None, progress._replace(state=state)
+          steps, progress = {}, progress._replace(state=state)
       metrics.write(json.dumps(progress_lib.without_nan(line)) + '\n')
       metrics.flush()
       _leave_if_asked(t, epoch, total, progress, metrics, clock)
@@ -239,7 +244,16 @@ def _report(t, epoch, total, progress, found, clock):
   return '; '.join(words)
 
 
-def _compile(t, epoch, key, progress, clock):
+def _family(t, epoch):
+  """(optimizee, its number): what an epoch trains on, by seed and epoch."""
+  if isinstance(t.optimizee, Optimizee):
+    return t.optimizee, 0
+  random = np.random.default_rng((t.run.seed, epoch))
+  which = int(random.integers(len(t.optimizee)))
+  return t.optimizee[which], which
+
+
+def _compile(t, optimizee, epoch, key, progress):
   trainer, began = t.stages[_stage(t, epoch)].trainer, time.monotonic()
   log('compiling')
   step = jax.jit(
@@ -248,15 +262,15 @@ def _compile(t, epoch, key, progress, clock):
     ),
     donate_argnums=0,
   )
-  step = step.lower(progress.state, t.optimizee, epoch).compile()
+  step = step.lower(progress.state, optimizee=optimizee, epoch=epoch).compile()
   log(f'the step is compiled, in {time.monotonic() - began:.1f} s')
   return step
 
 
-def _epoch(t, epoch, step, progress, clock):
+def _epoch(step, progress, clock):
   """(progress after an epoch, what to add to the metrics)."""
   began = time.monotonic()
-  state, info = step(progress.state, t.optimizee, epoch)
+  state, info = step(progress.state)
   skipped = np.asarray(info.skipped)
   trailing = int(np.cumprod(skipped[::-1]).sum())
   whole = trailing == skipped.size

@@ -49,7 +49,12 @@ def _average(h, count):
 
 
 def lstm_cell(
-  hidden: Sequence[int] = (20, 20), scale: float = 0.1, averaged: int = 0
+  hidden: Sequence[int] = (20, 20),
+  scale: float = 0.1,
+  averaged: int = 0,
+  *,
+  bounded: bool = False,
+  projection: int | None = None,
 ) -> Cell:
   """A stack of LSTM layers and a linear layer that emits the step.
 
@@ -66,10 +71,15 @@ def lstm_cell(
       `averaged` outputs h are replaced by their means over all coordinates,
       both for the layer above and for the recurrence.  The coordinates then
       communicate.  0 is the plain LSTM.
+    bounded: the step is scale tanh(w^T h_L + b), never longer than `scale`
+      (RNNprop, Lv et al. 2017).
+    projection: units of a linear layer with ELU between the features and the
+      first LSTM layer; 20 in RNNprop.  None: no such layer.
 
   Returns:
-    A whole Cell with theta {'lstm': [{'w', 'b'}, ...], 'linear': {'w', 'b'}}
-    and state ((h [H, ...], c [H, ...]), ...).
+    A whole Cell with theta {'lstm': [{'w', 'b'}, ...], 'linear': {'w', 'b'}},
+    and 'projection': {'w', 'b'} if there is one, and state
+    ((h [H, ...], c [H, ...]), ...).
 
   Raises:
     ValueError: a layer size is not positive, or `averaged` is negative or
@@ -83,20 +93,29 @@ def lstm_cell(
   def init(key, num_features):
     keys = jax.random.split(key, len(hidden) + 1)
     sizes = (num_features,) + hidden
-    layers = map(lstm_layer_init, keys, sizes, hidden)
-    return {'lstm': list(layers), 'linear': linear_init(keys[-1], sizes[-1], 1)}
+    first = {}
+    if projection is not None:
+      key_first = jax.random.fold_in(key, 0)
+      first = {'projection': linear_init(key_first, num_features, projection)}
+      sizes = (projection,) + hidden
+    layers = list(map(lstm_layer_init, keys, sizes, hidden))
+    last = linear_init(keys[-1], sizes[-1], 1)
+    return {**first, 'lstm': layers, 'linear': last}
 
   def initial_state(n):
     return tuple((jnp.zeros((h, n)), jnp.zeros((h, n))) for h in hidden)
 
   def step(theta, x, state):
     new_state = []
+    if projection is not None:
+      x = jax.nn.elu(linear(theta['projection'], x))
     for layer, layer_state in zip(theta['lstm'], state, strict=True):
       x, c = lstm_layer(layer, x, layer_state)  # [H, ...], [H, ...]
       if averaged:
         x = _average(x, averaged)
       new_state.append((x, c))
-    delta = linear(theta['linear'], x)  # [1, ...]
-    return scale * delta[0], tuple(new_state)
+    delta = linear(theta['linear'], x)[0]  # [1, ...] -> [...]
+    delta = tanh(delta) if bounded else delta
+    return scale * delta, tuple(new_state)
 
   return Cell(init, initial_state, step, whole=True, communicates=averaged > 0)

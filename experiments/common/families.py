@@ -1,0 +1,89 @@
+"""What `robust` is meta-trained on, and what its theta is selected by.
+
+The two have no net in common, and neither is a task of `tasks.py`, on which the
+result is judged.  All digits are of the packaged training set; validation has
+the second half of them.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.common import nets
+from experiments.common.tasks import digits
+from l2o_jax import optimizees
+from l2o_jax.base import LearnedOptimizer, Optimizee
+from l2o_jax.evaluation import learning_curves
+from l2o_jax.optimizees.rescaled import rescaled
+
+_TRAINED, _CLASSES = 2000, 10
+_FLOOR = 1e-3  # of losses, in logarithms
+EVERY = 100  # steps between two losses of validation
+
+
+def _images(side, part):
+  data = digits('train', side=side)
+  return data.x[part], data.y[part]
+
+
+def trained() -> tuple[Optimizee, ...]:
+  """Small nets on 7 x 7 and 14 x 14 digits and quadratics, in many units."""
+  part = slice(0, _TRAINED)
+  small, large = _images(7, part), _images(14, part)
+  of = optimizees.classifier
+  net = lambda *sizes, **how: nets.dense((*sizes, _CLASSES), **how)
+  any_units = lambda f, r: rescaled(f, r, each='any')
+  return (
+    any_units(
+      of(*small, net(49, 20, activation='sigmoid', gain=0.7), 128), 1.0
+    ),
+    any_units(of(*small, net(49, 20, gain=0.5), 64), 2.0),
+    any_units(of(*small, net(49, 16, 16, activation='tanh'), 32), 2.0),
+    any_units(of(*small, net(49, 16, 16, 16, gain=1.4), 64), 1.0),
+    any_units(of(*small, net(49), 16), 3.0),
+    any_units(of(*small, nets.normalised(49, _CLASSES, (16, 16)), 128), 1.0),
+    any_units(optimizees.quadratic(20, 'normal', 1.0), 1.0),
+    of(*large, net(196, 12, activation='gelu', gain=1.4), 64),
+  )
+
+
+def validation() -> dict[str, Optimizee]:
+  """Other nets, sizes, starts and batches; larger than those trained on."""
+  part = slice(_TRAINED, None)
+  small, middle, large = (_images(side, part) for side in (7, 14, 28))
+  of = lambda data, net, batch: optimizees.classifier(*data, net, batch)
+  net = lambda *sizes, **how: nets.dense((*sizes, _CLASSES), **how)
+  mlp = lambda *sizes, **how: optimizees.mlp((*sizes, _CLASSES), **how)
+  sigmoid = mlp(784, 20, activation='sigmoid', initial_std=0.1)
+  return {
+    'sigmoid, 784 inputs': of(large, sigmoid, 128),
+    'ReLU, 784 inputs': of(large, mlp(784, 20, activation='relu'), 128),
+    'tanh': of(middle, net(196, 32, 32, activation='tanh'), 32),
+    'four layers': of(small, net(49, 32, 32, 32), 128),
+    'softmax regression': of(middle, net(196, gain=0.1), 8),
+    'normalised': of(middle, nets.normalised(196, _CLASSES, (32, 32)), 64),
+    'convolutions': of(middle, nets.conv(14, _CLASSES, batch_norm=False), 64),
+    'recurrent': of(middle, nets.rows_gru(14, _CLASSES), 64),
+    'quadratic': optimizees.quadratic(30, 'normal', 1.0),
+  }
+
+
+def validate(learned: LearnedOptimizer, num_steps: int, num_seeds: int):
+  """theta -> mean logarithms of losses, [num_steps / 100 + 1].
+
+      1/|F| sum_f log(f(x_t) + 1e-3)
+
+  A loss that is not finite counts as e^10.
+  """
+  held_out = validation()
+  keys = jax.random.split(jax.random.key(1_000_001), num_seeds)
+
+  @jax.jit
+  def run(theta, optimizee):
+    opt = learned.transform(theta)
+    how = {'objective': True, 'every': EVERY}
+    curves = learning_curves(optimizee, opt, keys, num_steps, 1, **how)
+    logs = jnp.log(curves + _FLOOR)
+    return jnp.mean(jnp.nan_to_num(logs, nan=10.0, posinf=10.0), 0)
+
+  return lambda theta: np.mean([run(theta, f) for f in held_out.values()], 0)

@@ -1,0 +1,211 @@
+"""Tasks that no optimizer here was made for, by name, in three blocks."""
+
+import functools
+import pathlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.tree_util import Partial
+
+from experiments.common import nets
+from l2o_jax import datasets, optimizees
+from l2o_jax.base import Optimizee
+
+TEXT = pathlib.Path(__file__).with_name('text.txt')
+LENGTH = 32  # characters that a net reads at a time
+SIDE, CLASSES = 14, 10
+
+
+class Data(NamedTuple):
+  """Images as floats [N, side, side] and labels [N], or symbols [N]."""
+
+  x: np.ndarray
+  y: np.ndarray | None = None
+
+
+class Task(NamedTuple):
+  """An optimizee, and what its result is worth elsewhere.
+
+  Attributes:
+    optimizee: trained on.
+    held_out: params -> (loss, accuracy) on data that were not trained on; None
+      where there are none.
+  """
+
+  optimizee: Optimizee
+  held_out: Callable | None = None
+
+
+class _Kind(NamedTuple):
+  """How a task is made.
+
+  Attributes:
+    block: 'near' the tasks that `robust` is trained on, 'one axis off', or
+      'family off'.
+    make: data -> (Optimizee, (params, data) -> (loss, accuracy)).
+    data: 'digits', 'text' or None.
+  """
+
+  block: str
+  make: Callable
+  data: str | None = 'digits'
+
+
+def digits(split, dataset='mnist_5k', data_dir=None, side=SIDE) -> Data:
+  """Images of any size and colour, averaged to grey squares, standardised."""
+  x, y = datasets.load(dataset, split, data_dir)
+  x = np.asarray(x, np.float32)
+  x = x.mean(-1) if x.ndim == 4 else x
+  grid = np.linspace(0, x.shape[1], side + 1).round().astype(int)
+  for axis in (1, 2):
+    sums = np.add.reduceat(x, grid[:-1], axis)
+    shape = [-1 if i == axis else 1 for i in range(3)]
+    x = sums / np.diff(grid).astype(np.float32).reshape(shape)
+  return Data((x - x.mean()) / x.std(), y.astype(np.int32))
+
+
+def text(split: str) -> Data:
+  """The book of Genesis in the King James Version, as symbols."""
+  letters = TEXT.read_text()
+  symbols = {letter: i for i, letter in enumerate(sorted(set(letters)))}
+  x = np.array([symbols[letter] for letter in letters], np.int32)
+  train = len(x) * 9 // 10
+  return Data(x[:train] if split == 'train' else x[train:])
+
+
+def _of_digits(net, batch_size, scale=1.0):
+  init, apply = net
+
+  def cross_entropy(params, x, y):
+    losses = optax.softmax_cross_entropy_with_integer_labels(
+      apply(params, x), y
+    )
+    return scale * jnp.mean(losses)
+
+  def judge(params, data):
+    x = data.x.reshape(len(data.x), -1)
+    right = jnp.argmax(apply(params, x), -1) == data.y
+    return cross_entropy(params, x, data.y), jnp.mean(right)
+
+  def make(data):
+    f = optimizees.classifier(
+      data.x, data.y, net, batch_size, objective_size=2000
+    )
+    if scale == 1.0:
+      return f, judge
+    times = lambda g, *args: scale * g(*args)
+    loss, objective = Partial(times, f.loss), Partial(times, f.objective)
+    return f._replace(loss=loss, objective=objective), judge
+
+  return make
+
+
+def _of_text(net, batch_size=32):
+  init, apply = net
+
+  def cross_entropy(params, windows):  # [N, LENGTH + 1]
+    logits, y = apply(params, windows[:, :-1]), windows[:, 1:]
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, y)
+    return jnp.mean(losses), jnp.mean(jnp.argmax(logits, -1) == y)
+
+  def windows(x, starts):
+    return x[starts[:, None] + jnp.arange(LENGTH + 1)]
+
+  def all_of(x, count=256):
+    starts = jnp.linspace(0, x.shape[0] - LENGTH - 1, count).astype(int)
+    return windows(x, starts)
+
+  def loss(x, params, task, key):
+    last = x.shape[0] - LENGTH
+    starts = jax.random.randint(key, (batch_size,), 0, last)
+    return cross_entropy(params, windows(x, starts))[0]
+
+  def make(data):
+    x = jnp.asarray(data.x)
+    f = Optimizee(
+      lambda key: (init(key), ()),
+      Partial(loss, x),
+      Partial(lambda x, params, task: cross_entropy(params, all_of(x))[0], x),
+    )
+    return f, lambda params, data: cross_entropy(params, all_of(data.x))
+
+  return make
+
+
+def _autoencoder(batch_size=64):
+  init, apply = nets.dense((SIDE * SIDE, 32, 8, 32, SIDE * SIDE), 'tanh')
+  error = lambda params, x: jnp.mean((apply(params, x) - x) ** 2)
+
+  def make(data):
+    x = jnp.asarray(data.x.reshape(len(data.x), -1))
+
+    def loss(x, params, task, key):
+      rows = jax.random.randint(key, (batch_size,), 0, x.shape[0])
+      return error(params, x[rows])
+
+    f = Optimizee(
+      lambda key: (init(key), ()),
+      Partial(loss, x),
+      Partial(lambda x, params, task: error(params, x[:2000]), x),
+    )
+    flat = lambda data: data.x.reshape(len(data.x), -1)
+    return f, lambda params, data: (error(params, flat(data)), jnp.nan)
+
+  return make
+
+
+def _digits(net, batch_size=64, block='one axis off', scale=1.0):
+  return _Kind(block, _of_digits(net, batch_size, scale))
+
+
+def _alone(make, block):
+  return _Kind(block, lambda data: (make(), None), None)
+
+
+_mlp = lambda *hidden, **how: nets.dense((SIDE * SIDE, *hidden, CLASSES), **how)
+_away = functools.partial(_digits, block='family off')
+_text = lambda net: _Kind('family off', _of_text(net), 'text')
+_symbols = len(set(TEXT.read_text()))
+KINDS = {
+  'sigmoid': _digits(_mlp(20, activation='sigmoid'), 128, 'near'),
+  'relu': _digits(_mlp(20), 128, 'near'),
+  'wide': _digits(_mlp(128)),
+  'deep': _digits(_mlp(32, 32, 32, 32)),
+  'batch_8': _digits(_mlp(32), 8),
+  'batch_1024': _digits(_mlp(32), 1024),
+  'small_start': _digits(_mlp(32, 32, gain=0.1)),
+  'large_start': _digits(_mlp(32, 32, activation='tanh', gain=4.0)),
+  'loss_x_1000': _digits(_mlp(32), scale=1000.0),
+  'softmax': _digits(_mlp(), 16),
+  'quadratic_50': _alone(
+    lambda: optimizees.quadratic(50, 'normal', 1.0), 'one axis off'
+  ),
+  'logistic': _alone(optimizees.logistic_regression, 'family off'),
+  'robust_regression': _alone(optimizees.robust_regression, 'family off'),
+  'residual': _away(nets.residual(SIDE * SIDE, CLASSES)),
+  'highway': _away(nets.highway(SIDE * SIDE, CLASSES)),
+  'conv_norm': _away(nets.conv(SIDE, CLASSES)),
+  'resnet': _away(nets.resnet(SIDE, CLASSES)),
+  'char_lstm': _text(nets.char_lstm(_symbols)),
+  'transformer': _text(nets.transformer(_symbols, LENGTH)),
+  'autoencoder': _Kind('family off', _autoencoder()),
+}
+
+
+def make(name: str, dataset='mnist_5k', data_dir=None) -> Task:
+  """A task of `KINDS`; digits may be any image data set."""
+  kind = KINDS[name]
+  load = {
+    'digits': lambda split: digits(split, dataset, data_dir),
+    'text': text,
+    None: lambda split: None,
+  }[kind.data]
+  optimizee, judge = kind.make(load('train'))
+  if judge is None:
+    return Task(optimizee)
+  data = jax.tree.map(jnp.asarray, load('test'))
+  return Task(optimizee, Partial(lambda data, x: judge(x, data), data))

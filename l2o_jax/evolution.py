@@ -1,0 +1,123 @@
+"""Meta-training by evolution strategies: no gradient through the run."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from l2o_jax.base import Info, LearnedOptimizer, MetaTrainer
+from l2o_jax.checks import positive, require
+from l2o_jax.truncated_bptt import MetaState, meta_update
+from l2o_jax.unroll import unroll
+
+
+def evolution(
+  learned: LearnedOptimizer,
+  meta_optimizer: optax.GradientTransformation,
+  *,
+  unroll_length: int,
+  num_unrolls: int,
+  num_optimizees: int = 1,
+  std: float = 0.01,
+  reuse_noise: bool = True,
+  of_loss: Callable = lambda loss: loss,
+) -> MetaTrainer:
+  r"""Evolution strategies over unrolls: one meta-step per unroll of T steps.
+
+  Every optimizee b is run twice, with θ + ε_b and θ - ε_b, on the same function
+  with the same minibatches.  With ΔL_b the difference of their losses along an
+  unroll, sum_{t=1..T} h(f(x_t)), the estimate of the meta-gradient is
+
+      g = 1 / (2 σ² B) sum_b ξ_b ΔL_b,   ε_b ~ N(0, σ²)
+
+  Noise reuse (Li et al. 2023): ε_b is drawn once for the whole run, ξ_b = ε_b.
+  Persistent evolution strategies (PES, Vicol et al. 2021): ε_b is drawn anew in
+  every unroll, and ξ_b is the sum of those drawn so far.
+
+  Over a run of U unrolls with the same θ the estimates add up, in the mean, to
+  the gradient of the losses of the whole run, smoothed by σ: unlike truncated
+  back-propagation there is no bias towards the near future.  Memory does not
+  depend on T, and chaotic runs have no exploding gradients.  The variance grows
+  with the number of weights: good for a few thousand.
+
+  Args:
+    learned: the learned optimizer.
+    meta_optimizer: the optimizer of θ.
+    unroll_length: T, steps.
+    num_unrolls: U.
+    num_optimizees: B, pairs of runs.
+    std: σ, in units of θ.
+    reuse_noise: ε once a run; False: PES.
+    of_loss: h, see `meta_loss`.
+
+  Returns:
+    MetaTrainer with state `truncated_bptt.MetaState`.  Info.losses are the
+    means of both runs [U, B, T + 1], Info.meta_loss the means of h(f) over
+    them [U]; Info.summary['gradient_norm'] is the largest of the epoch.
+
+  Raises:
+    ValueError: a size or σ is not positive.
+  """
+  sizes = {'unroll_length': unroll_length, 'num_unrolls': num_unrolls}
+  positive('evolution', **sizes, num_optimizees=num_optimizees)
+  require(std > 0, f'evolution: std must be positive, got {std!r}')
+
+  def init(key):
+    theta = learned.init(key)
+    return MetaState(theta, meta_optimizer.init(theta))
+
+  def noise(theta, key):  # [B, *leaf]
+    leaves, structure = jax.tree.flatten(theta)
+    keys = jax.random.split(key, len(leaves))
+    shape = lambda x: (num_optimizees, *x.shape)
+    draw = lambda key, x: std * jax.random.normal(key, shape(x), x.dtype)
+    return structure.unflatten(map(draw, keys, leaves))
+
+  def run(optimizee, theta, task, params, opt_state, keys):
+    """One run of one unroll: where it ends, and its losses [T + 1]."""
+    loss = lambda x, key: optimizee.loss(x, task, key)
+    opt = learned.transform(theta)
+    end, seen = unroll(loss, opt, params, opt_state, keys, remat=False)
+    return end, seen.losses
+
+  def step(state, optimizee, key):
+    key_init, key_loss, key_noise = jax.random.split(key, 3)
+    keys = jax.random.split(key_init, num_optimizees)
+    params, tasks = jax.vmap(optimizee.init)(keys)
+    states = jax.vmap(learned.transform(state.theta).init)(params)
+    pairs = jax.tree.map(lambda x: jnp.stack([x, x]), (params, states))
+    shape = (num_unrolls, num_optimizees, unroll_length + 1)
+    keys = jax.random.split(key_loss, shape)  # [U, B, T + 1]
+    both = jax.vmap(functools.partial(run, optimizee), (0, 0, 0, 0, 0))
+    both = jax.vmap(both, (0, None, 0, 0, None))  # [2, B]
+
+    def meta_step(carry, inputs):
+      state, pairs, drawn = carry
+      keys, index = inputs
+      which = 0 if reuse_noise else index
+      epsilon = noise(state.theta, jax.random.fold_in(key_noise, which))
+      plus_minus = lambda x, e: jnp.stack([x + e, x - e])  # [2, B, *leaf]
+      thetas = jax.tree.map(plus_minus, state.theta, epsilon)
+      pairs, losses = both(thetas, tasks, *pairs, keys)  # [2, B, T + 1]
+      values = of_loss(losses)[..., 1:]
+      change = jnp.sum(values[0] - values[1], -1)  # [B]
+      fresh = jax.tree.map(jnp.add, drawn, epsilon)
+      drawn = epsilon if reuse_noise else fresh
+      scale = 2 * std**2 * num_optimizees
+      estimate = lambda xi: jnp.tensordot(change, xi, 1) / scale
+      gradient = jax.tree.map(estimate, drawn)
+      loss = jnp.mean(values)
+      state, skipped, norm = meta_update(meta_optimizer, state, loss, gradient)
+      return (state, pairs, drawn), (losses.mean(0), loss, skipped, norm)
+
+    copies = lambda x: jnp.zeros((num_optimizees, *x.shape), x.dtype)
+    start = state, pairs, jax.tree.map(copies, state.theta)
+    inputs = keys, jnp.arange(num_unrolls)
+    (state, *_), (losses, loss, skipped, norm) = jax.lax.scan(
+      meta_step, start, inputs
+    )
+    return state, Info(losses, loss, skipped, {'gradient_norm': jnp.max(norm)})
+
+  return MetaTrainer(init, step)

@@ -1,0 +1,126 @@
+"""A loss guard: never worse than an optimizer that one can trust."""
+
+import functools
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from l2o_jax.checks import positive
+
+
+class GuardedState(NamedTuple):
+  """The state of both runs.
+
+  Attributes:
+    step: number of updates since the last comparison.
+    opt_state: of the guarded optimizer.
+    guard_state: of the guard.
+    guard_params: where the guard is; like the parameters.
+    losses: sums of the losses of the guarded run and of the guard over the last
+      steps before a comparison [2].
+    rejected: how often the guard was better.
+  """
+
+  step: chex.Array
+  opt_state: chex.ArrayTree
+  guard_state: chex.ArrayTree
+  guard_params: chex.ArrayTree
+  losses: chex.Array
+  rejected: chex.Array
+
+
+def guarded(
+  opt: optax.GradientTransformation,
+  guard: optax.GradientTransformation,
+  *,
+  every: int = 100,
+  average: int = 1,
+) -> optax.GradientTransformationExtraArgs:
+  """Runs a guard beside an optimizer, and goes on from the better of the two.
+
+  Both start at the same x.  After N steps their mean losses over the last n
+  steps are compared (after Prémont-Schwarz et al. 2022): the guarded run moves
+  to the guard's x if the guard's mean is lower or its own is not finite, and
+  starts afresh there; else the guard moves to the guarded run's x.  A loss that
+  is not finite is compared at once.
+
+  Guarantee: with losses over all data and n = 1, each comparison leaves a loss
+  that is at most what N - 1 steps of the guard reach from the x where the
+  comparison before left off.  Whatever the guarded optimizer does, the run has
+  the guard's rate of convergence per N steps; gradient descent with a rate of
+  at most 1 / L never ascends and converges to a stationary point of any f with
+  L-Lipschitz gradients.  With minibatches the guarantee holds up to the error
+  of a mean over n of them.  Updates are added to x, so the guard's x is reached
+  up to the rounding of x.
+
+  A step costs one more gradient, at the guard's x; the state has the guard's
+  state and one more copy of the parameters.
+
+  Args:
+    opt: what is guarded, for example a learned optimizer.
+    guard: for example `optax.adam(1e-3)` or `optax.sgd(rate)`.
+    every: N, steps between two comparisons.
+    average: n <= N, how many of the last steps a comparison averages over.
+
+  Returns:
+    An optax transformation.  `update` needs `params`, and `value` and
+    `value_fn` as optax's line searches need them: value_fn(x) is the loss of
+    this step's minibatch.
+
+  Raises:
+    ValueError: a number is not positive, or n > N.
+  """
+  positive('guarded', every=every, average=average, rest=every - average + 1)
+  opt, guard = map(optax.with_extra_args_support, (opt, guard))
+
+  def init(params):
+    zero = jnp.zeros((), jnp.int32)
+    copy = jax.tree.map(jnp.asarray, params)
+    states = opt.init(params), guard.init(params)
+    return GuardedState(zero, *states, copy, jnp.zeros(2), zero)
+
+  def update(
+    updates, state, params=None, *, value=None, value_fn=None, **extra
+  ):
+    if params is None or value is None or value_fn is None:
+      raise TypeError('guarded: update needs params, value and value_fn')
+    y = state.guard_params
+    y_value, y_grads = jax.value_and_grad(value_fn)(y)
+    extra = {**extra, 'value_fn': value_fn}
+    moves, opt_state = opt.update(
+      updates, state.opt_state, params, value=value, **extra
+    )
+    extra['grad'] = y_grads
+    y_moves, guard_state = guard.update(
+      y_grads, state.guard_state, y, value=y_value, **extra
+    )
+
+    phase = state.step
+    both = jnp.stack([value, y_value]).astype(state.losses.dtype)
+    counted = jnp.where(phase >= every - average, both, 0)
+    losses = state.losses + counted
+    compare = (phase == every - 1) | ~jnp.isfinite(value)
+    better = ~(losses[0] <= losses[1]) & jnp.isfinite(y_value)
+    better |= ~jnp.isfinite(value)
+    reject, accept = compare & better, compare & ~better
+    pick = lambda condition, a, b: jax.tree.map(
+      functools.partial(jnp.where, condition), a, b
+    )
+    # What was compared is x and y before this step.  On rejection the guarded
+    # run goes where the guard goes now; else the guard starts again at x.
+    to_guard = jax.tree.map(lambda y, m, x: y + m - x, y, y_moves, params)
+    moves = pick(reject, to_guard, moves)
+    moved = optax.apply_updates(params, moves)
+    return moves, GuardedState(
+      jnp.where(compare, 0, state.step + 1),
+      pick(reject, opt.init(moved), opt_state),
+      pick(accept, guard.init(params), guard_state),
+      pick(accept, params, optax.apply_updates(y, y_moves)),
+      jnp.where(compare, 0, losses),
+      state.rejected + reject,
+    )
+
+  return optax.GradientTransformationExtraArgs(init, update)

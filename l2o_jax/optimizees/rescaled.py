@@ -1,0 +1,78 @@
+"""The same functions in other units: tasks that look different."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from l2o_jax.base import Optimizee
+from l2o_jax.checks import require
+
+
+def rescaled(
+  optimizee: Optimizee, r: float = 3.0, each: str = 'coordinate'
+) -> Optimizee:
+  """Random scaling of the parameters (RNNprop, Lv et al. 2017, section 4.2).
+
+      f'(y) = f(s y),   y_0 = x_0 / s,   s = exp(U(-r, r))
+
+  s is drawn once a run and part of the task.  The best step of a coordinate
+  then differs by up to exp(2 r) from task to task and cannot be learned by
+  heart; what is left is to find it during the run.
+
+  Args:
+    optimizee: f.
+    r: >= 0; 3 in the paper, 0 changes nothing.
+    each: what has an s of its own: 'coordinate' as in the paper, 'leaf', or
+      'function', or 'any' of these three, drawn for every run.
+
+  Returns:
+    Optimizee with task (the task of f, s), where s is like the parameters.
+
+  Raises:
+    ValueError: r is negative or `each` is unknown.
+  """
+  kinds = ('coordinate', 'leaf', 'function')
+  require(r >= 0, f'rescaled: r must not be negative, got {r!r}')
+  wrong = f'rescaled: each must be one of {(*kinds, "any")}, got {each!r}'
+  require(each in (*kinds, 'any'), wrong)
+
+  def draw(key, params):
+    """s like the parameters; all numbers in one draw, quicker to compile."""
+    leaves, structure = jax.tree.flatten(params)
+    key_kind, key_u = jax.random.split(key)
+    kind = kinds.index(each) if each in kinds else 0
+    if each == 'any':
+      kind = jax.random.randint(key_kind, (), 0, len(kinds))
+    ends = np.cumsum([x.size for x in leaves])
+    count = ends[-1] + len(leaves) + 1
+    u = jax.random.uniform(key_u, (count,), minval=-r, maxval=r)
+    scales = []
+    for i, (x, end) in enumerate(zip(leaves, ends)):
+      own = u[end - x.size : end].reshape(x.shape)
+      shared = jnp.where(kind == 1, u[ends[-1] + i], u[-1])
+      scales.append(jnp.exp(jnp.where(kind == 0, own, shared)))
+    return structure.unflatten(scales)
+
+  def times(x, s):
+    return jax.tree.map(lambda x, s: (x * s).astype(x.dtype), x, s)
+
+  def init(optimizee, key):
+    key_f, key_s = jax.random.split(key)
+    params, task = optimizee.init(key_f)
+    scales = draw(key_s, params)
+    return times(params, jax.tree.map(lambda s: 1 / s, scales)), (task, scales)
+
+  def loss(optimizee, params, task, key):
+    task, scales = task
+    return optimizee.loss(times(params, scales), task, key)
+
+  def objective(optimizee, params, task):
+    task, scales = task
+    return optimizee.objective(times(params, scales), task)
+
+  return Optimizee(
+    Partial(init, optimizee),
+    Partial(loss, optimizee),
+    None if optimizee.objective is None else Partial(objective, optimizee),
+  )

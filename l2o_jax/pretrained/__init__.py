@@ -1,0 +1,65 @@
+"""Meta-trained optimizers that come with the package."""
+
+import importlib.resources
+from collections.abc import Callable
+
+import optax
+
+from l2o_jax.base import LearnedOptimizer, Theta
+from l2o_jax.learned_optimizers import load_learned
+
+_FILES = importlib.resources.files(__name__)
+
+
+def names() -> tuple[str, ...]:
+  """What `pretrained` can load; README.md beside the files describes each."""
+  files = (file.name for file in _FILES.iterdir())
+  return tuple(sorted(f.removesuffix('.npz') for f in files if '.npz' in f))
+
+
+def pretrained(name: str = 'robust') -> tuple[LearnedOptimizer, Theta]:
+  """A learned optimizer with its weights, from the installed package.
+
+  Args:
+    name: one of `names()`; 'robust' is the one to try first.
+
+  Returns:
+    (learned, theta).
+
+  Raises:
+    ValueError: there is none of that name.
+    CheckpointError: the file is damaged.
+  """
+  if name not in names():
+    raise ValueError(
+      f'pretrained: there is {", ".join(names())}, but no {name!r:.100}'
+    )
+  with importlib.resources.as_file(_FILES / f'{name}.npz') as path:
+    return load_learned(path)
+
+
+def pretrained_optimizer(
+  name: str = 'robust', learning_rate: float | Callable = 1.0
+) -> optax.GradientTransformationExtraArgs:
+  """A pretrained optimizer, where `optax.adam(1e-3)` stood.
+
+      x ← x + η_t · step of the learned optimizer
+
+  Args:
+    name: see `pretrained`.
+    learning_rate: η, a factor of every step, or a schedule: step count -> η.
+      There is no need to tune it; a schedule that ends at 0 helps where the
+      number of steps is known.
+
+  Returns:
+    An optax transformation.
+
+  Raises:
+    ValueError, CheckpointError: see `pretrained`.
+  """
+  learned, theta = pretrained(name)
+  opt = learned.transform(theta)
+  if isinstance(learning_rate, float | int) and learning_rate == 1:
+    return opt
+  scale = optax.scale_by_learning_rate(learning_rate, flip_sign=False)
+  return optax.with_extra_args_support(optax.chain(opt, scale))

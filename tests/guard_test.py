@@ -1,0 +1,88 @@
+"""The loss guard keeps its guarantee where the guarded optimizer diverges."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl.testing import absltest, parameterized
+
+from l2o_jax.guard import guarded
+from l2o_jax.unroll import unroll
+from tests import quick
+
+CURVATURES = jnp.array([1.0, 3.0, 10.0])
+
+
+def loss(x, key):
+  del key
+  return 0.5 * jnp.sum(CURVATURES * x**2) + jnp.sum(jnp.cos(x))
+
+
+def losses(opt, num_steps=60):
+  keys = jax.random.split(jax.random.key(0), num_steps + 1)
+  x = jnp.array([2.0, -1.5, 1.0])
+
+  @quick.jit
+  def run(x, keys):
+    start, steps = (x, opt.init(x)), lambda step: step.opt_state
+    (x, state), seen = unroll(loss, opt, *start, keys, record=steps)
+    return state, seen
+
+  state, seen = run(x, keys)
+  return state, np.asarray(seen.losses), seen.record
+
+
+class GuardTest(parameterized.TestCase):
+  @parameterized.parameters(2, 10)
+  def test_a_run_that_diverges_without_it_converges(self, every):
+    wild, safe = optax.sgd(0.5), optax.sgd(0.09)  # 2 / L = 0.18
+    _, alone, _ = losses(wild)
+    self.assertGreater(alone[-1], 1e6)
+    state, found, states = losses(guarded(wild, safe, every=every))
+    _, trusted, _ = losses(safe)
+    self.assertGreater(int(state.rejected), 0)
+    # The guarantee: no comparison leaves more than N - 1 steps of the guard
+    # from where the one before left off.
+    rejected = np.append(states.rejected, state.rejected)
+    at = np.arange(every - 1, len(found) - 1, every)
+    left_off = found[at + np.diff(rejected)[at]]
+    for before, after in zip(left_off, left_off[1:]):
+      self.assertLessEqual(after, before + 1e-5)
+    self.assertLess(found[-1], trusted[0])
+    self.assertAlmostEqual(min(found), trusted[-1], delta=2e-2)
+
+  def test_a_better_optimizer_is_left_alone(self):
+    good, poor = optax.sgd(0.1), optax.sgd(1e-4)
+    state, found, _ = losses(guarded(good, poor, every=5))
+    _, alone, _ = losses(good)
+    self.assertEqual(int(state.rejected), 0)
+    np.testing.assert_allclose(found, alone, rtol=1e-6)
+
+  def test_a_loss_that_is_not_finite_is_left_at_once(self):
+    def jump(updates, state, params=None):
+      return jax.tree.map(lambda g: jnp.full_like(g, 1e25), updates), state
+
+    leap = optax.GradientTransformation(lambda x: (), jump)
+    guard = guarded(leap, optax.sgd(0.05), every=50)
+    x = jnp.array([2.0, -1.5, 1.0])
+    state = guard.init(x)
+    value_fn = lambda x: loss(x, None)
+    for _ in range(3):
+      value, g = jax.value_and_grad(value_fn)(x)
+      moves, state = guard.update(g, state, x, value=value, value_fn=value_fn)
+      x = optax.apply_updates(x, moves)
+    self.assertEqual(int(state.rejected), 1)
+
+  def test_needs_the_loss(self):
+    opt = guarded(optax.sgd(1.0), optax.sgd(1.0))
+    x = jnp.ones(3)
+    with self.assertRaisesRegex(TypeError, 'needs params, value and value_fn'):
+      opt.update(x, opt.init(x), x)
+    with self.assertRaisesRegex(ValueError, 'every must be positive'):
+      guarded(optax.sgd(1.0), optax.sgd(1.0), every=0)
+    with self.assertRaisesRegex(ValueError, 'rest must be positive'):
+      guarded(optax.sgd(1.0), optax.sgd(1.0), every=5, average=6)
+
+
+if __name__ == '__main__':
+  absltest.main()
