@@ -38,13 +38,16 @@ from l2o_jax.base import (
   MetaTrainer,
   Optimizee,
 )
+from l2o_jax.cells.gated import gated_cell
 from l2o_jax.cells.lstm import lstm_cell
 from l2o_jax.cells.mlp import mlp_cell
 from l2o_jax.cells.standardised import standardised
 from l2o_jax.checkpoint import CheckpointError, load, metadata, save
 from l2o_jax.coordinatewise import coordinatewise
 from l2o_jax.evaluation import learning_curves
+from l2o_jax.evolution import evolution
 from l2o_jax.features import (
+  adam_ratios,
   gradient,
   history,
   log_and_sign,
@@ -53,6 +56,7 @@ from l2o_jax.features import (
 )
 from l2o_jax.gps.guided_policy_search import guided_policy_search
 from l2o_jax.groups import Groups, grouped
+from l2o_jax.guard import guarded
 from l2o_jax.imitation import imitation
 from l2o_jax.learned_optimizers import (
   autonomous_optimizer,
@@ -62,8 +66,11 @@ from l2o_jax.learned_optimizers import (
   lstm_policy,
   lstm_raw,
   predicted_step_descent,
+  rnnprop,
+  robust_optimizer,
   save_learned,
 )
+from l2o_jax.pretrained import pretrained, pretrained_optimizer
 from l2o_jax.truncated_bptt import meta_loss, truncated_bptt
 from l2o_jax.unroll import unroll
 
@@ -78,13 +85,17 @@ __all__ = (
   'LearnedOptimizer',
   'MetaTrainer',
   'Optimizee',
+  'adam_ratios',
   'autonomous_optimizer',
   'blocks',
   'coordinatewise',
   'datasets',
+  'evolution',
   'flattened',
+  'gated_cell',
   'gradient',
   'grouped',
+  'guarded',
   'guided_policy_search',
   'history',
   'imitation',
@@ -101,7 +112,11 @@ __all__ = (
   'mlp_cell',
   'optimizees',
   'predicted_step_descent',
+  'pretrained',
+  'pretrained_optimizer',
   'relative_changes',
+  'rnnprop',
+  'robust_optimizer',
   'save',
   'save_learned',
   'standardised',

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -22,13 +23,14 @@ def evolution(
   num_optimizees: int = 1,
   std: float = 0.01,
   reuse_noise: bool = True,
+  weights: chex.Array | None = None,
   of_loss: Callable = lambda loss: loss,
 ) -> MetaTrainer:
   r"""Evolution strategies over unrolls: one meta-step per unroll of T steps.
 
   Every optimizee b is run twice, with θ + ε_b and θ - ε_b, on the same function
   with the same minibatches.  With ΔL_b the difference of their losses along an
-  unroll, sum_{t=1..T} h(f(x_t)), the estimate of the meta-gradient is
+  unroll, sum_t w_t h(f(x_t)), the estimate of the meta-gradient is
 
       g = 1 / (2 σ² B) sum_b ξ_b ΔL_b,   ε_b ~ N(0, σ²)
 
@@ -50,19 +52,24 @@ def evolution(
     num_optimizees: B, pairs of runs.
     std: σ, in units of θ.
     reuse_noise: ε once a run; False: PES.
+    weights: w_t along the whole run, t = 1 ... U T; all ones by default.
     of_loss: h, see `meta_loss`.
 
   Returns:
     MetaTrainer with state `truncated_bptt.MetaState`.  Info.losses are the
     means of both runs [U, B, T + 1], Info.meta_loss the means of h(f) over
-    them [U]; Info.summary['gradient_norm'] is the largest of the epoch.
+    them times w_t [U]; Info.summary['gradient_norm'] is the epoch's largest.
 
   Raises:
-    ValueError: a size or σ is not positive.
+    ValueError: a size or σ is not positive, or weights have a wrong shape.
   """
   sizes = {'unroll_length': unroll_length, 'num_unrolls': num_unrolls}
   positive('evolution', **sizes, num_optimizees=num_optimizees)
   require(std > 0, f'evolution: std must be positive, got {std!r}')
+  count = unroll_length * num_unrolls
+  weights = jnp.ones(count) if weights is None else jnp.asarray(weights)
+  shape = f'evolution: weights must have shape ({count},), got {weights.shape}'
+  require(weights.shape == (count,), shape)
 
   def init(key):
     theta = learned.init(key)
@@ -95,13 +102,13 @@ def evolution(
 
     def meta_step(carry, inputs):
       state, pairs, drawn = carry
-      keys, index = inputs
+      keys, index, w = inputs
       which = 0 if reuse_noise else index
       epsilon = noise(state.theta, jax.random.fold_in(key_noise, which))
       plus_minus = lambda x, e: jnp.stack([x + e, x - e])  # [2, B, *leaf]
       thetas = jax.tree.map(plus_minus, state.theta, epsilon)
       pairs, losses = both(thetas, tasks, *pairs, keys)  # [2, B, T + 1]
-      values = of_loss(losses)[..., 1:]
+      values = of_loss(losses)[..., 1:] * w
       change = jnp.sum(values[0] - values[1], -1)  # [B]
       fresh = jax.tree.map(jnp.add, drawn, epsilon)
       drawn = epsilon if reuse_noise else fresh
@@ -114,7 +121,8 @@ def evolution(
 
     copies = lambda x: jnp.zeros((num_optimizees, *x.shape), x.dtype)
     start = state, pairs, jax.tree.map(copies, state.theta)
-    inputs = keys, jnp.arange(num_unrolls)
+    windows = weights.reshape(num_unrolls, unroll_length)
+    inputs = keys, jnp.arange(num_unrolls), windows
     (state, *_), (losses, loss, skipped, norm) = jax.lax.scan(
       meta_step, start, inputs
     )

@@ -87,7 +87,8 @@ def adam_ratios(
       x = (m / (1 - β₁ᵗ), g) / (√(v / (1 - β₂ᵗ)) + ε)
 
   (RNNprop, Lv et al. 2017, section 4.1.)  Multiplying f by a constant changes
-  nothing but for ε, and all features lie in ±1 / √(1 - β₂).
+  nothing but for ε.  Where β₁² < β₂ the features are bounded: after
+  many steps by (1 - β₁) / √((1 - β₂) (1 - β₁² / β₂)) and 1 / √(1 - β₂).
 
   Args:
     b1: β₁; several give several first features, from averages of different
@@ -128,7 +129,7 @@ def adam_ratios(
     size = jnp.sqrt(jnp.maximum(v / (1 - b2**t), limits.tiny)) + eps
     seen = [m / (1 - b**t) / size for b, m in zip(b1, m)] + [g / size]
     if age is not None:
-      seen.append(jnp.log1p((t - 1) / age))
+      seen.append(jnp.broadcast_to(jnp.log1p((t - 1) / age), g.shape))
     return Moments(step, jnp.stack(m), v), jnp.stack(seen, -1)
 
   return Features(len(b1) + 1 + (age is not None), init, update)

@@ -122,7 +122,7 @@ def autonomous_optimizer(
 
 @_named
 def robust_optimizer(
-  hidden: int = 8, scale: float = 0.1, age: float = 100.0
+  hidden: int = 8, scale: float = 0.3, age: float = 100.0
 ) -> LearnedOptimizer:
   """Adam, corrected by a small LSTM that scale and units cannot mislead.
 
@@ -134,8 +134,8 @@ def robust_optimizer(
     scale: bound of a step.
     age: steps after which the length of steps begins to fall.
   """
-  features = adam_ratios((0.9, 0.99), 0.95, age=age)
-  return coordinatewise(features, gated_cell((hidden,) * (hidden > 0), scale))
+  features = adam_ratios((0.9, 0.97), 0.95, age=age)
+  return coordinatewise(features, gated_cell(hidden, scale))
 
 
 @_named

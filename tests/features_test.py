@@ -4,9 +4,11 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from absl.testing import absltest, parameterized
 
 from l2o_jax.features import (
+  adam_ratios,
   gradient,
   history,
   log_and_sign,
@@ -177,6 +179,54 @@ class FeaturesTest(parameterized.TestCase):
     see = lambda g: features.update((), g, g, None)[1]
     seen, slopes = jax.jvp(see, (g,), (jnp.ones(3),))
     self.assertTrue(np.isfinite(seen).all() and np.isfinite(slopes).all())
+
+
+class AdamRatiosTest(parameterized.TestCase):
+  def test_are_the_steps_of_adam(self):
+    """optax's Adam, for each decay; and the gradient over the same root."""
+    x, g, f = run_data(7)
+    seen = along(adam_ratios((0.9, 0.5), 0.8, 1e-3, age=2.0), x, g, f)
+    with jax.enable_x64(True):
+      for k, b1 in enumerate((0.9, 0.5, 0.0)):
+        adam = optax.scale_by_adam(b1, 0.8, 1e-3)
+        state = adam.init(jnp.zeros(2))
+        for t in range(7):
+          step, state = adam.update(jnp.asarray(g[t]), state)
+          np.testing.assert_allclose(seen[t, :, k], step, rtol=1e-9)
+    ages = np.log(1 + np.arange(7) / 2)[:, None]
+    np.testing.assert_allclose(seen[..., 3], ages + np.zeros(2), rtol=1e-12)
+
+  def test_units_do_not_matter(self):
+    x, g, f = run_data(9)
+    one = along(adam_ratios(), x, g, f)
+    many = along(adam_ratios(), x, 1e4 * g, f)
+    self.assertEqual(one.shape, (9, 2, 2))
+    np.testing.assert_allclose(one, many, rtol=1e-6)
+
+  def test_extremes(self):
+    """Nothing and too much: finite, and forgotten."""
+    features = adam_ratios(0.5, 0.6)
+    memory = features.init(jnp.zeros(3))
+    for g in (jnp.array([0.0, 1e38, -1e38]), jnp.array([0.0, 1.0, 1.0])):
+      memory, seen = features.update(memory, None, g, None)
+      self.assertTrue(np.isfinite(seen).all())
+    for _ in range(200):
+      memory, seen = features.update(memory, None, jnp.ones(3), None)
+    np.testing.assert_allclose(seen, 1, atol=1e-2)
+    zero = features.init(jnp.zeros(3))
+    slope = jax.grad(lambda g: features.update(zero, None, g, None)[1].sum())
+    self.assertTrue(np.isfinite(slope(jnp.zeros(3))).all())
+
+  @parameterized.parameters(
+    ({'b1': 1.0}, 'decays must be in'),
+    ({'b2': -0.1}, 'decays must be in'),
+    ({'b1': ()}, 'decays must be in'),
+    ({'eps': 0.0}, 'must be positive'),
+    ({'age': 0.0}, 'must be positive'),
+  )
+  def test_bad_arguments(self, arguments, message):
+    with self.assertRaisesRegex(ValueError, message):
+      adam_ratios(**arguments)
 
 
 if __name__ == '__main__':

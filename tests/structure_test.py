@@ -14,11 +14,13 @@ PACKAGE = ROOT / 'l2o_jax'
 # From bottom to top; a module may import those of lower floors only.
 FLOORS = (
   ('base', 'checks', 'cpu', 'files', 'gps.linalg', 'leaves'),
-  ('cells.layers', 'checkpoint', 'features', 'unroll'),
+  ('cells.layers', 'checkpoint', 'features', 'guard', 'unroll'),
   ('cells.lstm', 'cells.mlp', 'cells.standardised'),
-  ('coordinatewise', 'evaluation', 'groups', 'truncated_bptt'),
-  ('blocks', 'learned_optimizers'),
+  ('cells.gated', 'coordinatewise', 'evaluation', 'groups', 'truncated_bptt'),
+  ('blocks', 'evolution', 'learned_optimizers'),
+  ('pretrained.__init__',),
   ('optimizees.classifier', 'optimizees.quadratic', 'optimizees.regression'),
+  ('optimizees.rescaled',),
   ('optimizees.__init__',),
   ('datasets.__init__',),
   ('datasets.archives',),

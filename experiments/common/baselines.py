@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 from experiments.common.conjugate_gradient import conjugate_gradient
 
@@ -85,3 +86,23 @@ TABLE = {
   'L-BFGS': Baseline(_lbfgs, {'memory': (10, 5)}),
   'L-BFGS, line search': Baseline(_lbfgs_search, {'memory': (10,)}, True),
 }
+
+
+def _cosine(rate, num_steps):
+  return optax.cosine_decay_schedule(rate, num_steps)
+
+
+def _schedule_free(rate, num_steps):
+  return optax.contrib.schedule_free_adamw(
+    rate, warmup_steps=max(num_steps // 20, 1)
+  )
+
+
+# What must be told the number of steps: (rate, T) -> optax transformation.
+SCHEDULED = {
+  'ADAM, cosine': lambda rate, steps: optax.adam(_cosine(rate, steps)),
+  'NAdamW, cosine': lambda rate, steps: optax.nadamw(_cosine(rate, steps)),
+  'schedule-free AdamW': _schedule_free,
+}
+# What need not be told, and has no parameter but the rate.
+MODERN = {'Muon': optax.contrib.muon, 'Lion': optax.lion}

@@ -78,6 +78,60 @@ def learning_curves(path, panels: dict, learned: Sequence[str]) -> None:
     figure.savefig(f, format='png', dpi=120)
 
 
+def ratios(path, panels: dict, learned: Sequence[str]) -> None:
+  """Loss over the loss of tuned Adam: tasks are rows, horizons are panels.
+
+  Left of the line at 1 an optimizer ends lower.  What lies beyond the axis is
+  drawn at its end.
+
+  Args:
+    path: of the PNG.
+    panels: {horizon: {task: {optimizer: ratio}}}.
+    learned: names drawn large and filled.
+  """
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+  from matplotlib.figure import Figure
+  from matplotlib.ticker import FuncFormatter, NullFormatter
+
+  tasks = list(next(iter(panels.values())))
+  names = list(next(iter(panels.values()))[tasks[0]])
+  size = SIZE[0] * len(panels) + LEGEND, 1.2 + 0.28 * len(tasks)
+  figure = Figure(figsize=size, layout='constrained')
+  FigureCanvasAgg(figure)
+  axes = list(figure.subplots(1, len(panels), sharey=True, squeeze=False).flat)
+  styles, low, high = _styles(names, learned), 0.02, 20.0
+  for axis, (horizon, rows) in zip(axes, panels.items()):
+    for name in names:
+      x = np.array([rows[task][name] for task in tasks])
+      x = np.clip(np.nan_to_num(x, nan=high, posinf=high), low, high)
+      mine, color = name in learned, styles[name]['color']
+      marker = styles[name].get('marker', 'D')
+      filled = {'facecolors': color if mine or marker in 'x+*' else 'none'}
+      look = {'s': 55 if mine else 28, 'zorder': 3 if mine else 2, **filled}
+      edge = {} if marker in 'x+' else {'edgecolors': color}
+      if marker in 'x+':
+        look.pop('facecolors')
+        edge = {'color': color}
+      places = np.arange(len(tasks))
+      axis.scatter(x, places, marker=marker, label=name, **look, **edge)
+    axis.axvline(1, color='black', lw=0.8)
+    axis.set_xscale('log')
+    axis.set_xlim(low * 0.9, high * 1.1)
+    axis.set_xticks([0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20])
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f'{x:g}'))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.set_title(f'{horizon} steps', loc='left', fontsize=11)
+    axis.set_xlabel('loss / loss of Adam tuned for task and horizon')
+    axis.grid(alpha=0.3, lw=0.4)
+  axes[0].set_yticks(range(len(tasks)), [t.replace('_', ' ') for t in tasks])
+  axes[0].invert_yaxis()
+  handles = dict(zip(*reversed(axes[0].get_legend_handles_labels())))
+  where = {'loc': 'outside right upper', 'frameon': False}
+  figure.legend(handles.values(), handles.keys(), **where)
+  with files.replacing(path) as f:
+    figure.savefig(f, format='png', dpi=120)
+
+
 def _panel(axis, curves, styles):
   means = np.concatenate([curve['mean'] for curve in curves.values()])
   linear = bool(np.any(means[np.isfinite(means)] <= 0))

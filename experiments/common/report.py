@@ -156,6 +156,17 @@ def show(path) -> None:
   say('\n'.join([*parts, f'\nwritten: {path}/{files}']))
 
 
+def write_table(title: str, head: Sequence[str], rows) -> str:
+  """Text in columns, the first one to the left and the others to the right."""
+  lines = [list(map(str, row)) for row in (head, *rows)]
+  wide = [max(map(len, column)) for column in zip(*lines)]
+  align = lambda row: (
+    [row[0].ljust(wide[0])]
+    + [cell.rjust(w) for cell, w in zip(row[1:], wide[1:])]
+  )
+  return '\n'.join([f'\n{title}', *('  '.join(align(row)) for row in lines)])
+
+
 def _number(value, digits=4):
   return 'diverges' if value is None else f'{value:.{digits}g}'
 

@@ -33,6 +33,7 @@ EXPERIMENTS = (
   'mnist',
   'learning_to_optimize',
   'predicted_step_descent',
+  'robust',
 )
 MAX_TEXT = 1 << 30  # bytes of a text file in a run directory
 
@@ -216,7 +217,7 @@ def opened(experiment: Experiment, settings):
           'experiment': experiment.name,
           'command': settings_lib.command(experiment, settings),
           'flags': settings_lib.recorded(experiment, settings),
-          'seed': settings.run.seed,
+          'seed': getattr(settings.run, 'seed', None),
           **provenance(),
           'seconds': 0.0,
         },

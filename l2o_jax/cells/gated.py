@@ -1,6 +1,6 @@
-"""An LSTM that corrects Adam: a direction, and a gate on its length."""
+"""A gate on the length of Adam's steps, learned; signs do not matter to it."""
 
-from collections.abc import Sequence
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -8,65 +8,87 @@ import jax.numpy as jnp
 from l2o_jax.base import Cell
 from l2o_jax.cells.layers import linear, truncated_normal
 from l2o_jax.cells.lstm import lstm_layer, lstm_layer_init
-from l2o_jax.checks import positive
+from l2o_jax.checks import require
 from l2o_jax.cpu import sigmoid, tanh
 
 
-def gated_cell(
-  hidden: Sequence[int] = (8,), scale: float = 0.1, rate: float = 0.03
-) -> Cell:
-  r"""LSTM layers, then a bounded step from what they and the features say.
+def _even(x):
+  """What does not change with the sign of a coordinate.
 
-      (d, m) = w^T [h_L, x] + b
+  |x_i|, then x_i x_j for i < j, all through tanh, then the last feature as it
+  is: [F, ...] -> [E, ...], E = (F - 1) F / 2 + 1.
+  """
+  ratios, rest = x[:-1], x[-1:]
+  pairs = itertools.combinations(ratios, 2)
+  products = [a * b for a, b in pairs]
+  seen = jnp.stack([*jnp.abs(ratios), *products])
+  return jnp.concatenate([tanh(seen), rest])
+
+
+def gated_cell(hidden: int = 8, scale: float = 0.3, rate: float = 0.03) -> Cell:
+  r"""Adam's direction, and a learned gate on the length of the step.
+
+      d = w^T x
+      m = u^T [h, e] + b,   h from an LSTM layer of H units that sees e
       delta = -scale tanh(d) σ(m)
 
-  No step is longer than `scale`, and the gate σ can make it shorter by orders
-  of magnitude: where m is negative, σ(m) is nearly exp(m).  m is linear in the
-  features, so with a feature log(1 + t / age) the length of steps can fall as a
+  e is what does not change if the coordinate is turned round: |x_i|, x_i x_j,
+  and the last feature.  Turning a coordinate round therefore turns its step
+  round, whatever theta is.  No step is longer than `scale`, and the gate σ can
+  make it shorter by orders of magnitude: where m is negative, σ(m) is nearly
+  exp(m).  With a feature log(1 + t / age) the length of steps can fall as a
   power of time, at any t.
 
-  Made for `adam_ratios` with an age.  At the start theta is nearly Adam with a
-  rate that falls as the root of time: d is the first feature, m the last one
-  times -1/2, and scale σ(m) is `rate` at t = 0.  This nominal term (Harrison et
-  al. 2022) is part of theta and trained with it.
+  Made for `adam_ratios` with an age.  At the start theta is Adam with a rate
+  that falls as the root of time: d is the first feature, m the last one times
+  -1/2, and scale σ(m) is `rate` at t = 0.  This nominal term (Harrison et al.
+  2022) is part of theta and trained with it.
 
   Args:
-    hidden: H of each LSTM layer.
+    hidden: H; 0: no LSTM.
     scale: bound of a step, in units of the parameters.
     rate: length of a step of size 1 at the start, 0 < rate < scale.
 
   Returns:
-    A whole Cell with theta {'lstm': [{'w', 'b'}, ...], 'linear': {'w': [H + F,
-    2], 'b': [2]}} and state ((h [H, ...], c [H, ...]), ...).
+    A whole Cell with theta {'lstm': [{'w', 'b'}], 'direction': [F - 1], 'gate':
+    {'w': [H + E, 1], 'b': [1]}} and state ((h [H, ...], c [H, ...]),); without
+    an LSTM 'lstm' is [] and the state ().
 
   Raises:
-    ValueError: a layer size is not positive, or the rate is out of bounds.
+    ValueError: H is negative, the rate is out of bounds, or (from `init`) there
+      are fewer than two features.
   """
-  hidden = tuple(hidden)
-  positive('gated_cell', hidden=min(hidden, default=1))
-  if not 0 < rate < scale:
-    raise ValueError(f'gated_cell: rate must be in (0, {scale}), got {rate!r}')
+  require(hidden >= 0, f'gated_cell: hidden must not be negative: {hidden}')
+  within = f'gated_cell: rate must be in (0, {scale}), got {rate!r}'
+  require(0 < rate < scale, within)
 
   def init(key, num_features):
-    keys = jax.random.split(key, len(hidden) + 1)
-    sizes = (num_features,) + hidden
-    layers = list(map(lstm_layer_init, keys, sizes, hidden))
-    of_h = 0.1 * truncated_normal(keys[-1], sizes[-1], (sizes[-1], 2))
-    of_h = of_h if hidden else jnp.zeros((0, 2))
-    of_x = jnp.zeros((num_features, 2)).at[0, 0].set(1.0).at[-1, 1].set(-0.5)
-    bias = jnp.array([0.0, jnp.log(rate / (scale - rate))])
-    readout = {'w': jnp.concatenate([of_h, of_x]), 'b': bias}
-    return {'lstm': layers, 'linear': readout}
+    enough = f'gated_cell: needs two features or more, got {num_features}'
+    require(num_features > 1, enough)
+    key_lstm, key_h = jax.random.split(key)
+    size = (num_features - 1) * num_features // 2 + 1  # E
+    lstm = [lstm_layer_init(key_lstm, size, hidden)] if hidden else []
+    of_h = 0.1 * truncated_normal(key_h, max(hidden, 1), (hidden, 1))
+    of_e = jnp.zeros((size, 1)).at[-1].set(-0.5)
+    gate = {
+      'w': jnp.concatenate([of_h, of_e]),
+      'b': jnp.log(jnp.array([rate / (scale - rate)], jnp.float32)),
+    }
+    direction = jnp.zeros(num_features - 1).at[0].set(1.0)
+    return {'lstm': lstm, 'direction': direction, 'gate': gate}
 
   def initial_state(n):
-    return tuple((jnp.zeros((h, n)), jnp.zeros((h, n))) for h in hidden)
+    zero = jnp.zeros((hidden, n))
+    return ((zero, zero),) if hidden else ()
 
   def step(theta, x, state):
-    h, new_state = x[:0] if not hidden else x, []
-    for layer, layer_state in zip(theta['lstm'], state, strict=True):
-      h, c = lstm_layer(layer, h, layer_state)  # [H, ...], [H, ...]
-      new_state.append((h, c))
-    d, m = linear(theta['linear'], jnp.concatenate([h, x]))  # [2, ...]
-    return -scale * tanh(d) * sigmoid(m), tuple(new_state)
+    e, new_state = _even(x), ()
+    seen = e
+    if hidden:
+      h, c = lstm_layer(theta['lstm'][0], e, state[0])  # [H, ...] each
+      seen, new_state = jnp.concatenate([h, e]), ((h, c),)
+    d = jnp.einsum('f,f...->...', theta['direction'], x[:-1])
+    m = linear(theta['gate'], seen)[0]
+    return -scale * tanh(d) * sigmoid(m), new_state
 
   return Cell(init, initial_state, step, whole=True)

@@ -7,12 +7,14 @@ from l2o_jax.optimizees.regression import (
   robust_regression,
   small_net,
 )
+from l2o_jax.optimizees.rescaled import rescaled
 
 __all__ = (
   'classifier',
   'logistic_regression',
   'mlp',
   'quadratic',
+  'rescaled',
   'robust_regression',
   'small_net',
 )

@@ -7,11 +7,12 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from l2o_jax.base import LearnedOptimizer
+from l2o_jax.cells.gated import gated_cell
 from l2o_jax.cells.lstm import lstm_cell
 from l2o_jax.cells.mlp import mlp_cell
 from l2o_jax.cells.standardised import standardised
 from l2o_jax.coordinatewise import coordinatewise, each
-from l2o_jax.features import gradient
+from l2o_jax.features import log_and_sign
 from tests import quick
 from tests.contracts.subjects import gru_cell, theta_of
 
@@ -20,6 +21,9 @@ APART = {
   'linear': lstm_cell(()),
   'lstm': lstm_cell((5, 4)),
   'mlp': mlp_cell((5, 4)),
+  'rnnprop': lstm_cell((5, 4), bounded=True, projection=3),
+  'gated': gated_cell(4),
+  'gated_without_lstm': gated_cell(0),
   'standardised_lstm': standardised(lstm_cell((5,))),
   'standardised_mlp': standardised(mlp_cell((5,)), limit=1.0),
 }
@@ -107,13 +111,13 @@ class CellTest(parameterized.TestCase):
       initial_state=lambda: one(cell.initial_state(1)), whole=False
     )
     params = {'w': jnp.ones((2, 3)), 's': jnp.ones(())}
-    weights = theta_of(coordinatewise(gradient(), cell))
+    weights = theta_of(coordinatewise(log_and_sign(), cell))
 
     @quick.jit
     def run(weights):
       runs = []
       for cell_or_plain in (cell, plain):
-        opt = coordinatewise(gradient(), cell_or_plain).transform(weights)
+        opt = coordinatewise(log_and_sign(), cell_or_plain).transform(weights)
         runs.append(opt.update(params, opt.init(params)))
       return runs
 

@@ -19,6 +19,7 @@ from l2o_jax.learned_optimizers import (
   lstm_policy,
   lstm_raw,
   predicted_step_descent,
+  robust_optimizer,
 )
 
 
@@ -53,6 +54,7 @@ LEARNED = {
   'lstm_raw': lstm_raw(),
   'lstm_log_and_sign': lstm_log_and_sign(),
   'small': coordinatewise(log_and_sign(), lstm_cell((5,))),
+  'robust': robust_optimizer(3),
   'gru': coordinatewise(log_and_sign(), gru_cell()),
   'bfloat16_state': coordinatewise(gradient(), lstm_cell((5,)), jnp.bfloat16),
   'linear': coordinatewise(gradient(), lstm_cell(hidden=(), scale=1.0)),

@@ -1,0 +1,139 @@
+"""One optimizer on one task: tuned, run, judged."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import optax.contrib
+
+from experiments.common import problems
+from experiments.common.tasks import Task
+from l2o_jax.evaluation import learning_curves
+
+RATES = 10 ** np.linspace(-4, -1, 7)  # two a decade, as many for everyone
+EVERY = 100  # steps between two judgements
+FELL = 0.5  # of f(x_0): a run that was below it and ends above it, rose
+
+
+class Contender(NamedTuple):
+  """An optimizer, learned or not.
+
+  Attributes:
+    make: (rate, num_steps, *arguments) -> optax transformation.
+    rates: to tune; one: nothing is tuned.
+    scheduled: whether it is run anew for each horizon, as it must be told the
+      number of steps.
+    arguments: arrays that it is made of, theta for example.
+  """
+
+  make: Callable
+  rates: Sequence[float] = RATES
+  scheduled: bool = False
+  arguments: tuple = ()
+
+
+def _judge(task: Task):
+  """params, task -> what is known of x_t, by name."""
+
+  def judge(held_out, f, params, drawn):
+    value = f.objective or (
+      lambda x, drawn: f.loss(x, drawn, jax.random.key(0))
+    )
+    found = {'loss': value(params, drawn), 'norm': optax.tree.norm(params)}
+    if held_out is not None:
+      found['held_out'], found['accuracy'] = held_out(params)
+    return found
+
+  return judge
+
+
+class _Runs:
+  """Runs of one number of steps, compiled once and never made twice.
+
+  Attributes:
+    num_steps: T.
+    seconds: of each run.
+  """
+
+  def __init__(self, contender: Contender, task: Task, num_steps: int):
+    judge, answer = _judge(task), optax.contrib.schedule_free_eval_params
+    self.num_steps, self.seconds = num_steps, []
+    self._every, self._seen = min(EVERY, num_steps), {}
+
+    @jax.jit
+    def run(arguments, task, rate, key):  # {name: [T / EVERY + 1]}
+      f = task.optimizee
+      opt = contender.make(rate, num_steps, *arguments)
+      of = lambda params, drawn: judge(task.held_out, f, params, drawn)
+      state = jax.eval_shape(lambda key: opt.init(f.init(key)[0]), key)
+      free = isinstance(state, optax.contrib.ScheduleFreeState)
+      how = {'every': self._every, 'point': answer if free else None}
+      found = learning_curves(f, opt, key[None], num_steps, objective=of, **how)
+      return jax.tree.map(lambda x: x[0], found)
+
+    self._run = lambda rate, key: run(
+      contender.arguments, task, jnp.float32(rate), key
+    )
+
+  def curves(self, rate, keys):
+    """{name: [B, T / EVERY + 1]}."""
+    for key in keys:
+      name = float(rate), jax.random.key_data(key).tobytes()
+      if name not in self._seen:
+        began = time.monotonic()
+        self._seen[name] = jax.tree.map(np.asarray, self._run(rate, key))
+        self.seconds.append(time.monotonic() - began)
+    names = [(float(rate), jax.random.key_data(key).tobytes()) for key in keys]
+    return jax.tree.map(lambda *x: np.stack(x), *(self._seen[n] for n in names))
+
+  def at(self, curves, horizon):
+    """The values after so many steps, {name: [B]}."""
+    return {k: v[:, horizon // self._every] for k, v in curves.items()}
+
+
+def judged(
+  contender: Contender,
+  task: Task,
+  horizons: Sequence[int],
+  num_tuning: int,
+  num_test: int,
+) -> dict:
+  """{horizon: {'rate', 'loss' [B], 'held_out', 'accuracy', 'norm', ...}}.
+
+  A rate is tuned for each horizon by the mean training loss over all data, on
+  `num_tuning` seeds, and judged on `num_test` others.  `diverged` counts runs
+  whose loss is not finite or above the start, `rose` those that had fallen
+  below half of the start and ended above it; `ms` is the time of a step with
+  its gradient and judgements.
+  """
+  tuning = problems.keys('tuning', num_tuning)
+  test = problems.keys('test', num_test)
+  found, all_runs = {}, {}
+  for horizon in horizons:
+    steps = horizon if contender.scheduled else max(horizons)
+    if steps not in all_runs:
+      all_runs[steps] = _Runs(contender, task, steps)
+    runs, rates = all_runs[steps], contender.rates
+
+    def mean_loss(rate, runs=runs, horizon=horizon):
+      loss = np.mean(runs.at(runs.curves(rate, tuning), horizon)['loss'])
+      return loss if np.isfinite(loss) else np.inf
+
+    rate = min(rates, key=mean_loss) if len(rates) > 1 else rates[0]
+    curves = runs.curves(rate, test)
+    end, first = runs.at(curves, horizon), curves['loss'][:, 0]
+    until = curves['loss'][:, : horizon // min(EVERY, steps) + 1]
+    fell = np.nanmin(until, 1) < FELL * first
+    found[horizon] = {
+      'rate': float(rate),
+      **{k: v.tolist() for k, v in end.items()},
+      'start': float(first.mean()),
+      'diverged': int(np.sum(~(end['loss'] <= first))),
+      'rose': int(np.sum(fell & ~(end['loss'] <= FELL * first))),
+      'ms': 1000 * min(runs.seconds) / steps,
+    }
+  return found

@@ -1,0 +1,142 @@
+"""What many results say together: ratios to tuned Adam, and tables."""
+
+import numpy as np
+
+from experiments.common.report import write_table
+
+REFERENCE = 'ADAM'
+
+
+def interquartile_mean(x) -> float:
+  """Of what lies between the quartiles; what is not finite counts as inf."""
+  x = np.sort(np.nan_to_num(np.ravel(x), nan=np.inf))
+  quarter = len(x) // 4
+  return float(np.mean(x[quarter : len(x) - quarter]))
+
+
+def _tasks(results):
+  return list(dict.fromkeys(task for task, _ in results))
+
+
+def _names(results):
+  return list(dict.fromkeys(name for _, name in results))
+
+
+def _losses(result):
+  """Seeds' losses; null in the file, what is not finite, is infinite."""
+  return np.array([np.inf if v is None else v for v in result['loss']], float)
+
+
+def ratios(results: dict, horizon: int) -> dict[str, np.ndarray]:
+  """{optimizer: losses over the mean of tuned Adam, [tasks, seeds]}."""
+  means = {
+    task: np.mean(_losses(results[task, REFERENCE][horizon]))
+    for task in _tasks(results)
+  }
+  of = lambda task, name: _losses(results[task, name][horizon]) / means[task]
+  return {
+    name: np.array([of(task, name) for task in means])
+    for name in _names(results)
+  }
+
+
+def mean_ratios(results, horizons) -> dict:
+  """{horizon: {task: {optimizer: mean over seeds}}}."""
+  found = {}
+  for horizon in horizons:
+    of = {n: x.mean(1) for n, x in ratios(results, horizon).items()}
+    found[horizon] = {
+      task: {name: float(x[i]) for name, x in of.items()}
+      for i, task in enumerate(_tasks(results))
+    }
+  return found
+
+
+def _interval(x, resamples=500):
+  """95 % of the interquartile mean; seeds are drawn anew within each task."""
+  random = np.random.default_rng(0)
+  rows, seeds = x.shape
+  drawn = random.integers(seeds, size=(resamples, rows, seeds))
+  means = [interquartile_mean(x[np.arange(rows)[:, None], d]) for d in drawn]
+  return [float(v) for v in np.quantile(means, [0.025, 0.975])]
+
+
+def aggregate(results: dict, horizons) -> dict:
+  """{horizon: {optimizer: interquartile mean of the ratios, and more}}."""
+  summary = {}
+  for horizon in horizons:
+    found = ratios(results, horizon)
+    means = np.array([x.mean(1) for x in found.values()])  # [optimizers, tasks]
+    ranks = np.argsort(np.argsort(means, 0), 0) + 1
+    summary[horizon] = {}
+    for i, (name, x) in enumerate(found.items()):
+      ends = [results[task, name][horizon] for task in _tasks(results)]
+      summary[horizon][name] = {
+        'interquartile_mean': interquartile_mean(x),
+        'interval': _interval(x),
+        'mean_rank': float(ranks[i].mean()),
+        'worst': float(means[i].max()),
+        'ahead_of_adam': int(np.sum(means[i] < 1)),
+        'tasks': len(ends),
+        'diverged': sum(end['diverged'] for end in ends),
+        'rose': sum(end['rose'] for end in ends),
+        'runs': int(x.size),
+      }
+  return summary
+
+
+def _task_table(results, task, horizons):
+  """Loss at each horizon, then what the last one says beside it."""
+  last = horizons[-1]
+  extra = ['held out', 'accuracy', 'norm', 'ms/step']
+  head = ['optimizer', *map(str, horizons), 'rate', *extra]
+  rows = []
+  for name in _names(results):
+    ends = results[task, name]
+    mean = lambda key, end=ends[last]: (
+      f'{np.mean([np.inf if v is None else v for v in end[key]]):.4g}'
+      if key in end
+      else ''
+    )
+    losses = [f'{np.mean(_losses(ends[h])):.4g}' for h in horizons]
+    rate, ms = f'{ends[last]["rate"]:.3g}', f'{ends[last]["ms"]:.3g}'
+    beside = [mean('held_out'), mean('accuracy'), mean('norm')]
+    rows.append([name, *losses, rate, *beside, ms])
+  title = f'{task}: mean loss after so many steps; the rest at {last}'
+  return write_table(title, head, rows)
+
+
+def _overall_table(rows, horizon):
+  head = ['optimizer', 'IQM', '95 %', 'rank', 'worst', 'ahead', 'bad']
+  lines = []
+  for name, r in sorted(
+    rows.items(), key=lambda item: item[1]['interquartile_mean']
+  ):
+    low, high = r['interval']
+    lines.append(
+      [
+        name,
+        f'{r["interquartile_mean"]:.3f}',
+        f'{low:.3f} … {high:.3f}',
+        f'{r["mean_rank"]:.2f}',
+        f'{r["worst"]:.3g}',
+        f'{r["ahead_of_adam"]}/{r["tasks"]}',
+        f'{r["diverged"] + r["rose"]}/{r["runs"]}',
+      ]
+    )
+  title = (
+    f'{horizon} steps: loss over that of Adam, tuned for each task and horizon'
+  )
+  return write_table(title, head, lines)
+
+
+def text(results: dict, summary: dict) -> str:
+  """All tables.
+
+  IQM: interquartile mean of the ratios over tasks and seeds; ahead: tasks with
+  a mean ratio below 1; bad: runs that diverged, or rose after they had fallen.
+  """
+  horizons = list(summary)
+  parts = [_task_table(results, task, horizons) for task in _tasks(results)]
+  parts += [_overall_table(rows, horizon) for horizon, rows in summary.items()]
+  return '\n'.join(parts)

@@ -1,0 +1,201 @@
+"""Judges any theta as a sceptic would: other tasks, rivals tuned as much.
+
+Copy and paste:
+  python -m experiments.evaluate --task=wide --task=char_lstm
+  python -m experiments.evaluate --preset=full                  # hours
+  python -m experiments.evaluate --theta=runs/robust/theta.npz --theta=robust
+
+Every optimizer without a fixed rate is tuned on each task and for each horizon,
+with the same number of rates and seeds.  Losses are over all training data
+after so many steps, each run judged at the end of its own schedule.  Rows that
+are done stay in --workdir: the same command goes on from there.  Writes
+results.jsonl, summary.json and ratios.png.
+"""
+
+import json
+import pathlib
+from typing import Literal, NamedTuple
+
+import numpy as np
+import optax
+
+from experiments.common import (
+  cli,
+  judging,
+  plots,
+  run,
+  settings,
+  tasks,
+  verdict,
+)
+from experiments.common.baselines import MODERN, SCHEDULED, TABLE
+from experiments.common.judging import Contender
+from experiments.common.report import without_nan
+from l2o_jax.learned_optimizers import load_learned
+from l2o_jax.pretrained import names, pretrained
+
+FIXED = 'ADAM 1e-3'
+PLAIN = ('SGD', 'momentum', 'NAG', 'RMSprop', 'AdaGrad', 'ADAM')
+BASELINES = (*PLAIN, *SCHEDULED, *MODERN)
+
+
+class Judgement(NamedTuple):
+  """What is judged, on what, against whom.
+
+  Attributes:
+    preset: Values of the flags that are not given; see below.
+    workdir: Directory of the results, made if missing.
+    resume: auto: go on with the rows that --workdir lacks; never: refuse a
+      --workdir with a run in it; must: refuse one without.
+    theta: Learned optimizers, a flag for each: a name of l2o_jax.pretrained or
+      a file of theta.
+    tune_theta: Tune a factor of the learned optimizers' steps, with as many
+      trials as the rivals' rates; they are judged with and without it.
+    task: Tasks, a flag for each.
+    horizons: Steps of a run, a flag for each; multiples of 100.
+    baselines: Hand-designed optimizers, a flag for each; ADAM is always there,
+      and ADAM 1e-3, which is not tuned.
+    num_test: Seeds, >= 1.
+    num_tuning: Other seeds on which rates are tuned, >= 1.
+    dataset: Images of the tasks with digits.
+    data_dir: Where prepared data sets are.
+  """
+
+  preset: str = ''
+  workdir: str = 'runs/evaluate'
+  resume: Literal['auto', 'never', 'must'] = 'auto'
+  theta: tuple[str, ...] = ('robust',)
+  tune_theta: bool = False
+  task: tuple[Literal[tuple(tasks.KINDS)], ...] = ('wide', 'residual')
+  horizons: tuple[settings.Count, ...] = (100, 500, 2000)
+  baselines: tuple[Literal[BASELINES], ...] = ('ADAM, cosine',)
+  num_test: settings.Count = 3
+  num_tuning: settings.Count = 1
+  dataset: str = 'mnist_5k'
+  data_dir: str | None = None
+
+
+class Settings(NamedTuple):
+  """All flags."""
+
+  run: Judgement = Judgement()
+
+
+def check(s: Settings) -> None:
+  """Refuses horizons between two judgements."""
+  settings.refuse(
+    {
+      f'--horizons={h} is not a multiple of {judging.EVERY}': h % judging.EVERY
+      for h in s.run.horizons
+    }
+  )
+
+
+EXPERIMENT = settings.Experiment(
+  'evaluate',
+  Settings(),
+  {
+    'quick': {},
+    'full': {
+      'task': tuple(tasks.KINDS),
+      'baselines': ('NAG', 'RMSprop', *SCHEDULED, *MODERN),
+      'num_test': 10,
+      'num_tuning': 2,
+      'tune_theta': True,
+    },
+  },
+  __doc__,
+  check=check,
+)
+
+
+def learned_contenders(s: Judgement) -> dict[str, Contender]:
+  """The learned optimizers by name.
+
+  Raises:
+    CheckpointError: a file cannot be read.
+  """
+  found = {}
+  for name in s.theta:
+    learned, theta = pretrained(name) if name in names() else load_learned(name)
+
+    def make(rate, steps, theta, learned=learned):
+      return optax.chain(learned.transform(theta), optax.scale(rate))
+
+    label = name if name in names() else '/'.join(pathlib.Path(name).parts[-2:])
+    found[label] = Contender(make, (1.0,), arguments=(theta,))
+    if s.tune_theta:
+      factors = tuple(10 ** np.linspace(-1.5, 0.5, len(judging.RATES)))
+      tuned = f'{label}, steps tuned'
+      found[tuned] = Contender(make, factors, arguments=(theta,))
+  return found
+
+
+def contenders(s: Judgement) -> dict[str, Contender]:
+  """All that are compared, by name; the learned ones first."""
+  found = learned_contenders(s)
+  found[FIXED] = Contender(lambda rate, steps: optax.adam(rate), (1e-3,))
+  for name in dict.fromkeys((verdict.REFERENCE, *s.baselines)):
+    if name in SCHEDULED:
+      found[name] = Contender(SCHEDULED[name], scheduled=True)
+    elif name in MODERN:
+      found[name] = Contender(lambda rate, _, f=MODERN[name]: f(rate))
+    else:
+      first = [values[0] for values in TABLE[name].parameters.values()]
+      f = TABLE[name].make
+      found[name] = Contender(lambda rate, _, f=f, z=first: f(rate, *z))
+  return found
+
+
+def read(file) -> dict:
+  """{(task, optimizer): result} of the rows that are whole."""
+  found = {}
+  for line in run.read_text(file).splitlines() if file.exists() else ():
+    try:
+      row = json.loads(line)
+      ends = {int(h): end for h, end in row['horizons'].items()}
+      found[row['task'], row['optimizer']] = ends
+    except (ValueError, KeyError, TypeError):
+      continue  # torn when the run was killed
+  return found
+
+
+def judge_all(s: Judgement, rivals: dict[str, Contender], file) -> dict:
+  """{(task, optimizer): result}; what `file` has already is not run again."""
+  results = read(file)
+  with open(file, 'a') as lines:
+    for task_name in s.task:
+      task = None
+      for name, contender in rivals.items():
+        if (task_name, name) in results:
+          continue
+        task = task or tasks.make(task_name, s.dataset, s.data_dir)
+        how = s.horizons, s.num_tuning, s.num_test
+        found = judging.judged(contender, task, *how)
+        results[task_name, name] = found
+        row = {'task': task_name, 'optimizer': name, 'horizons': found}
+        lines.write(json.dumps(without_nan(row)) + '\n')
+        lines.flush()
+        ends = [f'{np.mean(found[h]["loss"]):.4g}' for h in s.horizons]
+        cli.log(f'{task_name}: {name}: {" · ".join(ends)}')
+  wanted = [(task, name) for task in s.task for name in rivals]
+  return {key: results[key] for key in wanted}
+
+
+def main(s: Settings) -> None:
+  """Judges what is not judged yet, then shows everything."""
+  rivals = contenders(s.run)
+  with run.opened(EXPERIMENT, s) as path:
+    results = judge_all(s.run, rivals, path / 'results.jsonl')
+    summary = verdict.aggregate(results, s.run.horizons)
+    run.write_json(path / 'summary.json', without_nan(summary))
+    learned = list(learned_contenders(s.run))
+    ratios = verdict.mean_ratios(results, s.run.horizons)
+    plots.ratios(path / 'ratios.png', ratios, learned)
+    cli.say(verdict.text(results, summary))
+    cli.say(f'\nwritten: {path}/summary.json results.jsonl ratios.png')
+    run.note(path, finished=True)
+
+
+if __name__ == '__main__':
+  cli.run(main, EXPERIMENT)

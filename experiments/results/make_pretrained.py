@@ -1,0 +1,91 @@
+"""Puts kept thetas into the package, and writes the page that describes them.
+
+Copy and paste:
+  python -m experiments.results.make_pretrained
+
+A kept run is in the package if it stands in NAMES.  The page has what run.json
+says of it, and the section "Where it fails" of the NOTES.md beside it.
+"""
+
+import hashlib
+import json
+import pathlib
+import shutil
+
+RESULTS = pathlib.Path(__file__).resolve().parent
+PACKAGE = RESULTS.parents[1] / 'l2o_jax' / 'pretrained'
+NAMES = {
+  'robust': 'robust/full',
+  'quadratics': 'quadratics/full',
+  'mnist_lstm': 'mnist/quick',
+  'predicted_step_descent': 'predicted_step_descent/full',
+}
+INTRODUCTION = """\
+# Pretrained optimizers
+
+`python -m experiments.results.make_pretrained` writes this page and the files
+beside it; change the runs in
+[experiments/results](../../experiments/results/README.md), not the page.
+
+```python
+tx = l2o_jax.pretrained_optimizer('robust')  # where optax.adam(1e-3) stood
+learned, theta = l2o_jax.pretrained('robust')  # its two halves
+```
+
+`robust` is the one to try first. The others are the papers' optimizers, each
+made for the problem that it was trained on. A file holds arrays and JSON, no
+code, and is verified when it is loaded. Licence of all: Apache-2.0.
+"""
+
+
+def section(notes: str, title: str) -> str:
+  """The text under a heading of the second level."""
+  _, _, rest = notes.partition(f'\n## {title}\n')
+  return rest.partition('\n## ')[0].strip()
+
+
+def entry(name: str, run: pathlib.Path) -> str:
+  """What the page says of one theta."""
+  record = json.loads((run / 'run.json').read_text())
+  data = (run / 'theta.npz').read_bytes()
+  arguments = record['optimizer']['arguments'].items()
+  call = ', '.join(f'{k}={v}' for k, v in arguments)
+  seconds = record.get('seconds')
+  minutes = record.get('minutes') or (seconds and round(seconds / 60))
+  versions = ', '.join(f'{k} {v}' for k, v in record['versions'].items() if v)
+  results = [
+    f'- {row["figure"]}: {row["ours"]}; best tuned: {row["best_tuned"]}'
+    for row in record['headline']
+  ]
+  link = f'../../experiments/results/{run.relative_to(RESULTS)}/NOTES.md'
+  fails = section((run / 'NOTES.md').read_text(), 'Where it fails')
+  lines = [
+    f'## {name}',
+    '',
+    f'- optimizer: `{record["optimizer"]["name"]}({call})`',
+    f'- made by: `{record["command"]}`',
+    f'- {minutes} minutes of meta-training; {record["device"]}; seed '
+    f'{record["seed"]}; commit {record["commit"]}; {versions}',
+    f'- {len(data):,} bytes, SHA-256 `{hashlib.sha256(data).hexdigest()}`',
+    *results,
+    f'- more: [NOTES.md]({link})',
+    '',
+    f'**Where it fails.** {fails}',
+  ]
+  return '\n'.join(lines) + '\n'
+
+
+def page() -> str:
+  """README.md of the package's directory, as it should be."""
+  entries = [entry(name, RESULTS / run) for name, run in NAMES.items()]
+  return '\n'.join([INTRODUCTION, *entries])
+
+
+def main():
+  for name, run in NAMES.items():
+    shutil.copyfile(RESULTS / run / 'theta.npz', PACKAGE / f'{name}.npz')
+  (PACKAGE / 'README.md').write_text(page())
+
+
+if __name__ == '__main__':
+  main()
