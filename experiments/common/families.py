@@ -27,23 +27,24 @@ def _images(side, part):
 
 
 def trained() -> tuple[Optimizee, ...]:
-  """Small nets on 7 x 7 and 14 x 14 digits and quadratics, in many units."""
+  """Small nets on 7 x 7 and 14 x 14 digits and quadratics; batches of 8 to 128.
+
+  Half of them are in random units.
+  """
   part = slice(0, _TRAINED)
   small, large = _images(7, part), _images(14, part)
   of = optimizees.classifier
   net = lambda *sizes, **how: nets.dense((*sizes, _CLASSES), **how)
   any_units = lambda f, r: rescaled(f, r, each='any')
   return (
-    any_units(
-      of(*small, net(49, 20, activation='sigmoid', gain=0.7), 128), 1.0
-    ),
-    any_units(of(*small, net(49, 20, gain=0.5), 64), 2.0),
-    any_units(of(*small, net(49, 16, 16, activation='tanh'), 32), 2.0),
-    any_units(of(*small, net(49, 16, 16, 16, gain=1.4), 64), 1.0),
-    any_units(of(*small, net(49), 16), 3.0),
-    any_units(of(*small, nets.normalised(49, _CLASSES, (16, 16)), 128), 1.0),
+    any_units(of(*small, net(49, 20, activation='sigmoid'), 128), 1.0),
+    of(*small, net(49, 20, gain=0.5), 64),
+    of(*small, net(49, 16, 16, activation='tanh'), 16),
+    of(*small, net(49, 16, 16, 16), 64),
+    any_units(of(*small, net(49), 16), 1.0),
+    any_units(of(*small, nets.normalised(49, _CLASSES, (16, 16)), 128), 0.5),
     any_units(optimizees.quadratic(20, 'normal', 1.0), 1.0),
-    of(*large, net(196, 12, activation='gelu', gain=1.4), 64),
+    of(*large, net(196, 12, activation='gelu'), 8),
   )
 
 
