@@ -12,6 +12,8 @@ import time
 
 import jax
 
+from tests.flags import QUICKLY
+
 # Long enough to be hit, short enough to be run often.
 SMALL_RUN = (
   '--num_epochs=60',
@@ -48,10 +50,10 @@ CONTEXT.set_forkserver_preload(
 CACHE = tempfile.mkdtemp()
 atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
 
-# Of all programs.  In the tests those on quadratics compile in half the time,
-# to slower code.
+# Of all programs.  In the tests those on quadratics compile in a third of the
+# time, to slower code.
 ENVIRONMENT = {}
-QUICK = {'XLA_FLAGS': '--xla_backend_optimization_level=0'}
+QUICK = {'XLA_FLAGS': QUICKLY}
 
 
 def program(module, flags, errors, environment, cache):
