@@ -28,7 +28,6 @@ SMALL_RUN = (
   '--num_optimizees=1',
   '--clip_each=0',
   '--baselines=SGD',
-  '--baselines=momentum',
 )
 
 # Programs start from a process that has imported the libraries, but not yet
