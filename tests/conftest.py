@@ -16,6 +16,8 @@ if flags.QUICKLY not in (given := os.environ.get('XLA_FLAGS', '')):
 CACHE = tempfile.mkdtemp()
 os.environ['JAX_COMPILATION_CACHE_DIR'] = CACHE
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+# Programs do not say which line each of their operations is from.
+os.environ['JAX_TRACEBACK_IN_LOCATIONS_LIMIT'] = '0'
 
 
 def pytest_unconfigure():
