@@ -1,4 +1,8 @@
-"""Of XLA: quick compilation, to slower code.  JAX reads them when it starts."""
+"""Of XLA: quick compilation, to slower code.  JAX reads them when it starts.
+
+Without fusion emitters, which go by way of MLIR, tests of whole runs take a
+third of the time; by the level alone they take three quarters.
+"""
 
 QUICKLY = ' '.join(
   (
