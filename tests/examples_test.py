@@ -9,24 +9,26 @@ import tempfile
 from absl.testing import absltest
 
 from experiments.examples import new_cell, train_your_own, use_pretrained
+from tests import quick
 
 ROOT = pathlib.Path(__file__).parents[1]
 
 
 class ExamplesTest(absltest.TestCase):
   def test_use_pretrained(self):
-    learned, in_bfloat16, adam = use_pretrained.main()
+    learned, in_bfloat16, adam = use_pretrained.main(20)
     self.assertLess(learned, 0.9 * adam)
     self.assertLess(in_bfloat16, 0.9 * adam)
 
   def test_train_your_own(self):
     folder = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
-    learned, adam = train_your_own.main(25, folder / 'theta.npz')
+    with quick.optimized():
+      learned, adam = train_your_own.main(25, folder / 'theta.npz')
     self.assertLess(learned[-1], 0.5 * learned[0])
     self.assertLess(learned[-1], 1.2 * adam[-1])
 
   def test_new_cell(self):
-    learned, sgd = new_cell.main(60, 64)
+    learned, sgd = new_cell.main(20, 64)
     self.assertLess(learned, 0.8 * sgd)
 
   def test_sharded(self):

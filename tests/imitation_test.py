@@ -1,5 +1,7 @@
 """Imitation of known optimizers."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -21,12 +23,18 @@ SMALL = Rollouts(6, num_rollouts=4, num_coordinates=3)
 LINEAR = lstm_cell((), scale=1.0)
 
 
-def train(trainer, optimizee, epochs, state=None):
-  state = trainer.init(jax.random.key(0)) if state is None else state
+@functools.cache
+def jitted(trainer):
+  """Its step, traced once for all runs."""
   chex.clear_trace_counter()
-  step = jax.jit(
+  return jax.jit(
     chex.assert_max_traces(1)(trainer.step), compiler_options=QUICKLY
   )
+
+
+def train(trainer, optimizee, epochs, state=None):
+  state = trainer.init(jax.random.key(0)) if state is None else state
+  step = jitted(trainer)
   infos = []
   for i in epochs:
     state, info = step(state, optimizee, jax.random.key(10 + i))
@@ -100,8 +108,9 @@ class ImitationTest(parameterized.TestCase):
       policy = make_policy(gradient(), LINEAR, BY_NAME, shared=shared)
       regression = Regression(300, batch_size=16, learning_rate=1e-1)
       trainer = imitation(policy, optax.sgd(0.05), SMALL, regression=regression)
-      state, (info, _) = train(trainer, bowls(True), range(2))
-      again, _ = train(trainer, bowls(True), range(2))
+      optimizee = bowls(True)
+      state, (info, _) = train(trainer, optimizee, range(2))
+      again, _ = train(trainer, optimizee, range(2))
       chex.assert_trees_all_equal(state, again)
       self.assertEqual(info.losses.shape, (1, 4, 7))
       thetas = [state.theta] if shared else list(state.theta.values())
@@ -117,10 +126,11 @@ class ImitationTest(parameterized.TestCase):
       SMALL,
       regression=Regression(20, batch_size=8),
     )
-    whole, _ = train(trainer, quadratic(3), range(3))
-    part, _ = train(trainer, quadratic(3), range(1))
+    optimizee = quadratic(3)
+    whole, _ = train(trainer, optimizee, range(3))
+    part, _ = train(trainer, optimizee, range(1))
     part = jax.tree.map(jnp.copy, part)
-    rest, _ = train(trainer, quadratic(3), range(1, 3), part)
+    rest, _ = train(trainer, optimizee, range(1, 3), part)
     chex.assert_trees_all_equal(whole, rest)
 
   def test_what_is_not_finite_teaches_nothing(self):

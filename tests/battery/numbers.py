@@ -115,17 +115,20 @@ def derivatives_at_extremes(directory):
   del directory
   for learned in (lstm_raw(), lstm_log_and_sign()):
     theta = learned.init(jax.random.key(0))
+
+    def step(theta, g, learned=learned):
+      opt = learned.transform(theta)
+      x = jnp.zeros(3)
+      return jnp.sum(opt.update(jnp.full(3, g), opt.init(x), x)[0])
+
+    @jax.jit
+    def derivatives(theta, g, step=step):
+      first = jax.grad(step, (0, 1))
+      second = jax.grad(lambda t, g: jax.grad(step, 1)(t, g), (0, 1))
+      return first(theta, g), second(theta, g)
+
     for g in (0.0, 1e-45, -1e-45, 1e-38, 1e-5, 1.0, 1e30, 1e38, -3e38):
-
-      def step(theta, g, learned=learned):
-        opt = learned.transform(theta)
-        x = jnp.zeros(3)
-        return jnp.sum(opt.update(jnp.full(3, g), opt.init(x), x)[0])
-
-      first = jax.grad(step, (0, 1))(theta, jnp.float32(g))
-      second = jax.grad(lambda t, g: jax.grad(step, 1)(t, g), (0, 1))(
-        theta, jnp.float32(g)
-      )
+      first, second = derivatives(theta, jnp.float32(g))
       assert _is_finite((first, second)), (g, first, second)
   return 'first and second derivatives finite from 0 to 3e38'
 

@@ -12,6 +12,8 @@ import time
 
 import jax
 
+from tests.flags import QUICKLY
+
 # Long enough to be hit, short enough to be run often.
 SMALL_RUN = (
   '--num_epochs=60',
@@ -26,7 +28,6 @@ SMALL_RUN = (
   '--num_optimizees=1',
   '--clip_each=0',
   '--baselines=SGD',
-  '--baselines=momentum',
 )
 
 # Programs start from a process that has imported the libraries, but not yet
@@ -48,10 +49,10 @@ CONTEXT.set_forkserver_preload(
 CACHE = tempfile.mkdtemp()
 atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
 
-# Of all programs.  In the tests those on quadratics compile in half the time,
-# to slower code.
+# Of all programs.  In the tests those on quadratics compile in a third of the
+# time, to slower code.
 ENVIRONMENT = {}
-QUICK = {'XLA_FLAGS': '--xla_backend_optimization_level=0'}
+QUICK = {'XLA_FLAGS': QUICKLY}
 
 
 def program(module, flags, errors, environment, cache):
