@@ -147,22 +147,29 @@ def contenders(s: Judgement) -> dict[str, Contender]:
   return found
 
 
+def _whole_lines(file):
+  """Lines of the file without one that was torn when the run was killed."""
+  lines = run.read_text(file).splitlines(True) if file.exists() else ()
+  return [line for line in lines if line.endswith('\n')]
+
+
 def read(file) -> dict:
   """{(task, optimizer): result} of the rows that are whole."""
   found = {}
-  for line in run.read_text(file).splitlines() if file.exists() else ():
+  for line in _whole_lines(file):
     try:
       row = json.loads(line)
       ends = {int(h): end for h, end in row['horizons'].items()}
       found[row['task'], row['optimizer']] = ends
     except (ValueError, KeyError, TypeError):
-      continue  # torn when the run was killed
+      continue
   return found
 
 
 def judge_all(s: Judgement, rivals: dict[str, Contender], file) -> dict:
   """{(task, optimizer): result}; what `file` has already is not run again."""
   results = read(file)
+  run.write(file, ''.join(_whole_lines(file)))
   with open(file, 'a') as lines:
     for task_name in s.task:
       task = None

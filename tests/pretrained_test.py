@@ -2,6 +2,7 @@
 
 import pathlib
 import shutil
+import tempfile
 from unittest import mock
 
 import jax
@@ -72,7 +73,8 @@ class PretrainedTest(parameterized.TestCase):
       l2o_jax.pretrained_optimizer('../robust')
 
   def test_a_damaged_file(self):
-    folder = pathlib.Path(self.create_tempdir().full_path)
+    folder = self.enter_context(tempfile.TemporaryDirectory())
+    folder = pathlib.Path(folder)
     shutil.copy(FOLDER / 'robust.npz', folder)
     data = bytearray((folder / 'robust.npz').read_bytes())
     data[len(data) // 2] ^= 1

@@ -10,6 +10,7 @@ from experiments import (
   mnist,
   predicted_step_descent,
   quadratics,
+  robust,
 )
 from experiments.common import bptt, policies, run, settings
 from experiments.common.training import Training
@@ -18,6 +19,7 @@ from l2o_jax.learned_optimizers import (
   build,
   lstm_log_and_sign,
   lstm_raw,
+  robust_optimizer,
 )
 from l2o_jax.optimizees.classifier import classifier, mlp
 from l2o_jax.optimizees.quadratic import quadratic
@@ -68,11 +70,19 @@ def of_predicted_step_descent(s):
   return learned, [stage.trainer for stage in stages], None
 
 
+def of_robust(s):
+  learned = robust_optimizer(s.optimizer.hidden, s.optimizer.bound)
+  found = robust.stages(learned, s)
+  assert sum(stage.num_epochs for stage in found) == s.run.num_epochs
+  return learned, [stage.trainer for stage in found], None
+
+
 BINARIES = {
   'quadratics': (quadratics, of_quadratics),
   'mnist': (mnist, of_mnist),
   'learning_to_optimize': (learning_to_optimize, of_learning_to_optimize),
   'predicted_step_descent': (predicted_step_descent, of_predicted_step_descent),
+  'robust': (robust, of_robust),
 }
 PRESETS = [
   (f'{name}_{preset}', name, preset)

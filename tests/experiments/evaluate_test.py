@@ -1,0 +1,168 @@
+"""The judgement: by hand on toy results, and a whole run on a small task."""
+
+import json
+import pathlib
+import tempfile
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl.testing import absltest, parameterized
+
+from experiments import evaluate
+from experiments.common import cli, judging, tasks, verdict
+from experiments.common.judging import Contender
+from experiments.common.settings import UsageError
+from experiments.common.tasks import Task
+from l2o_jax import Optimizee
+from tests.experiments import toy
+
+FLAGS = {
+  'task': ('robust_regression',),
+  'horizons': (100,),
+  'num_test': 2,
+  'baselines': ('ADAM, cosine',),
+}
+
+
+def end(*losses, diverged=0, rose=0):
+  return {'loss': list(losses), 'diverged': diverged, 'rose': rose}
+
+
+class VerdictTest(absltest.TestCase):
+  def test_interquartile_mean(self):
+    self.assertEqual(verdict.interquartile_mean([0, 1, 2, 100]), 1.5)
+    x = [0, 1, 2, 3, 4, 5, np.inf, np.nan]
+    self.assertEqual(verdict.interquartile_mean(x), 3.5)
+
+  def test_by_hand(self):
+    results = {
+      ('a', 'ADAM'): {100: end(1.0, 3.0)},
+      ('a', 'mine'): {100: end(1.0, 1.0)},
+      ('b', 'ADAM'): {100: end(10.0, 10.0)},
+      ('b', 'mine'): {100: end(20.0, None, diverged=1)},
+    }
+    rows = verdict.aggregate(results, [100])[100]
+    # mine: 0.5, 0.5, 2, inf; between the quartiles: 0.5 and 2.
+    self.assertEqual(rows['mine']['interquartile_mean'], 1.25)
+    self.assertEqual(rows['ADAM']['interquartile_mean'], 1.0)
+    self.assertEqual(rows['mine']['mean_rank'], 1.5)
+    self.assertEqual(rows['mine']['ahead_of_adam'], 1)
+    self.assertEqual(rows['mine']['diverged'], 1)
+    self.assertEqual(rows['mine']['worst'], np.inf)
+    ratios = verdict.mean_ratios(results, [100])
+    self.assertEqual(ratios[100]['a'], {'ADAM': 1.0, 'mine': 0.5})
+
+
+class JudgingTest(absltest.TestCase):
+  def task(self):
+    """f(x) = x² from x_0 = 1, and 2 x² on data that were held out."""
+    init = lambda key: (jnp.ones(1), ())
+    f = Optimizee(init, lambda x, task, key: jnp.sum(x**2))
+    twice = jax.tree_util.Partial(lambda x: (2 * jnp.sum(x**2), 0.5))
+    return Task(f, twice)
+
+  def test_gradient_descent_by_hand(self):
+    """x_t = (1 - 2 r)^t: the best rate of two, for each horizon."""
+    sgd = Contender(lambda rate, steps: optax.sgd(rate), (1e-4, 1e-3))
+    found = judging.judged(sgd, self.task(), (100, 300), 1, 2)
+    for horizon in (100, 300):
+      want = (1 - 2e-3) ** (2 * horizon)
+      row = found[horizon]
+      self.assertAlmostEqual(row['rate'], 1e-3)
+      np.testing.assert_allclose(row['loss'], [want, want], rtol=1e-3)
+      np.testing.assert_allclose(row['held_out'], np.multiply(2, row['loss']))
+      np.testing.assert_allclose(row['norm'], np.sqrt(row['loss']), rtol=1e-4)
+      self.assertEqual(row['accuracy'], [0.5, 0.5])
+      self.assertEqual((row['diverged'], row['rose']), (0, 0))
+
+  def test_what_diverges_and_what_rises(self):
+    up = Contender(lambda rate, steps: optax.sgd(rate), (1.01,))
+    found = judging.judged(up, self.task(), (100,), 1, 3)[100]
+    self.assertEqual((found['diverged'], found['rose']), (3, 0))
+
+    def there_and_back(rate, steps):
+      rate = lambda t: jnp.where(t < 100, 0.004, -0.004)
+      return optax.sgd(rate)
+
+    back = Contender(there_and_back, (1.0,))
+    found = judging.judged(back, self.task(), (100, 200), 1, 2)
+    self.assertEqual((found[100]['rose'], found[200]['rose']), (0, 2))
+
+  def test_a_schedule_ends_with_the_run(self):
+    seen = []
+
+    def make(rate, steps):
+      seen.append(steps)
+      return optax.sgd(optax.linear_schedule(rate, 0.0, steps))
+
+    one = Contender(make, (1e-2,), scheduled=True)
+    judging.judged(one, self.task(), (100, 200), 1, 1)
+    self.assertEqual(set(seen), {100, 200})
+
+
+class TasksTest(parameterized.TestCase):
+  @parameterized.named_parameters((name, name) for name in tasks.KINDS)
+  def test_starts_and_has_gradients(self, name):
+    """At chance for images and text; every parameter has some gradient."""
+    task = tasks.make(name)
+    f, key = task.optimizee, jax.random.key(0)
+
+    @jax.jit
+    def start(f, key):
+      params, drawn = f.init(key)
+      return params, jax.value_and_grad(f.loss)(params, drawn, key)
+
+    params, (loss, grads) = start(f, key)
+    self.assertTrue(np.isfinite(loss))
+    moved = [np.any(g != 0) for g in jax.tree.leaves(grads)]
+    self.assertTrue(all(moved), name)
+    if task.held_out is not None:
+      held_out, accuracy = jax.jit(lambda h, x: h(x))(task.held_out, params)
+      self.assertTrue(np.isfinite(held_out))
+      self.assertTrue(np.isnan(accuracy) or accuracy < 0.35)
+
+
+class EvaluateTest(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
+    directory = self.enterContext(tempfile.TemporaryDirectory())
+    self.path = pathlib.Path(directory) / 'run'
+    self.enterContext(mock.patch.object(cli, 'log'))
+    self.said = self.enterContext(mock.patch.object(cli, 'say'))
+
+  def settings(self, **flags):
+    flags = {**FLAGS, **flags}
+    return toy.make_settings(self.path, evaluate.EXPERIMENT, **flags)
+
+  def test_a_whole_run(self):
+    """All files and tables; a row that is there is not run again."""
+    s = self.settings(tune_theta=True)
+    evaluate.main(s)
+    names = {'robust', 'robust, steps tuned', 'ADAM', 'ADAM 1e-3'}
+    summary = json.loads((self.path / 'summary.json').read_text())
+    self.assertEqual(set(summary['100']), names | {'ADAM, cosine'})
+    text = self.said.call_args_list[0].args[0]
+    self.assertIn('robust_regression: mean loss', text)
+    self.assertIn('loss over that of Adam', text)
+    self.assertTrue((self.path / 'ratios.png').exists())
+    with mock.patch.object(judging, 'judged', side_effect=AssertionError):
+      evaluate.main(s)
+    file = self.path / 'results.jsonl'
+    lines = file.read_text().splitlines()
+    file.write_text('\n'.join(lines[:-1]) + '\n' + lines[-1][:20])
+    evaluate.main(s)
+    again = file.read_text().splitlines()
+    without_time = lambda line: line.rpartition('"ms"')[0]
+    self.assertEqual(*map(without_time, (again[-1], lines[-1])))
+    self.assertEqual(again[:-1], lines[:-1])
+
+  def test_bad_flags(self):
+    with self.assertRaisesRegex(UsageError, 'horizons=150 is not a multiple'):
+      evaluate.check(self.settings(horizons=(150,)))
+
+
+if __name__ == '__main__':
+  absltest.main()
