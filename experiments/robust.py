@@ -7,7 +7,8 @@ Copy and paste:
 The optimizer is Adam with a learned gate on the length of its steps
 (`robust_optimizer`).  It is meta-trained on small nets and quadratics, some of
 them in random units, on the logarithm of the loss, on runs that get longer by
-stages.  It is selected by validation on other nets, sizes and batches.  Writes
+stages.  It is selected by validation on other nets, sizes and
+batches.  Writes
 theta.npz, and a comparison on a few tasks that are neither;
 `python -m experiments.evaluate` judges it on all of them.
 """
@@ -73,7 +74,7 @@ class Curriculum(NamedTuple):
   horizons: tuple[settings.Count, ...] = (300,)
   unroll_length: settings.Count = 50
   num_optimizees: settings.Count = 8
-  learning_rate: settings.Positive = 0.05
+  learning_rate: settings.Positive = 0.03
   clip_norm: settings.Positive = 1.0
   std: settings.Positive = 0.1
 
@@ -103,11 +104,7 @@ def check(s: Settings) -> None:
       for h in s.curriculum.horizons
     }
     | {'--horizons needs at least one': not s.curriculum.horizons}
-    | {
-      f'--num_steps must be a multiple of {families.EVERY}': (
-        s.run.num_steps % families.EVERY
-      )
-    }
+    | {'--num_steps must be a multiple of 100': s.run.num_steps % 100}
   )
 
 
@@ -117,8 +114,8 @@ EXPERIMENT = settings.Experiment(
   {
     'quick': {'num_epochs': 200, 'evaluation_period': 50},
     'full': {
-      'horizons': (300, 1000, 2000),
-      'num_epochs': 900,
+      'horizons': (300, 1000),
+      'num_epochs': 700,
       'evaluation_period': 100,
       'num_validation': 2,
     },
@@ -172,13 +169,13 @@ def main(s: Settings) -> None:
     return
   learned = robust_optimizer(s.optimizer.hidden, s.optimizer.bound)
   theta = training.given_theta(learned, s)
-  validate = families.validate(learned, s.run.num_steps, s.run.num_validation)
+  validate = families.validate(learned, s.run.num_validation)
   trained = families.trained()
   others = comparison.rivals(s.comparison.rivals, trained[0])
 
   def problem(name, what, count):
     f, keys = tasks.make(name).optimizee, problems.keys(what, count)
-    return Problem(f, keys, s.run.num_steps, 1, families.EVERY, objective=True)
+    return Problem(f, keys, s.run.num_steps, 1, 100, objective=True)
 
   with run.opened(EXPERIMENT, s) as path:
     parts = {'validate': validate, 'by': 'mean', 'stages': stages(learned, s)}

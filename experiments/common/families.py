@@ -17,8 +17,8 @@ from l2o_jax.evaluation import learning_curves
 from l2o_jax.optimizees.rescaled import rescaled
 
 _TRAINED, _CLASSES = 2000, 10
-_FLOOR = 1e-3  # of losses, in logarithms
-EVERY = 100  # steps between two losses of validation
+_FLOOR = 1e-4  # of losses, in logarithms
+HORIZONS = (100, 500, 2000)  # of validation
 
 
 def _images(side, part):
@@ -37,11 +37,11 @@ def trained() -> tuple[Optimizee, ...]:
   net = lambda *sizes, **how: nets.dense((*sizes, _CLASSES), **how)
   any_units = lambda f, r: rescaled(f, r, each='any')
   return (
-    any_units(of(*small, net(49, 20, activation='sigmoid'), 128), 1.0),
+    any_units(of(*large, net(196, 20, activation='sigmoid'), 128), 1.0),
     of(*small, net(49, 20, gain=0.5), 64),
-    of(*small, net(49, 16, 16, activation='tanh'), 16),
+    of(*large, net(196, 16, 16, activation='tanh'), 16),
     of(*small, net(49, 16, 16, 16), 64),
-    any_units(of(*small, net(49), 16), 1.0),
+    any_units(of(*large, net(196), 16), 1.0),
     any_units(of(*small, nets.normalised(49, _CLASSES, (16, 16)), 128), 0.5),
     any_units(optimizees.quadratic(20, 'normal', 1.0), 1.0),
     of(*large, net(196, 12, activation='gelu'), 8),
@@ -69,22 +69,24 @@ def validation() -> dict[str, Optimizee]:
   }
 
 
-def validate(learned: LearnedOptimizer, num_steps: int, num_seeds: int):
-  """theta -> mean logarithms of losses, [num_steps / 100 + 1].
+def validate(learned: LearnedOptimizer, num_seeds: int):
+  """theta -> mean logarithms of losses after 100, 500 and 2,000 steps, [3].
 
-      1/|F| sum_f log(f(x_t) + 1e-3)
+      1/|F| sum_f log(f(x_t) + 1e-4)
 
   A loss that is not finite counts as e^10.
   """
   held_out = validation()
   keys = jax.random.split(jax.random.key(1_000_001), num_seeds)
+  every = HORIZONS[0]
+  at = jnp.array(HORIZONS) // every
 
   @jax.jit
   def run(theta, optimizee):
     opt = learned.transform(theta)
-    how = {'objective': True, 'every': EVERY}
-    curves = learning_curves(optimizee, opt, keys, num_steps, 1, **how)
-    logs = jnp.log(curves + _FLOOR)
+    how = {'objective': True, 'every': every}
+    curves = learning_curves(optimizee, opt, keys, HORIZONS[-1], 1, **how)
+    logs = jnp.log(curves[:, at] + _FLOOR)
     return jnp.mean(jnp.nan_to_num(logs, nan=10.0, posinf=10.0), 0)
 
   return lambda theta: np.mean([run(theta, f) for f in held_out.values()], 0)

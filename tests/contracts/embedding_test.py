@@ -1,30 +1,25 @@
 """The pretrained optimizer where users are: inside of other libraries."""
 
 import functools
+import itertools
 import pathlib
 import tempfile
 
 import chex
-import equinox as eqx
-import flax.linen as nn
 import flax.struct
-import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
 from absl.testing import absltest, parameterized
-from flax import nnx
 from flax.core import freeze
-from flax.training.train_state import TrainState
 
 import l2o_jax
+from experiments.examples.in_your_library import LIBRARIES
 from tests import quick
 
 TX = l2o_jax.pretrained_optimizer()
-X = np.linspace(-1, 1, 16, dtype=np.float32)[:, None]
-Y = np.sin(3 * X)
 
 
 @flax.struct.dataclass
@@ -62,10 +57,6 @@ AROUND = {
     'robust', optax.cosine_decay_schedule(1.0, 20)
   ),
 }
-
-
-def mse(apply, params):
-  return jnp.mean((apply(params, X) - Y) ** 2)
 
 
 def descend(loss, params, tx=TX, num_steps=8):
@@ -149,65 +140,14 @@ class OptaxTest(parameterized.TestCase):
     np.testing.assert_allclose(quick.jit(jax.vmap(scanned))(ones), x, rtol=1e-6)
 
 
-class LibrariesTest(absltest.TestCase):
-  def falls(self, losses):
+class LibrariesTest(parameterized.TestCase):
+  @parameterized.parameters(*itertools.chain(*LIBRARIES.values()))
+  def test_trains_a_net(self, loop):
+    losses = loop(TX, 8)
     self.assertLess(losses[-1], 0.9 * losses[0])
 
-  def test_flax_linen(self):
-    net = nn.Sequential([nn.Dense(8), nn.tanh, nn.Dense(1)])
-    params = net.init(jax.random.key(0), X)
-    state = TrainState.create(apply_fn=net.apply, params=params, tx=TX)
-
-    @quick.jit
-    def step(state):
-      loss = functools.partial(mse, state.apply_fn)
-      value, grads = jax.value_and_grad(loss)(state.params)
-      return state.apply_gradients(grads=grads), value
-
-    losses = []
-    for _ in range(8):
-      state, value = step(state)
-      losses.append(float(value))
-    self.falls(losses)
-
-  def test_flax_nnx(self):
-    rngs = nnx.Rngs(0)
-    net = nnx.Sequential(
-      nnx.Linear(1, 8, rngs=rngs), nnx.tanh, nnx.Linear(8, 1, rngs=rngs)
-    )
-    optimizer = nnx.Optimizer(net, TX, wrt=nnx.Param)
-
-    @nnx.jit
-    def step(net, optimizer):
-      value, grads = nnx.value_and_grad(
-        lambda net: jnp.mean((net(X) - Y) ** 2)
-      )(net)
-      optimizer.update(net, grads)
-      return value
-
-    self.falls([float(step(net, optimizer)) for _ in range(8)])
-
-  def test_equinox(self):
-    net = eqx.nn.MLP(1, 1, 8, 1, key=jax.random.key(0))
-    state, losses = TX.init(eqx.filter(net, eqx.is_inexact_array)), []
-
-    @eqx.filter_jit
-    def step(net, state):
-      loss = lambda net: jnp.mean((jax.vmap(net)(X) - Y) ** 2)
-      value, grads = eqx.filter_value_and_grad(loss)(net)
-      params = eqx.filter(net, eqx.is_inexact_array)
-      updates, state = TX.update(grads, state, params)
-      return eqx.apply_updates(net, updates), state, value
-
-    for _ in range(8):
-      net, state, value = step(net, state)
-      losses.append(float(value))
-    self.falls(losses)
-
-  def test_haiku(self):
-    net = hk.without_apply_rng(hk.transform(lambda x: hk.nets.MLP([8, 1])(x)))
-    params = net.init(jax.random.key(0), X)
-    self.falls(descend(functools.partial(mse, net.apply), params))
+  def test_all_of_the_example(self):
+    self.assertLen(list(itertools.chain(*LIBRARIES.values())), 4)
 
 
 class ResumeTest(absltest.TestCase):

@@ -1,0 +1,123 @@
+"""The pretrained optimizer in Flax (linen and nnx), Equinox and Haiku.
+
+  python -m experiments.examples.in_your_library
+
+Each function is the shortest form of a training loop in that library, where
+`tx` is any optax optimizer: here `l2o_jax.pretrained_optimizer()`.
+"""
+
+import importlib.util
+
+import jax
+import jax.numpy as jnp
+
+import l2o_jax
+
+X = jnp.linspace(-1, 1, 64)[:, None]
+Y = jnp.sin(3 * X)
+
+
+def flax_linen(tx, num_steps):
+  from flax import linen as nn
+  from flax.training.train_state import TrainState
+
+  net = nn.Sequential([nn.Dense(16), nn.tanh, nn.Dense(1)])
+  params = net.init(jax.random.key(0), X)
+  state = TrainState.create(apply_fn=net.apply, params=params, tx=tx)
+
+  @jax.jit
+  def step(state):
+    loss = lambda params: jnp.mean((state.apply_fn(params, X) - Y) ** 2)
+    value, grads = jax.value_and_grad(loss)(state.params)
+    return state.apply_gradients(grads=grads), value
+
+  losses = []
+  for _ in range(num_steps):
+    state, value = step(state)
+    losses.append(float(value))
+  return losses
+
+
+def flax_nnx(tx, num_steps):
+  from flax import nnx
+
+  rngs = nnx.Rngs(0)
+  first, last = nnx.Linear(1, 16, rngs=rngs), nnx.Linear(16, 1, rngs=rngs)
+  net = nnx.Sequential(first, nnx.tanh, last)
+  optimizer = nnx.Optimizer(net, tx, wrt=nnx.Param)
+
+  @nnx.jit
+  def step(net, optimizer):
+    loss = lambda net: jnp.mean((net(X) - Y) ** 2)
+    value, grads = nnx.value_and_grad(loss)(net)
+    optimizer.update(net, grads)
+    return value
+
+  return [float(step(net, optimizer)) for _ in range(num_steps)]
+
+
+def equinox(tx, num_steps):
+  import equinox as eqx
+
+  net = eqx.nn.MLP(1, 1, 16, 1, jnp.tanh, key=jax.random.key(0))
+  state = tx.init(eqx.filter(net, eqx.is_inexact_array))
+
+  @eqx.filter_jit
+  def step(net, state):
+    loss = lambda net: jnp.mean((jax.vmap(net)(X) - Y) ** 2)
+    value, grads = eqx.filter_value_and_grad(loss)(net)
+    params = eqx.filter(net, eqx.is_inexact_array)
+    updates, state = tx.update(grads, state, params)
+    return eqx.apply_updates(net, updates), state, value
+
+  losses = []
+  for _ in range(num_steps):
+    net, state, value = step(net, state)
+    losses.append(float(value))
+  return losses
+
+
+def haiku(tx, num_steps):
+  import haiku as hk
+  import optax
+
+  net = hk.transform(lambda x: hk.nets.MLP([16, 1], activation=jnp.tanh)(x))
+  net = hk.without_apply_rng(net)
+  params = net.init(jax.random.key(0), X)
+  state = tx.init(params)
+
+  @jax.jit
+  def step(params, state):
+    loss = lambda params: jnp.mean((net.apply(params, X) - Y) ** 2)
+    value, grads = jax.value_and_grad(loss)(params)
+    updates, state = tx.update(grads, state, params)
+    return optax.apply_updates(params, updates), state, value
+
+  losses = []
+  for _ in range(num_steps):
+    params, state, value = step(params, state)
+    losses.append(float(value))
+  return losses
+
+
+LIBRARIES = {
+  'flax': (flax_linen, flax_nnx),
+  'equinox': (equinox,),
+  'haiku': (haiku,),
+}
+
+
+def main(num_steps=200):
+  tx, found = l2o_jax.pretrained_optimizer(), {}
+  for library, loops in LIBRARIES.items():
+    if importlib.util.find_spec(library) is None:
+      print(f'{library} is not installed')
+      continue
+    for loop in loops:
+      losses = found[loop.__name__] = loop(tx, num_steps)
+      print(f'{loop.__name__:<12} {losses[0]:.4f} -> {losses[-1]:.2e}')
+  return found
+
+
+if __name__ == '__main__':
+  main()
