@@ -13,6 +13,7 @@ from l2o_jax import learning_curves, load_learned, metadata
 from l2o_jax.optimizees import quadratic
 
 RESULTS = pathlib.Path(make_readme.__file__).parent
+PUBLISHED = RESULTS / 'published'  # weights of others
 RUNS = {
   f'{path.parts[-3]}/{path.parts[-2]}': path.parent
   for path in sorted(RESULTS.glob('*/*/run.json'))
@@ -26,9 +27,25 @@ def story(run: str):
 
 class ResultsTest(parameterized.TestCase):
   def test_every_theta_has_its_run(self):
-    found = {path.parent for path in RESULTS.rglob('*.npz')}
+    found = {path.parent for path in RESULTS.rglob('*.npz')} - {PUBLISHED}
     self.assertLessEqual(found, set(RUNS.values()))
     self.assertNotEmpty(found)
+
+  @parameterized.parameters(*sorted(p.name for p in PUBLISHED.glob('*.npz')))
+  def test_published_weights(self, name):
+    """They say whose they are, and descend."""
+    facts = metadata(PUBLISHED / name)
+    self.assertEqual(facts['licence'], 'MIT')
+    self.assertIn('https://github.com/', facts['repository'])
+    learned, theta = load_learned(PUBLISHED / name)
+    f = quadratic(3)
+
+    @jax.jit
+    def run(theta, key):
+      return learning_curves(f, learned.transform(theta), key, 60)
+
+    curves = run(theta, jax.random.split(jax.random.key(0), 4))
+    self.assertLess(curves[:, -1].mean(), 0.5 * curves[:, 0].mean())
 
   @parameterized.parameters(*RUNS)
   def test_story(self, run):

@@ -1,5 +1,6 @@
 """A gate on the length of Adam's steps, learned; signs do not matter to it."""
 
+import functools
 import itertools
 
 import jax
@@ -69,12 +70,13 @@ def gated_cell(hidden: int = 8, scale: float = 0.3, rate: float = 0.03) -> Cell:
     size = (num_features - 1) * num_features // 2 + 1  # E
     lstm = [lstm_layer_init(key_lstm, size, hidden)] if hidden else []
     of_h = 0.1 * truncated_normal(key_h, max(hidden, 1), (hidden, 1))
-    of_e = jnp.zeros((size, 1)).at[-1].set(-0.5)
+    zeros = functools.partial(jnp.zeros, dtype=jnp.float32)
+    of_e = zeros((size, 1)).at[-1].set(-0.5)
     gate = {
       'w': jnp.concatenate([of_h, of_e]),
       'b': jnp.log(jnp.array([rate / (scale - rate)], jnp.float32)),
     }
-    direction = jnp.zeros(num_features - 1).at[0].set(1.0)
+    direction = zeros(num_features - 1).at[0].set(1.0)
     return {'lstm': lstm, 'direction': direction, 'gate': gate}
 
   def initial_state(n):

@@ -279,9 +279,8 @@ class RunTest(parameterized.TestCase):
     """Trials of the meta learning rate keep metrics and checkpoints."""
     s = toy.make_settings(self.path, num_epochs=1)
     with run.opened(toy.EXPERIMENT, s) as path:
-      t = training.prepare(
-        toy.EXPERIMENT, s, path, toy.LEARNED, (), validate=toy.validate
-      )
+      parts = path, toy.LEARNED, toy.OPTIMIZEE
+      t = training.prepare(toy.EXPERIMENT, s, *parts, validate=toy.validate)
       (path / 'search').mkdir()
       (path / 'search/00').mkdir()
       stages = [training.Stage(toy.trainer(), 1)]

@@ -11,9 +11,11 @@ from experiments import quadratics
 from experiments.common import run, settings, training
 from l2o_jax.base import Info, MetaTrainer
 from l2o_jax.learned_optimizers import lstm_raw
+from l2o_jax.optimizees.quadratic import quadratic
 
 EXPERIMENT = quadratics.EXPERIMENT
 LEARNED = lstm_raw()
+OPTIMIZEE = quadratic(1)
 
 
 class State(NamedTuple):
@@ -56,7 +58,8 @@ def train(workdir, stages=((trainer(), 4),), *, validate=validate, **flags):
   flags = {'num_epochs': 4, 'evaluation_period': 2, **flags}
   s = make_settings(workdir, **flags)
   with run.opened(EXPERIMENT, s) as path:
-    t = training.prepare(EXPERIMENT, s, path, LEARNED, (), validate=validate)
+    parts = path, LEARNED, OPTIMIZEE
+    t = training.prepare(EXPERIMENT, s, *parts, validate=validate)
     stages = [training.Stage(*stage) for stage in stages]
     return training.meta_train(t._replace(stages=stages))
 
