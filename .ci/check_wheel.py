@@ -2,6 +2,7 @@
 
 import pathlib
 import sys
+import time
 import zipfile
 
 import jax
@@ -12,7 +13,13 @@ import l2o_jax
 names = zipfile.ZipFile(sys.argv[1]).namelist()
 tops = {name.split('/')[0].split('-')[0] for name in names}
 assert tops == {'l2o_jax'}, tops
-for name in ('py.typed', 'datasets/mnist_5k.npz', 'datasets/README.md'):
+for name in (
+  'py.typed',
+  'datasets/mnist_5k.npz',
+  'datasets/README.md',
+  'pretrained/robust.npz',
+  'pretrained/README.md',
+):
   assert f'l2o_jax/{name}' in names, f'{name} is not in the wheel'
 
 where = pathlib.Path(l2o_jax.__file__)
@@ -30,3 +37,13 @@ state, info = jax.jit(trainer.step)(
 assert not info.skipped.any(), info
 print(f'{pathlib.Path(sys.argv[1]).name}: {len(images)} digits, one epoch')
 print(f'of meta-training: loss {info.losses[0, 0, 0]:.3f}')
+
+tx, x = l2o_jax.pretrained_optimizer(), 1.0
+state = tx.init(x)
+for _ in range(50):
+  updates, state = tx.update(2 * x, state, x)
+  x = optax.apply_updates(x, updates)
+assert abs(x) < 0.2, x
+began = time.monotonic()
+l2o_jax.pretrained('robust')
+print(f'pretrained: loaded in {1000 * (time.monotonic() - began):.0f} ms')

@@ -31,7 +31,11 @@ from l2o_jax.base import LearnedOptimizer
 from l2o_jax.cells.lstm import lstm_cell
 from l2o_jax.coordinatewise import coordinatewise
 from l2o_jax.features import gradient, log_and_sign
-from l2o_jax.learned_optimizers import lstm_log_and_sign, lstm_raw
+from l2o_jax.learned_optimizers import (
+  lstm_log_and_sign,
+  lstm_raw,
+  robust_optimizer,
+)
 from l2o_jax.optimizees import classifier, mlp, quadratic
 from l2o_jax.truncated_bptt import truncated_bptt
 
@@ -216,6 +220,7 @@ def of_update(n: int, options) -> dict[str, Measured]:
   rows = {'shortest program': one(shortest)} if n <= 2e6 else {}
   rows['blocks.chunked'] = one(blocks.chunked(shortest))
   rows['blocks.chunked, bfloat16 state'] = one(blocks.chunked(half))
+  rows['robust'] = one(robust_optimizer(hidden=0))
   return {**rows, 'optax.adam': one(adam)}
 
 

@@ -221,7 +221,8 @@ def load_learned(path, expected: LearnedOptimizer | None = None):
     raise checkpoint.CheckpointError(
       f'{path}: is for {_said(learned.call)}, not {_said(expected.call)}'
     )
-  theta = jax.eval_shape(learned.init, jax.random.key(0))
+  key = jax.eval_shape(jax.random.key, 0)  # of shapes alone: nothing is run
+  theta = jax.eval_shape(learned.init, key)
   return learned, checkpoint.load(path, theta)
 
 
