@@ -15,6 +15,7 @@ from l2o_jax.optimizees.regression import (
   robust_regression,
   small_net,
 )
+from l2o_jax.optimizees.rescaled import rescaled
 from tests import quick
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (50, 4, 4, 1), np.uint8)
@@ -30,6 +31,9 @@ OPTIMIZEES = {
   'mlp_deep': classifier(IMAGES, LABELS, mlp((16, 5, 4, 3)), 8),
   'classifier_of_floats': classifier(
     np.float32(IMAGES) / 100, LABELS, mlp((16, 5, 3)), 8
+  ),
+  'rescaled_classifier': rescaled(
+    classifier(IMAGES, LABELS, mlp((16, 5, 3)), 8), each='any'
   ),
   'logistic_regression': logistic_regression(),
   'robust_regression': robust_regression(dimension=2),

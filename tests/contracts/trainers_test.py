@@ -16,6 +16,7 @@ from l2o_jax import blocks, checkpoint
 from l2o_jax.base import Info, MetaTrainer, Optimizee
 from l2o_jax.cells.lstm import lstm_cell
 from l2o_jax.coordinatewise import coordinatewise
+from l2o_jax.evolution import evolution
 from l2o_jax.features import gradient, log_and_sign, state_features
 from l2o_jax.gps import costs
 from l2o_jax.gps.badmm import badmm
@@ -37,6 +38,12 @@ def bptt(learned=None, **options):
   learned = learned or coordinatewise(log_and_sign(), lstm_cell((3,)))
   sizes = {'unroll_length': 3, 'num_unrolls': 2, 'num_optimizees': 2}
   return truncated_bptt(learned, optax.adam(1e-2), **{**sizes, **options})
+
+
+def es(**options):
+  learned = coordinatewise(log_and_sign(), lstm_cell((3,)))
+  sizes = {'unroll_length': 3, 'num_unrolls': 2, 'num_optimizees': 2}
+  return evolution(learned, optax.adam(1e-2), **sizes, **options)
 
 
 def gps(improve):
@@ -74,6 +81,8 @@ TRAINERS = {
     lambda: bptt(coordinatewise(gradient(), lstm_cell((3,), averaged=1))),
     *BPTT,
   ),
+  'evolution': (es, *BPTT),
+  'evolution_persistent': (lambda: es(reuse_noise=False), *BPTT),
   'imitation': (
     lambda: imitation(POLICY, optax.sgd(0.1), ROLLOUTS, regression=REGRESSION),
     (1, 3, 5),
