@@ -83,7 +83,7 @@ class Settings(NamedTuple):
   """All flags."""
 
   run: settings.Run = settings.Run(
-    workdir='runs/robust', num_steps=2000, num_validation=1
+    workdir='runs/robust', num_steps=500, num_validation=1
   )
   optimizer: Optimizer = Optimizer()
   curriculum: Curriculum = Curriculum()
