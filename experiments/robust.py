@@ -7,10 +7,9 @@ Copy and paste:
 The optimizer is Adam with a learned gate on the length of its steps
 (`robust_optimizer`).  It is meta-trained on small nets and quadratics, some of
 them in random units, on the logarithm of the loss, on runs that get longer by
-stages.  It is selected by validation on other nets, sizes and
-batches.  Writes
+stages.  It is selected by validation on other nets, sizes and batches.  Writes
 theta.npz, and a comparison on a few tasks that are neither;
-`python -m experiments.evaluate` judges it on all of them.
+`python -m experiments.evaluate` judges it on more of them.
 """
 
 from typing import Annotated, Literal, NamedTuple
@@ -59,7 +58,8 @@ class Curriculum(NamedTuple):
   Attributes:
     trainer: evolution: evolution strategies over whole runs; bptt: truncated
       back-propagation.
-    horizons: Steps of a run, a stage for each.
+    horizons: Steps of a run in meta-training, a stage for each; --num_steps is
+      of the comparison.
     unroll_length: Steps that the meta-gradient of bptt goes back, >= 1, a
       divisor of each horizon.
     num_optimizees: Optimizees in parallel, >= 1; each of them twice for
