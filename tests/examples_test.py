@@ -17,8 +17,9 @@ ROOT = pathlib.Path(__file__).parents[1]
 class ExamplesTest(absltest.TestCase):
   def test_use_pretrained(self):
     learned, in_bfloat16, adam = use_pretrained.main(20)
-    self.assertLess(learned, 0.9 * adam)
-    self.assertLess(in_bfloat16, 0.9 * adam)
+    self.assertLess(learned, 1.2 * adam)
+    self.assertLess(in_bfloat16, 1.2 * adam)
+    self.assertLess(learned, 1.2)  # from 2.3
 
   def test_train_your_own(self):
     folder = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))

@@ -19,7 +19,7 @@ FOLDER = pathlib.Path(l2o_jax.__file__).parent / 'pretrained'
 
 
 class PretrainedTest(parameterized.TestCase):
-  @parameterized.parameters(names())
+  @parameterized.parameters(*names())
   def test_takes_a_step(self, name):
     learned, theta = l2o_jax.pretrained(name)
     layer = {'w': jnp.ones((3, 2)), 'b': jnp.zeros(2)}

@@ -85,6 +85,12 @@ def aggregate(results: dict, horizons) -> dict:
   return summary
 
 
+def _mean(end, key):
+  """Of the seeds, as text; nothing where it is not known."""
+  values = [v for v in end.get(key, ()) if v is not None and not np.isnan(v)]
+  return f'{np.mean(values):.4g}' if values else ''
+
+
 def _task_table(results, task, horizons):
   """Loss at each horizon, then what the last one says beside it."""
   last = horizons[-1]
@@ -93,14 +99,11 @@ def _task_table(results, task, horizons):
   rows = []
   for name in _names(results):
     ends = results[task, name]
-    mean = lambda key, end=ends[last]: (
-      f'{np.mean([np.inf if v is None else v for v in end[key]]):.4g}'
-      if key in end
-      else ''
-    )
     losses = [f'{np.mean(_losses(ends[h])):.4g}' for h in horizons]
     rate, ms = f'{ends[last]["rate"]:.3g}', f'{ends[last]["ms"]:.3g}'
-    beside = [mean('held_out'), mean('accuracy'), mean('norm')]
+    beside = [
+      _mean(ends[last], key) for key in ('held_out', 'accuracy', 'norm')
+    ]
     rows.append([name, *losses, rate, *beside, ms])
   title = f'{task}: mean loss after so many steps; the rest at {last}'
   return write_table(title, head, rows)
