@@ -1,8 +1,8 @@
 """Judges any theta as a sceptic would: other tasks, rivals tuned as much.
 
 Copy and paste:
-  python -m experiments.evaluate --task=wide --task=char_lstm
-  python -m experiments.evaluate --preset=full                  # hours
+  python -m experiments.evaluate                  # two tasks, some minutes
+  python -m experiments.evaluate --preset=full    # all of them, a day
   python -m experiments.evaluate --theta=runs/robust/theta.npz --theta=robust
 
 Every optimizer without a fixed rate is tuned on each task and for each horizon,

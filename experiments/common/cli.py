@@ -184,7 +184,11 @@ def help_text(experiment: Experiment, settings) -> str:
     lines.append('')
   lines.append('Presets, the first by default:')
   for name, flags_of in experiment.presets.items():
-    text = ' '.join(f'--{k}={v}' for k, v in flags_of.items())
+    text = ' '.join(
+      f'--{k}={one}'
+      for k, v in flags_of.items()
+      for one in (v if isinstance(v, tuple) else (v,))
+    )
     lines.append(_fill(f'{name}: {text}', 2))
   return '\n'.join(lines)
 
