@@ -25,6 +25,8 @@ _NAMES = {
   'lstm_policy': 'LSTM, log-and-sign',
   'predicted_step_descent': 'Predicted Step Descent',
   'autonomous_optimizer': 'autonomous optimizer (Li & Malik)',
+  'robust_optimizer': 'robust',
+  'rnnprop': 'RNNprop (Lv et al.)',
 }
 _TRAINERS = {'bptt': ', by back-propagation', 'badmm': ', by Bregman ADMM'}
 
