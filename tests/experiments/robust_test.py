@@ -95,7 +95,7 @@ class RobustTest(parameterized.TestCase):
 
 
 class FamiliesTest(absltest.TestCase):
-  def test_training_validation_and_tasks_are_of_other_images(self):
+  def test_training_and_validation_are_of_other_images(self):
     """Training has one half of the packaged digits, validation the other."""
     first = families._images(7, slice(0, families._TRAINED))[0]
     second = families._images(7, slice(families._TRAINED, None))[0]
