@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from l2o_jax.checks import positive
+from l2o_jax.checks import positive, require
 
 
 class GuardedState(NamedTuple):
@@ -73,7 +73,9 @@ def guarded(
   Raises:
     ValueError: a number is not positive, or n > N.
   """
-  positive('guarded', every=every, average=average, rest=every - average + 1)
+  positive('guarded', every=every, average=average)
+  within = f'guarded: average must not exceed {every=}, got {average}'
+  require(average <= every, within)
   opt, guard = map(optax.with_extra_args_support, (opt, guard))
 
   def init(params):

@@ -80,7 +80,9 @@ class GuardTest(parameterized.TestCase):
       opt.update(x, opt.init(x), x)
     with self.assertRaisesRegex(ValueError, 'every must be positive'):
       guarded(optax.sgd(1.0), optax.sgd(1.0), every=0)
-    with self.assertRaisesRegex(ValueError, 'rest must be positive'):
+    with self.assertRaisesRegex(
+      ValueError, 'average must not exceed every=5, got 6'
+    ):
       guarded(optax.sgd(1.0), optax.sgd(1.0), every=5, average=6)
 
 

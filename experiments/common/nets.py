@@ -68,18 +68,19 @@ def normalised(inputs, outputs, hidden):
   return init, apply
 
 
+def _tower(inputs, outputs, width, inner, blocks):
+  """Shapes of a layer in, blocks of one layer from width to inner, one out."""
+  shapes = {'in': (inputs, width), 'out': (width, outputs), 'bias': (outputs,)}
+  for i in range(blocks):
+    shapes |= {f'w{i}': (width, inner), f'b{i}': (inner,)}
+  return shapes
+
+
 def residual(inputs, outputs, width=32, blocks=3):
   """A residual net: x <- x + gelu(norm(x) w + b), with layer normalisation."""
 
   def init(key):
-    shapes = {
-      'in': (inputs, width),
-      'out': (width, outputs),
-      'bias': (outputs,),
-    }
-    for i in range(blocks):
-      shapes |= {f'w{i}': (width, width), f'b{i}': (width,)}
-    return _draw(key, shapes)
+    return _draw(key, _tower(inputs, outputs, width, width, blocks))
 
   def apply(params, x):
     x = x @ params['in']
@@ -95,14 +96,7 @@ def highway(inputs, outputs, width=32, blocks=4):
   """A highway net: x <- gate tanh(x w + b) + (1 - gate) x."""
 
   def init(key):
-    shapes = {
-      'in': (inputs, width),
-      'out': (width, outputs),
-      'bias': (outputs,),
-    }
-    for i in range(blocks):
-      shapes |= {f'w{i}': (width, 2 * width), f'b{i}': (2 * width,)}
-    return _draw(key, shapes)
+    return _draw(key, _tower(inputs, outputs, width, 2 * width, blocks))
 
   def apply(params, x):
     x = jnp.tanh(x @ params['in'])
