@@ -1,8 +1,6 @@
 """A whole run of the quadratics, on tiny settings."""
 
 import json
-import pathlib
-import tempfile
 from unittest import mock
 
 import jax
@@ -10,7 +8,7 @@ import numpy as np
 from absl.testing import absltest
 
 from experiments import quadratics
-from experiments.common import cli, report, run, settings, training
+from experiments.common import run, settings
 from l2o_jax.checkpoint import CheckpointError
 from tests.experiments import toy
 
@@ -34,11 +32,7 @@ TINY = {
 class QuadraticsTest(absltest.TestCase):
   def setUp(self):
     super().setUp()
-    directory = self.enterContext(tempfile.TemporaryDirectory())
-    self.path = pathlib.Path(directory) / 'run'
-    for module in (cli, training, run):
-      self.enterContext(mock.patch.object(module, 'log'))
-    self.said = self.enterContext(mock.patch.object(report, 'say'))
+    self.said = toy.quiet(self)
 
   def run_it(self, **flags):
     flags = {**TINY, **flags}

@@ -1,8 +1,6 @@
 """Meta-training on several families, and its result, on tiny settings."""
 
 import json
-import pathlib
-import tempfile
 from unittest import mock
 
 import jax
@@ -10,7 +8,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from experiments import robust
-from experiments.common import cli, families, report, run, tasks, training
+from experiments.common import families, run, tasks, training
 from experiments.common.settings import UsageError
 from l2o_jax import optimizees
 from l2o_jax.learned_optimizers import load_learned
@@ -36,11 +34,7 @@ def small_families():
 class RobustTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
-    directory = self.enterContext(tempfile.TemporaryDirectory())
-    self.path = pathlib.Path(directory) / 'run'
-    for module in (cli, training, run):
-      self.enterContext(mock.patch.object(module, 'log'))
-    self.enterContext(mock.patch.object(report, 'say'))
+    toy.quiet(self)
     patch = lambda name, value: self.enterContext(
       mock.patch.object(families, name, value)
     )

@@ -1,14 +1,16 @@
 """A run that takes no time: theta shrinks by a tenth in every epoch."""
 
 import pathlib
+import tempfile
 from typing import NamedTuple
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from experiments import quadratics
-from experiments.common import run, settings, training
+from experiments.common import cli, report, run, settings, training
 from l2o_jax.base import Info, MetaTrainer
 from l2o_jax.learned_optimizers import lstm_raw
 from l2o_jax.optimizees.quadratic import quadratic
@@ -23,6 +25,15 @@ class State(NamedTuple):
 
   theta: dict
   count: jax.Array
+
+
+def quiet(test):
+  """A run directory for a test, `test.path`, and no log; what was said."""
+  directory = test.enterContext(tempfile.TemporaryDirectory())
+  test.path = pathlib.Path(directory) / 'run'
+  for module in (cli, training, run):
+    test.enterContext(mock.patch.object(module, 'log'))
+  return test.enterContext(mock.patch.object(report, 'say'))
 
 
 def make_settings(workdir, experiment=EXPERIMENT, **flags):
