@@ -115,7 +115,7 @@ def save(t, epochs, progress, metrics, clock):
     old.unlink()
   if (t.path / 'run.json').exists():
     before = run_lib.read_record(t.path).get('seconds') or 0.0
-    seconds = round(before + now - clock.started, 1)
+    seconds = round(before + now - clock.started, 3)
     run_lib.note(t.path, seconds=seconds)
   clock.started = clock.saved = now
 
