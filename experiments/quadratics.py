@@ -23,7 +23,8 @@ from experiments.common import (
 )
 from experiments.common.comparison import Comparison, Panel
 from experiments.common.problems import Problem
-from l2o_jax.learned_optimizers import lstm_raw
+from l2o_jax.base import LearnedOptimizer
+from l2o_jax.learned_optimizers import lstm_averaging, lstm_raw
 from l2o_jax.optimizees.quadratic import quadratic
 
 
@@ -47,14 +48,17 @@ class Functions(NamedTuple):
   batch_form: Literal['sum', 'mean'] = 'sum'
 
 
-class Lstm(NamedTuple):
+class Learned(NamedTuple):
   """Learned optimizer.
 
   Attributes:
+    optimizer: lstm: each coordinate on its own, as in section 3.1; averaging:
+      with global averaging cells, as in appendix D.
     output_scale: Factor of the LSTM's output, > 0; smaller means smaller steps
       at the start.
   """
 
+  optimizer: Literal['lstm', 'averaging'] = 'lstm'
   output_scale: settings.Positive = 0.1
 
 
@@ -63,12 +67,22 @@ class Settings(NamedTuple):
 
   run: settings.Run = settings.Run(workdir='runs/quadratics')
   functions: Functions = Functions()
-  lstm: Lstm = Lstm()
+  learned: Learned = Learned()
   bptt: settings.Bptt = settings.Bptt()
   comparison: Comparison = Comparison(
     baselines=('SGD', 'momentum', 'NAG', 'RMSprop', 'ADAM')
   )
   hosts: settings.Hosts = settings.Hosts()
+
+
+def check(s: Settings) -> None:
+  """Raises UsageError for flags that contradict each other."""
+  together = s.learned.optimizer != 'lstm' and s.functions.num_problems > 1
+  message = (
+    f'--optimizer={s.learned.optimizer} would mix the functions of an '
+    'optimizee: it needs --num_problems=1'
+  )
+  settings.refuse({message: together})
 
 
 _TASKS = {'num_validation': 1024, 'num_tuning': 16384, 'num_test': 2048}
@@ -86,12 +100,20 @@ _LONG = {
   'num_problems': 8,
   'clip_each': 10.0,
 }
+# Coordinates that communicate see one function at a time.
+_TOGETHER = {
+  **_LONG,
+  'num_optimizees': 128,
+  'num_problems': 1,
+  'baselines': ('momentum', 'NAG', 'ADAM', 'L-BFGS'),
+}
 EXPERIMENT = settings.Experiment(
   'quadratics',
   Settings(),
   {
     'quick': {'num_epochs': 600, **_LONG},
     'full': {'num_epochs': 6000, **_LONG},
+    'averaging': {'num_epochs': 2000, 'optimizer': 'averaging', **_TOGETHER},
     'paper': {'num_epochs': 6000, **_TASKS},
     'original': {
       **_TASKS,
@@ -105,14 +127,21 @@ EXPERIMENT = settings.Experiment(
     },
   },
   __doc__,
+  check=check,
 )
+
+
+def make_learned(s: Learned) -> LearnedOptimizer:
+  """The learned optimizer that the flags say."""
+  make = {'lstm': lstm_raw, 'averaging': lstm_averaging}[s.optimizer]
+  return make(s.output_scale)
 
 
 def main(s: Settings) -> None:
   """Meta-trains and compares."""
   if comparison.shown(EXPERIMENT, s):
     return
-  learned = lstm_raw(s.lstm.output_scale)
+  learned = make_learned(s.learned)
   theta = training.given_theta(learned, s)
   family = {'dimension': s.functions.dimension, 'entries': s.functions.entries}
   count, form = s.functions.num_problems, s.functions.batch_form

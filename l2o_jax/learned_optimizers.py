@@ -148,6 +148,19 @@ def rnnprop(scale: float = 0.1) -> LearnedOptimizer:
   return coordinatewise(adam_ratios(0.95, 0.95), cell)
 
 
+@_named
+def lstm_averaging(scale: float = 0.1, averaged: int = 5) -> LearnedOptimizer:
+  """LSTM with global averaging cells on the raw gradient (appendix D, 2016).
+
+  Its coordinates communicate, so an update must have all those of one function.
+
+  Args:
+    scale: see `lstm_cell`.
+    averaged: cells of the 20 in each of the two layers; not in the paper.
+  """
+  return coordinatewise(gradient(), lstm_cell(scale=scale, averaged=averaged))
+
+
 def flattened(learned: LearnedOptimizer) -> LearnedOptimizer:
   """Deprecated: `learned` itself; trainers put coordinates in one array."""
   warnings.warn(

@@ -21,6 +21,7 @@ from l2o_jax.checkpoint import CheckpointError
 
 _NAMES = {
   'lstm_raw': 'LSTM (Andrychowicz et al.)',
+  'lstm_averaging': 'LSTM + averaging (Andrychowicz et al.)',
   'lstm_log_and_sign': 'LSTM, log-and-sign (Andrychowicz et al.)',
   'lstm_policy': 'LSTM, log-and-sign',
   'predicted_step_descent': 'Predicted Step Descent',

@@ -18,7 +18,6 @@ from l2o_jax.learned_optimizers import (
   autonomous_optimizer,
   build,
   lstm_log_and_sign,
-  lstm_raw,
   robust_optimizer,
 )
 from l2o_jax.optimizees.classifier import classifier, mlp
@@ -34,7 +33,8 @@ def by_bptt(s, learned, optimizee):
 def of_quadratics(s):
   f = s.functions
   family = f.dimension, f.entries, 0.01, f.num_problems, f.batch_form
-  return by_bptt(s, lstm_raw(s.lstm.output_scale), quadratic(*family))
+  learned = quadratics.make_learned(s.learned)
+  return by_bptt(s, learned, quadratic(*family))
 
 
 def of_mnist(s):
