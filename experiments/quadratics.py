@@ -24,7 +24,7 @@ from experiments.common import (
 from experiments.common.comparison import Comparison, Panel
 from experiments.common.problems import Problem
 from l2o_jax.base import LearnedOptimizer
-from l2o_jax.learned_optimizers import lstm_averaging, lstm_raw
+from l2o_jax.learned_optimizers import lstm_averaging, lstm_raw, ntm_bfgs
 from l2o_jax.optimizees.quadratic import quadratic
 
 
@@ -53,12 +53,13 @@ class Learned(NamedTuple):
 
   Attributes:
     optimizer: lstm: each coordinate on its own, as in section 3.1; averaging:
-      with global averaging cells, as in appendix D.
-    output_scale: Factor of the LSTM's output, > 0; smaller means smaller steps
-      at the start.
+      with global averaging cells, as in appendix D; ntm_bfgs: with a memory
+      that it writes as BFGS writes its inverse Hessian, also appendix D.
+    output_scale: Factor of the LSTM's output, > 0, or of the first inverse
+      Hessian; smaller means smaller steps at the start.
   """
 
-  optimizer: Literal['lstm', 'averaging'] = 'lstm'
+  optimizer: Literal['lstm', 'averaging', 'ntm_bfgs'] = 'lstm'
   output_scale: settings.Positive = 0.1
 
 
@@ -114,6 +115,17 @@ EXPERIMENT = settings.Experiment(
     'quick': {'num_epochs': 600, **_LONG},
     'full': {'num_epochs': 6000, **_LONG},
     'averaging': {'num_epochs': 2000, 'optimizer': 'averaging', **_TOGETHER},
+    'ntm_bfgs': {
+      **_TOGETHER,
+      'num_epochs': 400,
+      'evaluation_period': 25,
+      'num_validation': 4096,
+      'num_optimizees': 64,
+      'optimizer': 'ntm_bfgs',
+      'output_scale': 0.25,
+      'unroll_length': 25,
+      'weights': 'all',
+    },
     'paper': {'num_epochs': 6000, **_TASKS},
     'original': {
       **_TASKS,
@@ -133,7 +145,9 @@ EXPERIMENT = settings.Experiment(
 
 def make_learned(s: Learned) -> LearnedOptimizer:
   """The learned optimizer that the flags say."""
-  make = {'lstm': lstm_raw, 'averaging': lstm_averaging}[s.optimizer]
+  make = {'lstm': lstm_raw, 'averaging': lstm_averaging, 'ntm_bfgs': ntm_bfgs}[
+    s.optimizer
+  ]
   return make(s.output_scale)
 
 
@@ -158,7 +172,9 @@ def main(s: Settings) -> None:
   validate = problems.mean_curve(validation, learned)
 
   sharding = bptt.sharding(s.bptt.num_optimizees)
-  parts = {'validate': validate, 'sharding': sharding}
+  # At the end NTM-BFGS is at the rounding of float32: the whole run counts.
+  by = 'mean' if s.learned.optimizer == 'ntm_bfgs' else 'final'
+  parts = {'validate': validate, 'sharding': sharding, 'by': by}
 
   with run.opened(EXPERIMENT, s) as path:
     t = training.prepare(EXPERIMENT, s, path, learned, optimizee, **parts)

@@ -12,6 +12,7 @@ from l2o_jax.base import LearnedOptimizer
 from l2o_jax.cells.gated import gated_cell
 from l2o_jax.cells.lstm import lstm_cell
 from l2o_jax.cells.mlp import mlp_cell
+from l2o_jax.cells.ntm_bfgs import ntm_bfgs_cell
 from l2o_jax.cells.standardised import standardised
 from l2o_jax.coordinatewise import coordinatewise
 from l2o_jax.features import (
@@ -159,6 +160,19 @@ def lstm_averaging(scale: float = 0.1, averaged: int = 5) -> LearnedOptimizer:
     averaged: cells of the 20 in each of the two layers; not in the paper.
   """
   return coordinatewise(gradient(), lstm_cell(scale=scale, averaged=averaged))
+
+
+@_named
+def ntm_bfgs(scale: float = 0.25, pairs: int | None = None) -> LearnedOptimizer:
+  """NTM-BFGS on the raw gradient (appendix D, 2016); see `ntm_bfgs_cell`.
+
+  Its coordinates communicate, so an update must have all those of one function.
+
+  Args:
+    scale: the first inverse Hessian is scale I.
+    pairs: None: a whole memory, n² numbers; K: the last K writes, 3 n K.
+  """
+  return coordinatewise(gradient(), ntm_bfgs_cell(scale=scale, pairs=pairs))
 
 
 def flattened(learned: LearnedOptimizer) -> LearnedOptimizer:

@@ -23,6 +23,7 @@ _NAMES = {
   'lstm_raw': 'LSTM (Andrychowicz et al.)',
   'lstm_averaging': 'LSTM + averaging (Andrychowicz et al.)',
   'lstm_log_and_sign': 'LSTM, log-and-sign (Andrychowicz et al.)',
+  'ntm_bfgs': 'NTM-BFGS (Andrychowicz et al.)',
   'lstm_policy': 'LSTM, log-and-sign',
   'predicted_step_descent': 'Predicted Step Descent',
   'autonomous_optimizer': 'autonomous optimizer (Li & Malik)',

@@ -48,6 +48,31 @@ def _average(h, count):
   return jnp.concatenate([mean, h[count:]])
 
 
+def lstm_layers(layers, x, state, averaged: int = 0):
+  """LSTM layers, one on the other; see `lstm_layer` and `lstm_cell`.
+
+  Args:
+    layers: theta of each layer.
+    x: [F, ...]; with averaging [F, n].
+    state: ((h [H, ...], c [H, ...]), ...) of the layers.
+    averaged: how many outputs h of each layer are replaced by their means.
+
+  Returns:
+    (h [H, ...] of the last layer, or x if there is none; new state).
+  """
+  new_state = []
+  for layer, layer_state in zip(layers, state, strict=True):
+    x, c = lstm_layer(layer, x, layer_state)  # [H, ...], [H, ...]
+    x = _average(x, averaged) if averaged else x
+    new_state.append((x, c))
+  return x, tuple(new_state)
+
+
+def lstm_state(hidden: Sequence[int], n: int):
+  """The state of `lstm_layers` at the start: zeros, H units a layer."""
+  return tuple((jnp.zeros((h, n)), jnp.zeros((h, n))) for h in hidden)
+
+
 def lstm_cell(
   hidden: Sequence[int] = (20, 20),
   scale: float = 0.1,
@@ -103,19 +128,14 @@ def lstm_cell(
     return {**first, 'lstm': layers, 'linear': last}
 
   def initial_state(n):
-    return tuple((jnp.zeros((h, n)), jnp.zeros((h, n))) for h in hidden)
+    return lstm_state(hidden, n)
 
   def step(theta, x, state):
-    new_state = []
     if projection is not None:
       x = jax.nn.elu(linear(theta['projection'], x))
-    for layer, layer_state in zip(theta['lstm'], state, strict=True):
-      x, c = lstm_layer(layer, x, layer_state)  # [H, ...], [H, ...]
-      if averaged:
-        x = _average(x, averaged)
-      new_state.append((x, c))
-    delta = linear(theta['linear'], x)[0]  # [1, ...] -> [...]
+    h, state = lstm_layers(theta['lstm'], x, state, averaged)
+    delta = linear(theta['linear'], h)[0]  # [1, ...] -> [...]
     delta = tanh(delta) if bounded else delta
-    return scale * delta, tuple(new_state)
+    return scale * delta, state
 
   return Cell(init, initial_state, step, whole=True, communicates=averaged > 0)
