@@ -41,6 +41,7 @@ from l2o_jax.base import (
 from l2o_jax.cells.gated import gated_cell
 from l2o_jax.cells.lstm import lstm_cell
 from l2o_jax.cells.mlp import mlp_cell
+from l2o_jax.cells.ntm_bfgs import ntm_bfgs_cell
 from l2o_jax.cells.standardised import standardised
 from l2o_jax.checkpoint import CheckpointError, load, metadata, save
 from l2o_jax.coordinatewise import coordinatewise
@@ -62,9 +63,11 @@ from l2o_jax.learned_optimizers import (
   autonomous_optimizer,
   flattened,
   load_learned,
+  lstm_averaging,
   lstm_log_and_sign,
   lstm_policy,
   lstm_raw,
+  ntm_bfgs,
   predicted_step_descent,
   rnnprop,
   robust_optimizer,
@@ -103,6 +106,7 @@ __all__ = (
   'load',
   'load_learned',
   'log_and_sign',
+  'lstm_averaging',
   'lstm_cell',
   'lstm_log_and_sign',
   'lstm_policy',
@@ -110,6 +114,8 @@ __all__ = (
   'meta_loss',
   'metadata',
   'mlp_cell',
+  'ntm_bfgs',
+  'ntm_bfgs_cell',
   'optimizees',
   'predicted_step_descent',
   'pretrained',

@@ -18,9 +18,11 @@ from l2o_jax.learned_optimizers import (
   build,
   flattened,
   load_learned,
+  lstm_averaging,
   lstm_log_and_sign,
   lstm_policy,
   lstm_raw,
+  ntm_bfgs,
   predicted_step_descent,
   save_learned,
 )
@@ -29,6 +31,8 @@ from tests.contracts.subjects import theta_of
 LABELS = [{'w': 'first', 'b': 'biases'}, {'w': 'second', 'b': 'biases'}]
 NAMED = {
   'lstm_raw': lambda: lstm_raw(0.1),
+  'lstm_averaging': lambda: lstm_averaging(averaged=2),
+  'ntm_bfgs': lambda: ntm_bfgs(0.1, pairs=3),
   'lstm_log_and_sign': lambda: lstm_log_and_sign(5.0, scale=0.01),
   'predicted_step_descent': lambda: predicted_step_descent(LABELS, hidden=4),
   'lstm_policy': lambda: lstm_policy(p=5.0),

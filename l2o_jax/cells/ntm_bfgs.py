@@ -95,6 +95,11 @@ def _last(count):
   return _Form(init, _read_last, _write_last)
 
 
+def _same(rows):
+  """Rows [K, n] that are the same for all coordinates -> [K]; 0 if n = 0."""
+  return jnp.max(rows, -1, initial=0.0)
+
+
 def _norm(v):
   return jnp.sqrt(jnp.sum(v**2) + _TINY)
 
@@ -106,7 +111,7 @@ def _pair(s, y, z, state):
   and lets the heads say how far to go where all coordinates agree.  It is (0,
   0) where y is below the rounding of a gradient, or s^T y is not positive.
   """
-  _, largest, trust = state.scales[:, 0]
+  _, largest, trust = _same(state.scales)
   first = jnp.all(s == 0)
   eps = jnp.finfo(z.dtype).eps
   flat = jnp.sum(s * y) / (jnp.sum(s**2) + _TINY)  # curvature along s
@@ -199,7 +204,11 @@ def ntm_bfgs_cell(
       `averaged` is negative or larger than a layer.
   """
   hidden, form = tuple(hidden), _WHOLE if pairs is None else _last(pairs)
-  positive('ntm_bfgs_cell', hidden=min(hidden, default=0), pairs=pairs or 1)
+  positive(
+    'ntm_bfgs_cell',
+    hidden=min(hidden, default=0),
+    pairs=1 if pairs is None else pairs,
+  )
   require(scale > 0, f'ntm_bfgs_cell: scale must be positive, got {scale!r}')
   within = f'ntm_bfgs_cell: averaged must fit {hidden}, got {averaged}'
   require(0 <= averaged <= min(hidden), within)
@@ -233,7 +242,7 @@ def ntm_bfgs_cell(
     a = alpha * s_ + phi * (s_ - i / jnp.where(yi > 0, yi, 1))
     memory = form.write(memory, a, y_, gamma * s_, i)
     delta = mu * s - eta * form.read(memory, z)
-    longest, length = state.scales[0, 0], _norm(delta)
+    longest, length = _same(state.scales)[0], _norm(delta)
     bound = jnp.where(longest > 0, _GROWTH * longest, length)
     delta *= jnp.minimum(1, bound / length)
     longest = jnp.maximum(_FORGET * longest, _norm(delta))

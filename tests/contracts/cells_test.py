@@ -10,6 +10,7 @@ from l2o_jax.base import LearnedOptimizer
 from l2o_jax.cells.gated import gated_cell
 from l2o_jax.cells.lstm import lstm_cell
 from l2o_jax.cells.mlp import mlp_cell
+from l2o_jax.cells.ntm_bfgs import ntm_bfgs_cell
 from l2o_jax.cells.standardised import standardised
 from l2o_jax.coordinatewise import coordinatewise, each
 from l2o_jax.features import log_and_sign
@@ -29,6 +30,8 @@ APART = {
 }
 TOGETHER = {
   'averaged': lstm_cell((5, 4), averaged=2),
+  'ntm_bfgs': ntm_bfgs_cell((5, 4), averaged=2),
+  'ntm_bfgs_of_pairs': ntm_bfgs_cell((5,), averaged=2, pairs=3),
   'joint': mlp_cell((5,), coordinates=6),
   'standardised_joint': standardised(
     mlp_cell((5,), coordinates=6), coordinates=6
@@ -49,7 +52,7 @@ def theta(cell):
 def some_state(cell, shape):
   """States as they may be after some steps, leaves [H, *shape]."""
   rng = np.random.default_rng(3)
-  like = jax.eval_shape(lambda: cell.initial_state(1))
+  like = jax.eval_shape(lambda: cell.initial_state(shape[-1]))
   draw = lambda s: rng.normal(size=(*s.shape[:-1], *shape))
   return jax.tree.map(lambda s: jnp.asarray(draw(s), jnp.float32), like)
 
@@ -88,6 +91,21 @@ class CellTest(parameterized.TestCase):
     step = quick.jit(lambda theta, x: cell.step(theta, x, state)[0])
     one, two = (step(theta(cell), x.at[0, 5].set(a)) for a in (1.0, 0.5))
     self.assertTrue((np.asarray(one) != np.asarray(two)).all())
+
+  @subjects(set(TOGETHER) - {'joint', 'standardised_joint'})
+  def test_permuted_coordinates_have_permuted_steps(self, name):
+    """Three steps from the start, forward and backward in order."""
+    cell = TOGETHER[name]
+    xs = np.random.default_rng(5).normal(size=(3, F, 6)).astype(np.float32)
+
+    @quick.jit
+    def run(theta, xs):
+      step = lambda state, x: cell.step(theta, x, state)[::-1]
+      return jax.lax.scan(step, cell.initial_state(6), xs)[1]
+
+    steps, turned = (run(theta(cell), x) for x in (xs, xs[:, :, ::-1]))
+    np.testing.assert_allclose(turned[:, ::-1], steps, rtol=1e-4, atol=1e-6)
+    self.assertGreater(np.std(steps), 0)
 
   @subjects(CELLS)
   def test_the_state_keeps_its_structure_shapes_and_types(self, name):

@@ -329,7 +329,7 @@ class RuleTest(parameterized.TestCase):
 
   @subjects()
   def test_zero_linear_layer_is_zero_update(self, name):
-    last = ('linear', 'direction')
+    last = ('linear', 'direction', 'heads')
     keys = lambda path: [getattr(part, 'key', None) for part in path]
     off = lambda path, x: 0 * x if set(last) & set(keys(path)) else x
     theta = jax.tree.map_with_path(off, theta_of(LEARNED[name]))

@@ -9,6 +9,7 @@ from l2o_jax.blocks import chunked
 from l2o_jax.cells.layers import linear, linear_init
 from l2o_jax.cells.lstm import lstm_cell
 from l2o_jax.cells.mlp import mlp_cell
+from l2o_jax.cells.ntm_bfgs import ntm_bfgs_cell
 from l2o_jax.cells.standardised import standardised
 from l2o_jax.coordinatewise import coordinatewise
 from l2o_jax.features import gradient, log_and_sign
@@ -70,12 +71,13 @@ LEARNED = {
   ),
   'chunked': chunked(coordinatewise(log_and_sign(), lstm_cell((5,))), 5),
   'averaged': coordinatewise(gradient(), lstm_cell((6, 4), averaged=2)),
+  'ntm_bfgs': coordinatewise(gradient(), ntm_bfgs_cell((5,), averaged=2)),
   # One net for all coordinates, 20 as in `tree`.
   'joint': autonomous_optimizer(coordinates=20, depth=3, hidden=5),
 }
 NEED_VALUE = ('predicted_step_descent', 'autonomous', 'joint')
 NEED_PARAMS = ('predicted_step_descent',)
-COMMUNICATE = ('averaged', 'joint')
+COMMUNICATE = ('averaged', 'ntm_bfgs', 'joint')
 OF_ANY_SIZE = [name for name in LEARNED if name != 'joint']
 SEPARABLE = [name for name in LEARNED if name not in COMMUNICATE]
 
