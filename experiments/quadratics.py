@@ -4,8 +4,11 @@ Copy and paste:
   python -m experiments.quadratics                     # 4 minutes on one core
   python -m experiments.quadratics --preset=full --workdir=runs/full
   python -m experiments.quadratics --preset=original --workdir=runs/original
+  python -m experiments.quadratics --preset=averaging --workdir=runs/averaging
+  python -m experiments.quadratics --preset=ntm_bfgs --workdir=runs/ntm_bfgs
 
-Meta-trains an LSTM on f(x) = ||W x - y||^2 with 10 coordinates, compares it
+Meta-trains an LSTM, or one of the optimizers of appendix D whose coordinates
+share information, on f(x) = ||W x - y||^2 with 10 coordinates, compares it
 with tuned SGD, momentum, NAG, RMSprop and ADAM on unseen functions, and writes
 theta.npz, learning_curves.png, summary.json and curves.csv to --workdir.
 """

@@ -90,16 +90,19 @@ class ResultsTest(parameterized.TestCase):
     """`python -m experiments.results.make_readme` writes it."""
     self.assertEqual((RESULTS / 'README.md').read_text(), make_readme.readme())
 
-  def test_quadratics_as_summarised(self):
+  @parameterized.parameters('full', 'averaging', 'ntm_bfgs')
+  def test_quadratics_as_summarised(self, run):
     """The mean final loss on fresh functions, within 4 standard errors."""
-    path = RUNS['quadratics/full']
+    path = RUNS[f'quadratics/{run}']
     learned, theta = load_learned(path / 'theta.npz')
     keys = jax.random.split(jax.random.key(2016), 512)
     opt = learned.transform(theta)
-    final = learning_curves(quadratic(10), opt, keys, 100)[:, -1]
-    panels = json.loads((path / 'summary.json').read_text())['panels']
-    (panel,) = panels.values()
-    kept = panel['LSTM (Andrychowicz et al.)']
+    curves = learning_curves(quadratic(10), opt, keys, 100)
+    final = curves[:, -1]
+    self.assertTrue((final < curves[:, 0]).all())  # none diverges
+    summary = json.loads((path / 'summary.json').read_text())
+    (panel,) = summary['panels'].values()
+    kept = panel[summary['learned'][0]]
     error = np.hypot(kept['final_stderr'], final.std() / 512**0.5)
     self.assertLess(abs(final.mean() - kept['final']), 4 * error)
 

@@ -17,6 +17,8 @@ PACKAGE = RESULTS.parents[1] / 'l2o_jax' / 'pretrained'
 NAMES = {
   'robust': 'robust/full',
   'quadratics': 'quadratics/full',
+  'quadratics_averaging': 'quadratics/averaging',
+  'quadratics_ntm_bfgs': 'quadratics/ntm_bfgs',
   'mnist_lstm': 'mnist/quick',
   'predicted_step_descent': 'predicted_step_descent/full',
 }

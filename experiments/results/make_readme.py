@@ -36,8 +36,6 @@ MISSING = """
 - Section 3.3, CIFAR-10, CIFAR-5 and CIFAR-2: the convolutional net is missing.
 - Section 3.4, neural art: the optimizee is missing.
 - Appendix B, steps of the LSTM, SGD and ADAM side by side: no command.
-- Appendix D: NTM-BFGS is missing.  Global averaging cells are built; no
-  experiment uses them.
 - Li & Malik 2016, curves of single test functions: no command draws them.
 - Li & Malik 2017, Figs. 1 to 5, fifteen panels on Toronto Faces, CIFAR-10 and
   CIFAR-100: no command makes them from data that anyone can prepare.  They were

@@ -24,8 +24,8 @@ _FORGET = 0.9  # how much of the longest recent step remains a step later
 # Curvatures below this many roundings of the largest one are taken for this:
 # a matrix that spans more cannot be held in its own number type.
 _FLATTEST = 8.0
-# Where curvatures differ by more than this, the heads return to BFGS: on such
-# a function other values made 1 run in 2,000 diverge, BFGS none.
+# Where curvatures differ by more than this, the heads return to BFGS, which
+# rounding harms least.
 _SPREAD = 1e4
 
 

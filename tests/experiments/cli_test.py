@@ -63,6 +63,7 @@ class ParseTest(parameterized.TestCase):
     ('quadratics', '--preset=fastest', 'preset'),
     ('quadratics', '--workdir=', '--workdir must not be empty'),
     ('quadratics', '--remat=blocks', '--nosecond_derivatives'),
+    ('quadratics', '--optimizer=ntm_bfgs', 'it needs --num_problems=1'),
     ('quadratics', '--process_id=0', '--process_id needs --multihost'),
     ('quadratics', 'stray', 'unexpected arguments: stray'),
     ('mnist', '--panels=huge', 'panels'),
