@@ -236,8 +236,8 @@ def ntm_bfgs_cell(
     seen = jnp.concatenate([seen, x[1:]])
     h, lstm = lstm_layers(theta['lstm'], seen, state.lstm, averaged)  # [H, n]
     b, w = theta['heads']['b'], theta['heads']['w']
-    moved = jnp.where(jnp.any(s_ != 0), trust, 0) * tanh(jnp.mean(h, -1) @ w)
-    eta, mu, alpha, phi, gamma = b + moved
+    change = jnp.where(jnp.any(s_ != 0), trust, 0) * tanh(jnp.mean(h, -1) @ w)
+    eta, mu, alpha, phi, gamma = b + change
     yi = y_ @ i
     a = alpha * s_ + phi * (s_ - i / jnp.where(yi > 0, yi, 1))
     memory = form.write(memory, a, y_, gamma * s_, i)
