@@ -41,6 +41,7 @@ from l2o_jax.base import (
 from l2o_jax.cells.gated import gated_cell
 from l2o_jax.cells.lstm import lstm_cell
 from l2o_jax.cells.mlp import mlp_cell
+from l2o_jax.cells.schedule_free import schedule_free
 from l2o_jax.cells.standardised import standardised
 from l2o_jax.checkpoint import CheckpointError, load, metadata, save
 from l2o_jax.coordinatewise import coordinatewise
@@ -119,6 +120,7 @@ __all__ = (
   'robust_optimizer',
   'save',
   'save_learned',
+  'schedule_free',
   'standardised',
   'state_features',
   'truncated_bptt',

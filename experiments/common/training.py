@@ -40,8 +40,8 @@ class Training(NamedTuple):
     path: run directory.
     run: settings of the run.
     learned: the optimizer whose theta is trained.
-    optimizee: trained on; or several families of them, one drawn for each
-      epoch.
+    optimizee: trained on; or several families of them, one for each epoch, in
+      turn and in random order.
     validate: theta -> mean losses [K + 1] on fixed held-out tasks.
     by: 'final' or 'mean': by which of these losses theta is selected.
     stages: one after the other; theta goes from each into the next.
@@ -248,8 +248,10 @@ def _family(t, epoch):
   """(optimizee, its number): what an epoch trains on, by seed and epoch."""
   if isinstance(t.optimizee, Optimizee):
     return t.optimizee, 0
-  random = np.random.default_rng((t.run.seed, epoch))
-  which = int(random.integers(len(t.optimizee)))
+  # All families in random order, then all of them in another.
+  turn, place = divmod(epoch, len(t.optimizee))
+  random = np.random.default_rng((t.run.seed, turn))
+  which = int(random.permutation(len(t.optimizee))[place])
   return t.optimizee[which], which
 
 
