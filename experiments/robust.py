@@ -40,6 +40,7 @@ from l2o_jax.learned_optimizers import robust_optimizer
 
 PANELS = ('wide', 'batch_8', 'residual', 'autoencoder')
 _AGE = 30.0  # steps until the weights of losses fall
+_WORST = 5.0  # of all ratios to the reference's losses
 
 
 class Optimizer(NamedTuple):
@@ -124,13 +125,12 @@ def _weights(horizon: int) -> np.ndarray:
 
 
 def _relative(reference, losses):
-  """tanh log f(x_t) / f(y_t), y_t of the reference: between -1 and 1.
+  """f(x_t) / E f(y_t), y_t of the reference; 5 where it is larger.
 
   Every family counts as much as another, however low its losses become.
   """
-  logs = jnp.log(losses + families.FLOOR)
-  logs = jnp.nan_to_num(logs, nan=10.0, posinf=10.0)
-  return jnp.tanh(logs - reference)
+  ratio = (losses + families.FLOOR) / (reference + families.FLOOR)
+  return jnp.minimum(jnp.nan_to_num(ratio, nan=_WORST, posinf=_WORST), _WORST)
 
 
 def stages(learned, s: Settings, trained: Sequence[Optimizee]):

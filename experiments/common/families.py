@@ -77,7 +77,7 @@ def reference():
 
 
 def reference_curves(optimizees, num_steps, num_runs=16) -> list[jax.Array]:
-  """Of each family the mean of log(f(y_t) + 1e-4) along the reference, [T + 1].
+  """Of each family the mean of f(y_t) along the reference, [T + 1].
 
   f is of the minibatches.
   """
@@ -85,8 +85,7 @@ def reference_curves(optimizees, num_steps, num_runs=16) -> list[jax.Array]:
 
   @jax.jit
   def curve(f):
-    losses = learning_curves(f, reference(), keys, num_steps)
-    return jnp.mean(jnp.log(losses + FLOOR), 0)
+    return jnp.mean(learning_curves(f, reference(), keys, num_steps), 0)
 
   return [curve(f) for f in optimizees]
 
