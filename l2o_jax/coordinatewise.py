@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from l2o_jax.base import Cell, Features, LearnedOptimizer
+from l2o_jax.checks import require
 from l2o_jax.leaves import (
   check_real,
   check_shape,
@@ -66,10 +67,8 @@ def _cast(tree, dtype):
 def _of_each(value, g, dtype):
   """f(x) [], or [n] of several functions side by side -> a value for each g."""
   value = jnp.asarray(value).astype(dtype)
-  if value.shape not in ((), g.shape):
-    raise ValueError(
-      f'coordinatewise: `value` must be a scalar, got shape {value.shape}'
-    )
+  wrong = f'coordinatewise: `value` must be a scalar, got shape {value.shape}'
+  require(value.shape in ((), g.shape), wrong)
   return value + jnp.zeros_like(g, dtype)  # sharded as g is
 
 
@@ -138,11 +137,9 @@ def _all_at_once(start, move):
     g = to_array(updates)  # [n]
     x = None if params is None else to_array(params)
     shapes = lambda tree: jax.tree.map(jnp.shape, tree)
-    if shapes(jax.eval_shape(start, g)) != shapes(state):
-      raise ValueError(
-        f'coordinatewise: the gradients have {g.size} coordinates, the state '
-        'is of another number'
-      )
+    fits = shapes(jax.eval_shape(start, g)) == shapes(state)
+    found = f'coordinatewise: the gradients have {g.size} coordinates'
+    require(fits, f'{found}, the state is of another number')
     delta, state = move(g, x, state, value)
     return to_tree(delta, updates), state
 
@@ -183,8 +180,8 @@ def coordinatewise(
   Raises:
     ValueError: the cell communicates but is not whole.
   """
-  if cell.communicates and not cell.whole:
-    raise ValueError('coordinatewise: a cell that communicates must be whole')
+  whole = cell.whole or not cell.communicates
+  require(whole, 'coordinatewise: a cell that communicates must be whole')
 
   def transform(theta):
     rule = _rule(features, cell, theta, state_dtype)
@@ -202,8 +199,5 @@ def coordinatewise(
 
     return optax.GradientTransformationExtraArgs(init, update)
 
-  return LearnedOptimizer(
-    init=lambda key: cell.init(key, features.size),
-    transform=transform,
-    communicates=cell.communicates,
-  )
+  init = lambda key: cell.init(key, features.size)
+  return LearnedOptimizer(init, transform, cell.communicates)

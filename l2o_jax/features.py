@@ -13,11 +13,8 @@ from l2o_jax.checks import positive, require
 
 def gradient() -> Features:
   """The raw gradient, x = (g): F = 1 (Andrychowicz et al., section 3.1)."""
-  return Features(
-    size=1,
-    init=lambda x: (),
-    update=lambda memory, x, g, value: (memory, g[..., None]),
-  )
+  update = lambda memory, x, g, value: (memory, g[..., None])
+  return Features(size=1, init=lambda x: (), update=update)
 
 
 def log_and_sign(p: float = 10.0) -> Features:
@@ -297,6 +294,7 @@ def state_features(lag: int = 5, depth: int = 25) -> Features:
     average = lambda new, last: (
       (new + last[0] + last[1]) / jnp.minimum(t + 1, 3).astype(new.dtype)
     )
+    # past[1:4] are the averages of x, g and f, past[4:] their last values.
     averages = map(average, now, past[4:])
     bars = bar_x, bar_g, bar_f = list(map(_shift, past[1:4], averages))
     periods = t // lag  # whole lags since the start
