@@ -70,7 +70,7 @@ class Curriculum(NamedTuple):
 
   horizons: tuple[settings.Count, ...] = (300,)
   num_optimizees: settings.Count = 12
-  learning_rate: settings.Positive = 0.015
+  learning_rate: settings.Positive = 0.02
   clip_norm: settings.Positive = 1.0
   std: settings.Positive = 0.15
 
@@ -102,11 +102,11 @@ EXPERIMENT = settings.Experiment(
   'robust',
   Settings(),
   {
-    'quick': {'num_epochs': 200, 'evaluation_period': 50},
+    'quick': {'num_epochs': 96, 'evaluation_period': 48},
     'full': {
       'horizons': (300, 1000),
-      'num_epochs': 700,
-      'evaluation_period': 100,
+      'num_epochs': 208,
+      'evaluation_period': 52,
       'num_validation': 2,
     },
   },
