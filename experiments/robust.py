@@ -68,9 +68,9 @@ class Curriculum(NamedTuple):
     std: Standard deviation of evolution's noise on theta, > 0.
   """
 
-  horizons: tuple[settings.Count, ...] = (300,)
+  horizons: tuple[settings.Count, ...] = (1000,)
   num_optimizees: settings.Count = 12
-  learning_rate: settings.Positive = 0.02
+  learning_rate: settings.Positive = 0.01
   clip_norm: settings.Positive = 1.0
   std: settings.Positive = 0.15
 
@@ -102,13 +102,8 @@ EXPERIMENT = settings.Experiment(
   'robust',
   Settings(),
   {
-    'quick': {'num_epochs': 96, 'evaluation_period': 48},
-    'full': {
-      'horizons': (300, 1000),
-      'num_epochs': 208,
-      'evaluation_period': 52,
-      'num_validation': 2,
-    },
+    'quick': {'num_epochs': 32, 'evaluation_period': 16, 'horizons': (300,)},
+    'full': {'num_epochs': 64, 'evaluation_period': 16, 'num_validation': 2},
   },
   __doc__,
   check=check,
