@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import optax
+from jax.tree_util import Partial
 
 import l2o_jax
 
@@ -38,12 +39,18 @@ def fine_tune(task, name, num_steps=100, num_epochs=40):
 def compare(task, name, tx, num_steps):
   """Draws mean losses from 16 new starts; returns tx and the last losses."""
   keys = jax.random.split(jax.random.key(2), 16)
-  run = lambda opt: l2o_jax.learning_curves(task, opt, keys, num_steps).mean(0)
-  adam = jax.jit(lambda rate: run(optax.adam(rate)))
+
+  @functools.partial(jax.jit, static_argnums=1)
+  def mean(task, make, *args):
+    opt = make(*args)
+    return l2o_jax.learning_curves(task, opt, keys, num_steps).mean(0)
+
   curves = {
-    'fine-tuned': jax.jit(lambda: run(tx))(),
-    'robust': jax.jit(lambda: run(l2o_jax.pretrained_optimizer()))(),
-    'Adam, tuned': min(map(adam, RATES), key=lambda curve: curve[-1]),
+    'fine-tuned': mean(task, lambda: tx),
+    'robust': mean(task, l2o_jax.pretrained_optimizer),
+    'Adam, tuned': min(
+      (mean(task, optax.adam, rate) for rate in RATES), key=lambda c: c[-1]
+    ),
   }
   figure, axis = plt.subplots()
   for label, curve in curves.items():
@@ -54,11 +61,16 @@ def compare(task, name, tx, num_steps):
   return tx, {label: float(curve[-1]) for label, curve in curves.items()}
 
 
-def minibatch(key, size=64):
-  """7 x 7 digits and labels."""
-  images, labels = map(jnp.asarray, l2o_jax.datasets.load('mnist_5k', 'train'))
-  rows = jax.random.randint(key, (size,), 0, len(images))
-  return images[rows, ::4, ::4].reshape(size, -1) / 255.0, labels[rows]
+def digits():
+  """7 x 7 pixels and labels."""
+  images, labels = l2o_jax.datasets.load('mnist_5k', 'train')
+  images = images[:, ::4, ::4].reshape(len(images), -1) / jnp.float32(255)
+  return jnp.asarray(images), jnp.asarray(labels)
+
+
+def minibatch(x, y, key, size=64):
+  rows = jax.random.randint(key, (size,), 0, len(x))
+  return x[rows], y[rows]
 
 
 cross_entropy = optax.softmax_cross_entropy_with_integer_labels
@@ -72,15 +84,15 @@ def flax_task():
   net = nn.Sequential([nn.Dense(20), norm(), nn.relu, nn.Dense(10)])
 
   def init(key):
-    x, _ = minibatch(key)
-    return net.init(key, x)['params'], ()
+    return net.init(key, jnp.zeros((1, 49)))['params'], ()
 
-  def loss(params, task, key):
-    x, y = minibatch(key)
+  def loss(x, y, params, task, key):
+    x, y = minibatch(x, y, key)
     logits, _ = net.apply({'params': params}, x, mutable='batch_stats')
     return cross_entropy(logits, y).mean()
 
-  return l2o_jax.Optimizee(init, loss)
+  # Partial makes the data an argument of the compiled program.
+  return l2o_jax.Optimizee(init, Partial(loss, *digits()))
 
 
 def equinox_task():
@@ -93,11 +105,11 @@ def equinox_task():
   def init(key):
     return eqx.filter(make(key), eqx.is_inexact_array), ()
 
-  def loss(params, task, key):
-    x, y = minibatch(key)
+  def loss(x, y, params, task, key):
+    x, y = minibatch(x, y, key)
     return cross_entropy(jax.vmap(eqx.combine(params, static))(x), y).mean()
 
-  return l2o_jax.Optimizee(init, loss)
+  return l2o_jax.Optimizee(init, Partial(loss, *digits()))
 
 
 def main(**how):
