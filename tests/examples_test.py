@@ -10,7 +10,6 @@ import tempfile
 from absl.testing import absltest
 
 import l2o_jax
-
 from experiments.examples import (
   new_cell,
   train_your_own,
