@@ -9,7 +9,8 @@ Every optimizer without a fixed rate is tuned on each task and for each horizon,
 with the same number of rates and seeds.  Losses are over all training data
 after so many steps, each run judged at the end of its own schedule.  Rows that
 are done stay in --workdir: the same command goes on from there.  Writes
-results.jsonl, summary.json and ratios.png.
+results.jsonl, summary.json, ratios.png, and curves.png with the losses against
+steps, seconds and FLOPs.
 """
 
 import json
@@ -199,8 +200,12 @@ def main(s: Settings) -> None:
     learned = list(learned_contenders(s.run))
     ratios = verdict.mean_ratios(results, s.run.horizons)
     plots.ratios(path / 'ratios.png', ratios, learned)
-    cli.say(verdict.text(results, summary))
-    cli.say(f'\nwritten: {path}/summary.json results.jsonl ratios.png')
+    every = min(judging.EVERY, *s.run.horizons)
+    curves, labels = verdict.cost_curves(results, every)
+    plots.learning_curves(path / 'curves.png', curves, learned, labels)
+    cli.say(verdict.text(results, summary, every))
+    files = 'summary.json results.jsonl ratios.png curves.png'
+    cli.say(f'\nwritten: {path}/{files}')
     run.note(path, finished=True)
 
 

@@ -42,6 +42,7 @@ from l2o_jax.cells.gated import gated_cell
 from l2o_jax.cells.lstm import lstm_cell
 from l2o_jax.cells.mlp import mlp_cell
 from l2o_jax.cells.ntm_bfgs import ntm_bfgs_cell
+from l2o_jax.cells.schedule_free import schedule_free
 from l2o_jax.cells.standardised import standardised
 from l2o_jax.checkpoint import CheckpointError, load, metadata, save
 from l2o_jax.coordinatewise import coordinatewise
@@ -125,6 +126,7 @@ __all__ = (
   'robust_optimizer',
   'save',
   'save_learned',
+  'schedule_free',
   'standardised',
   'state_features',
   'truncated_bptt',

@@ -8,7 +8,6 @@ communicate.
 to x.  w is the width of a block, its number of coordinates.
 """
 
-import math
 from collections.abc import Callable
 
 import chex
@@ -17,9 +16,9 @@ import jax.numpy as jnp
 import optax
 
 from l2o_jax.base import LearnedOptimizer
+from l2o_jax.checks import positive, require
 from l2o_jax.coordinatewise import WholeState
-from l2o_jax.leaves import check_shape, leaf_by_leaf
-from l2o_jax.truncated_bptt import to_array, to_tree
+from l2o_jax.leaves import check_shape, leaf_by_leaf, to_array, to_tree
 from l2o_jax.unroll import Trajectory, along
 from l2o_jax.unroll import unroll as plain_unroll
 
@@ -66,23 +65,18 @@ def unroll(
     ValueError: an option has another value than these, the state has another
       form, or the coordinates communicate.
   """
-  if second_derivatives or record is not None or remat is not True:
-    raise ValueError(
-      'blocks.unroll: second derivatives, records and other '
-      'values of remat are not possible block by block'
-    )
+  possible = not second_derivatives and record is None and remat is True
+  options = 'second derivatives, records and other values of remat'
+  require(possible, f'blocks.unroll: {options} are not possible block by block')
   is_whole = lambda x: isinstance(x, WholeState)
-  if any(map(is_whole, jax.tree.leaves(opt_state, is_leaf=is_whole))):
-    raise ValueError(
-      'blocks.unroll: the coordinates of the optimizer '
-      'communicate, so no block stands alone'
-    )
+  whole = any(map(is_whole, jax.tree.leaves(opt_state, is_leaf=is_whole)))
+  why = 'the coordinates of the optimizer communicate, so no block stands alone'
+  require(not whole, f'blocks.unroll: {why}')
   opt = optax.with_extra_args_support(opt)
   if len(keys) == 1:
     return plain_unroll(loss, opt, params, opt_state, keys)
   shape = jax.eval_shape(loss, params, keys[0]).shape  # () or (B,)
-  count = math.prod(shape)
-  vector = to_array(params, count)  # [B n]
+  vector = to_array(params, shape)  # [B n]
   _check_state(opt_state, vector.size)
   cut = jax.lax.stop_gradient
   constant = optax.GradientTransformationExtraArgs(
@@ -92,21 +86,18 @@ def unroll(
     loss, constant, cut(params), cut(opt_state), keys, record=lambda step: step
   )
   steps = trajectory.record
-  to_arrays = jax.vmap(lambda tree: to_array(tree, count))
+  to_arrays = jax.vmap(lambda tree: to_array(tree, shape))
   # [T, B n], and [T] or [T, B]
   gradients, values = to_arrays(steps.gradients), cut(steps.loss)
   if shape:  # every coordinate gets its function's value: [T, B] -> [T, B n]
-    values = jnp.repeat(values, vector.size // count, 1)
+    values = jnp.repeat(values, vector.size // shape[0], 1)
   stored = gradients, values, to_arrays(steps.params), steps.opt_state
-  xs, (vector, state) = _known(
-    lambda g, state, x, f: opt.update(g, state, x, value=f),
-    (vector, opt_state),
-    stored,
-    (to_array(end[0], count), end[1]),
-  )
-  apart = lambda xs: xs.reshape(-1, *shape, vector.size // count)  # [T, B, n]
+  again = lambda g, state, x, f: opt.update(g, state, x, value=f)
+  end = to_array(end[0], shape), end[1]
+  xs, (vector, state) = _known(again, (vector, opt_state), stored, end)
+  apart = lambda xs: xs.reshape(len(keys) - 1, *shape, -1)  # [T, B, n]
   losses = jax.vmap(along)(steps.loss, apart(gradients), apart(xs))
-  x = to_tree(vector, params, count)
+  x = to_tree(vector, params, shape)
   last = loss(x, keys[-1])
   return (x, state), Trajectory(jnp.concatenate([losses, last[None]]), None)
 
@@ -169,14 +160,8 @@ def _known(
   width = -(-n // -(-n // BLOCK))  # w, the same in each block
 
   def part(tree, first):
-    return jax.tree.map(
-      lambda x: (
-        jax.lax.dynamic_slice_in_dim(x, first, width, -1)
-        if x.shape[-1:] == (n,)
-        else x
-      ),
-      tree,
-    )
+    cut = lambda x: jax.lax.dynamic_slice_in_dim(x, first, width, -1)
+    return jax.tree.map(lambda x: cut(x) if x.shape[-1:] == (n,) else x, tree)
 
   def step(x, floats, g, f, state):
     updates, state = update(g, _put(floats, state), x, f)
@@ -191,34 +176,21 @@ def _known(
     Only `new` coordinates count, which no earlier block has seen.
     """
     g, f, x, states = steps  # [T, n], [T] or [T, n], [T, n], [T, ..., n]
-    x_bar, end_bar = jax.tree.map(
-      lambda x: jnp.where(new, x, 0), part(bars, first)
-    )
+    of_new = lambda x: jnp.where(new, x, 0)
+    x_bar, end_bar = jax.tree.map(of_new, part(bars, first))
 
     def backward_step(carry, inputs):
       weights_bar, (later_x_bar, state_bar), g = carry
       t, next_g, f, x, x_bar = inputs  # [], [w], [] or [w], [w], [w]
-      state = part(
-        jax.tree.map(
-          lambda x: jax.lax.dynamic_index_in_dim(
-            x, t, keepdims=False, allow_negative_indices=False
-          ),
-          states,
-        ),
-        first,
+      at_t = lambda x: jax.lax.dynamic_index_in_dim(
+        x, t, keepdims=False, allow_negative_indices=False
       )
-      _, pull_back = jax.vjp(
-        lambda weights, x, floats: step(x, floats, g, f, state, *weights),
-        weights,
-        x,
-        _floats(state),
-      )
+      state = part(jax.tree.map(at_t, states), first)
+      again = lambda weights, x, floats: step(x, floats, g, f, state, *weights)
+      _, pull_back = jax.vjp(again, weights, x, _floats(state))
       more, before_x_bar, state_bar = pull_back((later_x_bar, state_bar))
-      return (
-        jax.tree.map(jnp.add, weights_bar, more),
-        (before_x_bar + x_bar, state_bar),
-        next_g,
-      ), None
+      weights_bar = jax.tree.map(jnp.add, weights_bar, more)
+      return (weights_bar, (before_x_bar + x_bar, state_bar), next_g), None
 
     # g comes with the carry, one step ahead.  If g were read in the step, XLA
     # would compute the features where they are used, one number after another.
@@ -230,16 +202,11 @@ def _known(
     )
     return weights_bar, start_bar
 
-  @jax.custom_vjp
-  def known(weights, start, steps, end):
-    del weights, start
+  def values(weights, start, steps, end):
     return steps[2], end
 
-  def forward(weights, start, steps, end):
-    return (steps[2], end), (weights, start, steps)
-
   def backward(stored, bars):
-    weights, start, steps = stored
+    weights, start, steps, _ = stored
 
     def block(i, totals):
       first = jnp.minimum(i * width, n - width)
@@ -248,21 +215,17 @@ def _known(
       weights_bar, start_bar = backward_block(
         first, new, weights, steps, _floats(bars)
       )
-      return (
-        jax.tree.map(jnp.add, totals[0], weights_bar),
-        jax.tree.map(
-          lambda whole, bar: jax.lax.dynamic_update_slice_in_dim(
-            whole, part(whole, first) + bar, first, -1
-          ),
-          totals[1],
-          start_bar,
-        ),
+      add = lambda whole, bar: jax.lax.dynamic_update_slice_in_dim(
+        whole, part(whole, first) + bar, first, -1
       )
+      weights_bar = jax.tree.map(jnp.add, totals[0], weights_bar)
+      return weights_bar, jax.tree.map(add, totals[1], start_bar)
 
     zeros = jax.tree.map(jnp.zeros_like, (weights, _floats(start)))
     return *jax.lax.fori_loop(0, -(-n // width), block, zeros), None, None
 
-  known.defvjp(forward, backward)
+  known = jax.custom_vjp(values)
+  known.defvjp(lambda *stored: (values(*stored), stored), backward)
   return known(weights, start, steps, end)
 
 
@@ -305,9 +268,7 @@ def chunked(learned: LearnedOptimizer, size: int = 1280) -> LearnedOptimizer:
   Raises:
     ValueError: size is not positive, or the coordinates communicate.
   """
-  if size < 1:
-    raise ValueError(f'chunked: size must be positive, got {size}')
-
+  positive('chunked', size=size)
   if learned.communicates:
     raise ValueError(
       'chunked: the coordinates of this optimizer communicate, or their rule '
@@ -331,28 +292,18 @@ def chunked(learned: LearnedOptimizer, size: int = 1280) -> LearnedOptimizer:
         check_shape('state', s.shape, t.shape)
 
       def one(i, carry):
-        updates, state, x = jax.tree.map(
-          lambda leaf, like: _number(
-            jax.lax.dynamic_index_in_dim(leaf, i, keepdims=False), like
-          ),
-          (*carry, parameters),
-          like,
+        read = lambda leaf, like: _number(
+          jax.lax.dynamic_index_in_dim(leaf, i, keepdims=False), like
         )
+        write = lambda leaf, block: jax.lax.dynamic_update_index_in_dim(
+          leaf, _bits(block), i, 0
+        )
+        block = jax.tree.map(read, (*carry, parameters), like)
         # Always true.  XLA does not fuse a branch with the writing of its
         # result, and therefore writes in place.
-        new = jax.lax.cond(
-          i >= 0,
-          lambda block: opt.update(*block, **extra_args),
-          lambda block: block[:2],
-          (updates, state, x),
-        )
-        return jax.tree.map(
-          lambda leaf, block: jax.lax.dynamic_update_index_in_dim(
-            leaf, _bits(block), i, 0
-          ),
-          carry,
-          new,
-        )
+        update = lambda block: opt.update(*block, **extra_args)
+        new = jax.lax.cond(i >= 0, update, lambda block: block[:2], block)
+        return jax.tree.map(write, carry, new)
 
       given = blocks(g), None if x is None else blocks(jnp.asarray(x))
       like = (given[0], jax.eval_shape(opt.init, given[0][0]), given[1])

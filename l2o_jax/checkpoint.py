@@ -10,8 +10,10 @@ and the array's own header agree with what the reader expects.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
+import math
 import os
 import re
 import stat
@@ -21,12 +23,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from l2o_jax.checks import require
 from l2o_jax.files import open_regular, replacing
 
 FORMAT = 2
 MAX_ARRAYS = 10_000
 MAX_MANIFEST = 4 << 20  # bytes
-MAX_HEADER = 4 << 10  # bytes of an array's npy header
 MAX_NAME = 4 << 10  # characters
 MANIFEST = 'manifest'
 # What may not stand in a member's name: path separators, control characters,
@@ -152,9 +154,7 @@ def save(path, tree, *, metadata=None) -> None:
         np.lib.format.write_array(member, array, allow_pickle=False)
 
 
-def _check(condition, message):
-  if not condition:
-    raise CheckpointError(message)
+_check = functools.partial(require, error=CheckpointError)
 
 
 class _Directory:
@@ -201,26 +201,17 @@ def _read_array(z, info, name, dtype, shape=None):
   with z.open(info) as f:
     version = np.lib.format.read_magic(f)
     _check(version == (1, 0), f'{name}: npy version {version}')
-    found_shape, fortran, found_dtype = np.lib.format.read_array_header_1_0(
-      f, max_header_size=MAX_HEADER
-    )
-    _check(
-      found_dtype == dtype and not found_dtype.hasobject,
-      f'{name} is {found_dtype}, expected {dtype}',
-    )
-    _check(
-      shape is None and len(found_shape) == 1 or found_shape == shape,
-      f'{name} has shape {found_shape}, expected {shape}',
-    )
-    _check(not fortran or len(found_shape) < 2, f'{name} is in Fortran order')
-    size = dtype.itemsize * int(np.prod(found_shape, dtype=object))
-    _check(
-      info.file_size == f.tell() + size,
-      f'{name} has {info.file_size} bytes, expected {f.tell() + size}',
-    )
+    found, fortran, found_dtype = np.lib.format.read_array_header_1_0(f)
+    shape = found[:1] if shape is None else shape
+    _check(found_dtype == dtype, f'{name} is {found_dtype}, expected {dtype}')
+    _check(found == shape, f'{name} has shape {found}, expected {shape}')
+    _check(not fortran or len(shape) < 2, f'{name} is in Fortran order')
+    size = dtype.itemsize * math.prod(shape)
+    held, end = info.file_size, f.tell() + size
+    _check(held == end, f'{name} has {held} bytes, expected {end}')
     data = f.read()  # to the end: zipfile then compares the CRC too
     _check(len(data) == size, f'{name} ends after {len(data)} bytes')
-  return np.frombuffer(data, dtype).reshape(found_shape).copy(), data
+  return np.frombuffer(data, dtype).reshape(shape).copy(), data
 
 
 def _read_manifest(z, members):
@@ -229,10 +220,8 @@ def _read_manifest(z, members):
   _check(info.file_size <= MAX_MANIFEST, 'the manifest is too large')
   _, data = _read_array(z, info, MANIFEST, np.dtype(np.uint8))
   digest, _, body = data.partition(b'\n')
-  _check(
-    hashlib.sha256(body).hexdigest().encode() == digest,
-    'the manifest is damaged (SHA-256 differs)',
-  )
+  same = hashlib.sha256(body).hexdigest().encode() == digest
+  _check(same, 'the manifest is damaged (SHA-256 differs)')
   manifest = json.loads(body)
   found = manifest['format']
   _check(found == FORMAT, f'format {found!r}, expected {FORMAT}')

@@ -1,10 +1,10 @@
 """Bad arguments: one line that names what was wrong."""
 
 
-def require(condition, message: str) -> None:
-  """Raises a ValueError with this message unless the condition holds."""
+def require(condition, message: str, error=ValueError) -> None:
+  """Raises an error with this message unless the condition holds."""
   if not condition:
-    raise ValueError(message)
+    raise error(message)
 
 
 def positive(who: str, **sizes) -> None:

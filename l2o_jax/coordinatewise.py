@@ -1,7 +1,6 @@
 """The update rule: one cell on every coordinate, as an optax transformation."""
 
 import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import chex
@@ -11,7 +10,14 @@ import numpy as np
 import optax
 
 from l2o_jax.base import Cell, Features, LearnedOptimizer
-from l2o_jax.leaves import check_real, check_shape, leaf_by_leaf, ravel, unravel
+from l2o_jax.checks import require
+from l2o_jax.leaves import (
+  check_real,
+  check_shape,
+  leaf_by_leaf,
+  to_array,
+  to_tree,
+)
 
 
 class CoordinatewiseState(NamedTuple):
@@ -58,38 +64,22 @@ def _cast(tree, dtype):
   )
 
 
-def _check_given(needs, **given):
-  for name in sorted(needs):
-    if given[name] is None:
-      raise TypeError(f'coordinatewise: the features need `{name}` in update')
-
-
 def _of_each(value, g, dtype):
   """f(x) [], or [n] of several functions side by side -> a value for each g."""
   value = jnp.asarray(value).astype(dtype)
-  if value.shape not in ((), g.shape):
-    raise ValueError(
-      f'coordinatewise: `value` must be a scalar, got shape {value.shape}'
-    )
+  wrong = f'coordinatewise: `value` must be a scalar, got shape {value.shape}'
+  require(value.shape in ((), g.shape), wrong)
   return value + jnp.zeros_like(g, dtype)  # sharded as g is
 
 
-class _Rule(NamedTuple):
+def _rule(features, cell, theta, state_dtype):
   """The update rule of one leaf: features and cell with the weights theta.
 
-  Attributes:
-    start: x [*s] -> what its coordinates remember at first.
+  Returns:
+    start: x [*s] -> what its coordinates remember at first;
     move: g [*s], x [*s] or None, what they remember, value -> delta [*s], what
       they remember now.
-    dtype: the type of theta, and so of all computations.
   """
-
-  start: Callable
-  move: Callable
-  dtype: jnp.dtype
-
-
-def _rule(features, cell, theta, state_dtype):
   weights = jax.tree.leaves(theta)
   dtype = jnp.result_type(*weights) if weights else jnp.float32
 
@@ -132,28 +122,26 @@ def _rule(features, cell, theta, state_dtype):
     new = type(old)((memory,), (state,))
     return delta, jax.tree.map(lambda a, b: a.astype(b.dtype), new, old)
 
-  return _Rule(start, move, dtype)
+  return start, move
 
 
-def _all_at_once(rule):
+def _all_at_once(start, move):
   """init and update for coordinates that communicate: all on one axis [n]."""
 
   def init(params):
     check_real(params, 'parameter')
-    return rule.start(ravel(params, rule.dtype))
+    return start(to_array(params))
 
   def update(updates, state, params, value):
     check_real(updates, 'gradient')
-    g = ravel(updates, rule.dtype)  # [n]
-    x = None if params is None else ravel(params, rule.dtype)
+    g = to_array(updates)  # [n]
+    x = None if params is None else to_array(params)
     shapes = lambda tree: jax.tree.map(jnp.shape, tree)
-    if shapes(jax.eval_shape(rule.start, g)) != shapes(state):
-      raise ValueError(
-        f'coordinatewise: the gradients have {g.size} coordinates, the state '
-        'is of another number'
-      )
-    delta, state = rule.move(g, x, state, value)
-    return unravel(delta, updates), state
+    fits = shapes(jax.eval_shape(start, g)) == shapes(state)
+    found = f'coordinatewise: the gradients have {g.size} coordinates'
+    require(fits, f'{found}, the state is of another number')
+    delta, state = move(g, x, state, value)
+    return to_tree(delta, updates), state
 
   return init, update
 
@@ -192,23 +180,24 @@ def coordinatewise(
   Raises:
     ValueError: the cell communicates but is not whole.
   """
-  if cell.communicates and not cell.whole:
-    raise ValueError('coordinatewise: a cell that communicates must be whole')
+  whole = cell.whole or not cell.communicates
+  require(whole, 'coordinatewise: a cell that communicates must be whole')
 
   def transform(theta):
     rule = _rule(features, cell, theta, state_dtype)
-    apart = lambda rule: leaf_by_leaf(rule.start, rule.move)
-    init, move = (_all_at_once if cell.communicates else apart)(rule)
+    over_leaves = _all_at_once if cell.communicates else leaf_by_leaf
+    init, move = over_leaves(*rule)
 
     def update(updates, state, params=None, *, value=None, **extra_args):
       del extra_args
-      _check_given(features.needs, params=params, value=value)
+      for name, given in ('params', params), ('value', value):
+        if name in features.needs and given is None:
+          raise TypeError(
+            f'coordinatewise: the features need `{name}` in update'
+          )
       return move(updates, state, params, value=value)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
-  return LearnedOptimizer(
-    init=lambda key: cell.init(key, features.size),
-    transform=transform,
-    communicates=cell.communicates,
-  )
+  init = lambda key: cell.init(key, features.size)
+  return LearnedOptimizer(init, transform, cell.communicates)

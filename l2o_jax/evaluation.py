@@ -51,19 +51,15 @@ def learning_curves(
   divides = num_steps % every == 0
   require(divides, f'learning_curves: {every=} must divide {num_steps=}')
 
-  def losses_of(key):  # [T / k + 1]
+  def run(key):  # [T / k + 1]
     key_init, key_loss = jax.random.split(key)
     params, task = optimizee.init(key_init)
     loss = lambda x, key: optimizee.loss(x, task, key)
-    keys = jax.random.split(key_loss, num_steps + 1)
     start = params, opt.init(params)
-    _, run = unroll(loss, opt, *start, keys, remat=False)
-    return run.losses[::every]
-
-  def judged(key):  # the same, from one judgement to the next
-    key_init, key_loss = jax.random.split(key)
-    params, task = optimizee.init(key_init)
-    loss = lambda x, key: optimizee.loss(x, task, key)
+    if not objective and point is None:
+      keys = jax.random.split(key_loss, num_steps + 1)
+      _, seen = unroll(loss, opt, *start, keys, remat=False)
+      return seen.losses[::every]
 
     def judge(params, opt_state, key):
       x = params if point is None else point(opt_state, params)
@@ -78,13 +74,11 @@ def learning_curves(
       return carry, judge(*carry, keys[-1])
 
     keys = jax.random.split(key_loss, (num_steps // every, every + 1))
-    start = params, opt.init(params)
     _, values = jax.lax.scan(stretch, start, keys)
     first = judge(*start, keys[0, 0])
     join = lambda a, b: jnp.concatenate([jnp.asarray(a)[None], b])
     return jax.tree.map(join, first, values)
 
-  run = judged if objective or point else losses_of
   if batch_size is None:
     return jax.vmap(run)(keys)
   batch_size = batch_size if batch_size > 1 else None

@@ -97,7 +97,7 @@ def evolution(
     pairs = jax.tree.map(lambda x: jnp.stack([x, x]), (params, states))
     shape = (num_unrolls, num_optimizees, unroll_length + 1)
     keys = jax.random.split(key_loss, shape)  # [U, B, T + 1]
-    both = jax.vmap(functools.partial(run, optimizee), (0, 0, 0, 0, 0))
+    both = jax.vmap(functools.partial(run, optimizee))
     both = jax.vmap(both, (0, None, 0, 0, None))  # [2, B]
 
     def meta_step(carry, inputs):
@@ -110,8 +110,7 @@ def evolution(
       pairs, losses = both(thetas, tasks, *pairs, keys)  # [2, B, T + 1]
       values = of_loss(losses)[..., 1:] * w
       change = jnp.sum(values[0] - values[1], -1)  # [B]
-      fresh = jax.tree.map(jnp.add, drawn, epsilon)
-      drawn = epsilon if reuse_noise else fresh
+      drawn = epsilon if reuse_noise else optax.tree.add(drawn, epsilon)
       scale = 2 * std**2 * num_optimizees
       estimate = lambda xi: jnp.tensordot(change, xi, 1) / scale
       gradient = jax.tree.map(estimate, drawn)

@@ -8,16 +8,13 @@ import jax
 import jax.numpy as jnp
 
 from l2o_jax.base import Features
-from l2o_jax.checks import require
+from l2o_jax.checks import positive, require
 
 
 def gradient() -> Features:
   """The raw gradient, x = (g): F = 1 (Andrychowicz et al., section 3.1)."""
-  return Features(
-    size=1,
-    init=lambda x: (),
-    update=lambda memory, x, g, value: (memory, g[..., None]),
-  )
+  update = lambda memory, x, g, value: (memory, g[..., None])
+  return Features(size=1, init=lambda x: (), update=update)
 
 
 def log_and_sign(p: float = 10.0) -> Features:
@@ -40,8 +37,8 @@ def log_and_sign(p: float = 10.0) -> Features:
   Raises:
     ValueError: p is out of these bounds.
   """
-  if not isinstance(p, jax.core.Tracer) and not 0 < p <= 88:
-    raise ValueError(f'log_and_sign: p must be in (0, 88], got {p!r}')
+  known = isinstance(p, jax.core.Tracer) or 0 < p <= 88
+  require(known, f'log_and_sign: p must be in (0, 88], got {p!r}')
 
   def update(memory, x, g, value):
     del x, value
@@ -50,13 +47,9 @@ def log_and_sign(p: float = 10.0) -> Features:
     sign = g * jnp.exp(jnp.asarray(p, g.dtype))
     # `where` rather than `maximum` and `clip`: at the boundary the derivative
     # is then the inner derivative, as in the released code, not half of it.
-    return memory, jnp.stack(
-      [
-        jnp.where(log < -1, -1, log),
-        jnp.where(jnp.abs(sign) > 1, jnp.sign(sign), sign),
-      ],
-      axis=-1,
-    )
+    log = jnp.where(log < -1, -1, log)
+    sign = jnp.where(jnp.abs(sign) > 1, jnp.sign(sign), sign)
+    return memory, jnp.stack([log, sign], -1)
 
   return Features(size=2, init=lambda x: (), update=update)
 
@@ -164,12 +157,10 @@ def relative_changes() -> Features:
   """
 
   def init(x):
-    return Recent(
-      jnp.zeros((), jnp.int32),
-      jnp.zeros((2, *x.shape), x.dtype),
-      jnp.zeros_like(x),
-      jnp.zeros((), x.dtype),
-    )
+    zero = jnp.zeros_like(x)
+    past = jnp.zeros((2, *x.shape), x.dtype)
+    f = jnp.zeros((), x.dtype)
+    return Recent(jnp.zeros((), jnp.int32), past, zero, f)
 
   def update(memory, x, g, value):
     f = jnp.asarray(value, memory.f.dtype)
@@ -179,23 +170,19 @@ def relative_changes() -> Features:
     change = jnp.where(known, (f - memory.f) / jnp.where(known, memory.f, 1), 0)
     last = jnp.where(started, x - memory.x[0], 0)
     before = jnp.where(memory.step > 1, memory.x[0] - memory.x[1], last)
-    seen = jnp.stack(
-      [
-        jnp.broadcast_to(change, x.shape),
-        g / (jnp.abs(last_g) + 1),
-        jnp.abs(before) / (jnp.abs(last) + 0.1),
-      ],
-      axis=-1,
-    )
-    memory = Recent(
-      memory.step + 1,
-      jnp.stack([x, memory.x[0]]),
-      g,
-      jnp.where(jnp.isfinite(f), f, memory.f),
-    )
-    return memory, seen
+    change = jnp.broadcast_to(change, x.shape)
+    slope = g / (jnp.abs(last_g) + 1)
+    ratio = jnp.abs(before) / (jnp.abs(last) + 0.1)
+    f = jnp.where(jnp.isfinite(f), f, memory.f)
+    memory = Recent(memory.step + 1, jnp.stack([x, memory.x[0]]), g, f)
+    return memory, jnp.stack([change, slope, ratio], -1)
 
   return Features(3, init, update, frozenset({'params', 'value'}))
+
+
+def _shift(values, new):
+  """`values`, newest first, with `new` in front and without the oldest."""
+  return jnp.concatenate([new[None], values[:-1]])
 
 
 class Window(NamedTuple):
@@ -225,32 +212,22 @@ def history(depth: int = 25) -> Features:
   Raises:
     ValueError: depth is not positive.
   """
-  if depth < 1:
-    raise ValueError(f'history: depth must be positive, got {depth}')
+  positive('history', depth=depth)
 
   def init(x):
-    return Window(
-      jnp.zeros((), jnp.int32),
-      jnp.zeros((depth - 1, *x.shape), x.dtype),
-      jnp.zeros(depth, x.dtype),
-    )
+    g = jnp.zeros((depth - 1, *x.shape), x.dtype)
+    return Window(jnp.zeros((), jnp.int32), g, jnp.zeros(depth, x.dtype))
 
   def update(memory, x, g, value):
     f = jnp.asarray(value, memory.f.dtype)
     gradients = jnp.concatenate([g[None].astype(x.dtype), memory.g])
-    change = jnp.where(
-      (jnp.arange(depth) < memory.step) & jnp.isfinite(f), f - memory.f, 0
-    )
+    known = (jnp.arange(depth) < memory.step) & jnp.isfinite(f)
+    change = jnp.where(known, f - memory.f, 0)
     change = jnp.broadcast_to(change, (*x.shape, depth))
     f = jnp.where(jnp.isfinite(f), f, memory.f[0])
-    memory = Window(
-      memory.step + 1,
-      gradients[: depth - 1],
-      jnp.concatenate([f[None], memory.f[:-1]]),
-    )
-    return memory, jnp.concatenate(
-      [jnp.moveaxis(gradients, 0, -1), change], axis=-1
-    )
+    memory = Window(memory.step + 1, gradients[:-1], _shift(memory.f, f))
+    seen = [jnp.moveaxis(gradients, 0, -1), change]
+    return memory, jnp.concatenate(seen, -1)
 
   return Features(2 * depth, init, update, frozenset({'value'}))
 
@@ -277,10 +254,6 @@ class Past(NamedTuple):
   last_f: chex.Array
 
 
-def _shift(values, new):
-  return jnp.concatenate([new[None], values[:-1]])
-
-
 def state_features(lag: int = 5, depth: int = 25) -> Features:
   r"""Φ, the history in the guide's state (Li & Malik 2017, section 3.5).
 
@@ -305,60 +278,45 @@ def state_features(lag: int = 5, depth: int = 25) -> Features:
   Raises:
     ValueError: lag or depth is too small.
   """
-  if lag < 1 or depth < 0:
-    raise ValueError(
-      f'state_features: lag must be positive and depth not '
-      f'negative, got {lag} and {depth}'
-    )
+  enough = lag >= 1 and depth >= 0
+  sizes = 'lag must be positive and depth not negative'
+  require(enough, f'state_features: {sizes}, got {lag} and {depth}')
   length = lag * (depth + 1) + 1
 
   def init(x):
     past = jnp.zeros((length, *x.shape), x.dtype)
     f = jnp.zeros(length, x.dtype)
-    return Past(
-      jnp.zeros((), jnp.int32), past, past, f, past[:2], past[:2], f[:2]
-    )
+    step = jnp.zeros((), jnp.int32)
+    return Past(step, past, past, f, past[:2], past[:2], f[:2])
 
   def update(past, x, g, value):
-    t = past.step
-    value = jnp.asarray(value, past.f.dtype)
+    t, now = past.step, (x, g, jnp.asarray(value, past.f.dtype))
     average = lambda new, last: (
       (new + last[0] + last[1]) / jnp.minimum(t + 1, 3).astype(new.dtype)
     )
-    bar_x = _shift(past.x, average(x, past.last_x))
-    bar_g = _shift(past.g, average(g, past.last_g))
-    bar_f = _shift(past.f, average(value, past.last_f))
+    # past[1:4] are the averages of x, g and f, past[4:] their last values.
+    averages = map(average, now, past[4:])
+    bars = bar_x, bar_g, bar_f = list(map(_shift, past[1:4], averages))
     periods = t // lag  # whole lags since the start
     i = jnp.arange(depth + 1)
-    back = lambda values, lags: values[lag * jnp.clip(lags, 0, depth + 1)]
-    among = lambda lags, feature: jnp.where(
-      (lags <= periods).reshape((-1,) + (1,) * (feature.ndim - 1)), feature, 0
-    )
     j = i[:-1]
+    back = lambda values, lags: values[lag * jnp.clip(lags, 0, depth + 1)]
+    upright = lambda z: z.reshape(-1, *(1,) * x.ndim)  # [K] -> [K, 1, ...]
+    among = lambda lags, feature: jnp.where(
+      upright(lags <= periods), feature, 0
+    )
     before = back(bar_f, j + 1)
     change = (back(bar_f, j) - before) / jnp.where(before == 0, 1, before)
-    change = among(j + 1, jnp.where(before == 0, 0, change))
-    change = jnp.broadcast_to(
-      change.reshape((-1,) + (1,) * x.ndim), (depth, *x.shape)
-    )
-    slope = among(
-      i,
-      back(bar_g, i) / (jnp.abs(back(bar_g, jnp.minimum(i + 1, periods))) + 1),
-    )
+    change = among(j + 1, upright(jnp.where(before == 0, 0, change)))
+    change = jnp.broadcast_to(change, (depth, *x.shape))
+    last_g = back(bar_g, jnp.minimum(i + 1, periods))
+    slope = among(i, back(bar_g, i) / (jnp.abs(last_g) + 1))
     earlier = back(bar_x, jnp.minimum(j + 1, periods - 1)) - back(
       bar_x, jnp.minimum(j + 2, periods)
     )
     recent = back(bar_x, j) - back(bar_x, j + 1)
     ratio = among(j + 1, jnp.abs(earlier) / (jnp.abs(recent) + 0.1))
-    past = Past(
-      t + 1,
-      bar_x,
-      bar_g,
-      bar_f,
-      _shift(past.last_x, x),
-      _shift(past.last_g, g),
-      _shift(past.last_f, value),
-    )
+    past = Past(t + 1, *bars, *map(_shift, past[4:], now))
     features = jnp.concatenate([change, slope, ratio])
     return past, jnp.moveaxis(features, 0, -1)
 

@@ -11,6 +11,7 @@ import optax
 from l2o_jax.base import LearnedOptimizer
 from l2o_jax.checks import require
 from l2o_jax.cpu import draw_all
+from l2o_jax.leaves import to_array, to_tree
 
 
 class Groups(NamedTuple):
@@ -74,31 +75,26 @@ def _labels(groups, tree):
   return names
 
 
+def _of_groups(groups, tree):
+  """[leaves of each group]."""
+  labels, leaves = _labels(groups, tree), jax.tree.leaves(tree)
+  of = lambda name: [x for label, x in zip(labels, leaves) if label == name]
+  return [of(name) for name in groups.names]
+
+
 def split(groups: Groups, tree: chex.ArrayTree) -> list[chex.Array]:
   """The coordinates of each group, [n_m] in the order of the leaves."""
-  labels, leaves = _labels(groups, tree), jax.tree.leaves(tree)
-  return [
-    jnp.concatenate(
-      [jnp.ravel(x) for label, x in zip(labels, leaves) if label == name]
-    )
-    for name in groups.names
-  ]
+  return [to_array(leaves) for leaves in _of_groups(groups, tree)]
 
 
 def merge(
   groups: Groups, vectors: list[chex.Array], like: chex.ArrayTree
 ) -> chex.ArrayTree:
   """The inverse of `split`, with structure, shapes and dtypes of `like`."""
-  labels, (leaves, structure) = _labels(groups, like), jax.tree.flatten(like)
-  used = dict.fromkeys(groups.names, 0)
-  merged = []
-  for label, leaf in zip(labels, leaves):
-    vector = vectors[list(groups.names).index(label)]
-    start = used[label]
-    used[label] += leaf.size
-    part = vector[start : start + leaf.size]  # of [n_m]
-    merged.append(part.reshape(leaf.shape).astype(leaf.dtype))
-  return structure.unflatten(merged)
+  parts = map(to_tree, vectors, _of_groups(groups, like))
+  parts = dict(zip(groups.names, map(iter, parts), strict=True))
+  leaves = [next(parts[label]) for label in _labels(groups, like)]
+  return jax.tree.structure(like).unflatten(leaves)
 
 
 def sample(

@@ -1,6 +1,5 @@
 """A loss guard: never worse than an optimizer that one can trust."""
 
-import functools
 from typing import NamedTuple
 
 import chex
@@ -108,19 +107,16 @@ def guarded(
     better = ~(losses[0] <= losses[1]) & jnp.isfinite(y_value)
     better |= ~jnp.isfinite(value)
     reject, accept = compare & better, compare & ~better
-    pick = lambda condition, a, b: jax.tree.map(
-      functools.partial(jnp.where, condition), a, b
-    )
     # What was compared is x and y before this step.  On rejection the guarded
     # run goes where the guard goes now; else the guard starts again at x.
     to_guard = jax.tree.map(lambda y, m, x: y + m - x, y, y_moves, params)
-    moves = pick(reject, to_guard, moves)
+    moves = optax.tree.where(reject, to_guard, moves)
     moved = optax.apply_updates(params, moves)
     return moves, GuardedState(
       jnp.where(compare, 0, state.step + 1),
-      pick(reject, opt.init(moved), opt_state),
-      pick(accept, guard.init(params), guard_state),
-      pick(accept, params, optax.apply_updates(y, y_moves)),
+      optax.tree.where(reject, opt.init(moved), opt_state),
+      optax.tree.where(accept, guard.init(params), guard_state),
+      optax.tree.where(accept, params, optax.apply_updates(y, y_moves)),
       jnp.where(compare, 0, losses),
       state.rejected + reject,
     )

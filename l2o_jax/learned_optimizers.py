@@ -13,6 +13,7 @@ from l2o_jax.cells.gated import gated_cell
 from l2o_jax.cells.lstm import lstm_cell
 from l2o_jax.cells.mlp import mlp_cell
 from l2o_jax.cells.ntm_bfgs import ntm_bfgs_cell
+from l2o_jax.cells.schedule_free import schedule_free
 from l2o_jax.cells.standardised import standardised
 from l2o_jax.coordinatewise import coordinatewise
 from l2o_jax.features import (
@@ -123,20 +124,23 @@ def autonomous_optimizer(
 
 @_named
 def robust_optimizer(
-  hidden: int = 8, scale: float = 0.3, age: float = 100.0
+  hidden: int = 0, scale: float = 0.3, age: float = 100.0
 ) -> LearnedOptimizer:
-  """Adam, corrected by a small LSTM that scale and units cannot mislead.
+  """Schedule-free Adam with a learned gate on the length of its steps.
 
   Ratios of Adam's moments in (RNNprop, Lv et al. 2017), a bounded and gated
-  step out: see `adam_ratios` and `gated_cell`.
+  step out, averaged over time: see `adam_ratios`, `gated_cell` and
+  `schedule_free`.  Scale and units do not mislead it.
 
   Args:
-    hidden: units of the LSTM; 0: none.
+    hidden: units of an LSTM in the gate; 0: none.
     scale: bound of a step.
     age: steps after which the length of steps begins to fall.
   """
   features = adam_ratios((0.9, 0.97), 0.95, age=age)
-  return coordinatewise(features, gated_cell(hidden, scale))
+  # At the start the direction is the newest gradient: averaging is momentum.
+  cell = gated_cell(hidden, scale, rate=0.05, direction=-1)
+  return coordinatewise(features, schedule_free(cell, age, power=3.0))
 
 
 @_named

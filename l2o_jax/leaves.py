@@ -5,6 +5,7 @@ as Adam keeps its moments.  None, masked and empty leaves pass through; a leaf
 that cannot be optimized is refused by name.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -55,35 +56,29 @@ def check_shape(what: str, found, wanted):
     )
 
 
-def _to_trees(rows, inner, outer):
-  """[what each leaf's coordinates remember] -> trees like the parameters."""
-  columns = (
-    zip(*map(jax.tree.leaves, rows)) if rows else [()] * inner.num_leaves
-  )
-  return inner.unflatten([outer.unflatten(column) for column in columns])
+def to_array(tree, batch=()):
+  """All coordinates of a tree as one array, one function after another.
+
+  Leaves [*batch, *s] -> [B n]; batch is () for one function, (B,) for several.
+  """
+  leaves = [_array(x) for x in jax.tree.leaves(tree)]
+  if len(leaves) == 1:  # it may hold only some of the coordinates
+    return leaves[0].reshape(-1)
+  parts = [x.reshape(*batch, -1) for x in leaves]
+  return jnp.concatenate(parts or [jnp.zeros(0)], -1).reshape(-1)
 
 
-def _from_trees(state, inner, outer):
-  """The inverse of `_to_trees`."""
-  columns = map(outer.flatten_up_to, inner.flatten_up_to(state))
-  rows = zip(*columns) if inner.num_leaves else [()] * outer.num_leaves
-  return [inner.unflatten(row) for row in rows]
-
-
-def ravel(tree, dtype):
-  """All coordinates of a tree as one array [n]."""
-  leaves = jax.tree.leaves(jax.tree.map(_array, tree))
-  leaves = [jnp.ravel(x).astype(dtype) for x in leaves]
-  return jnp.concatenate(leaves) if leaves else jnp.zeros(0, dtype)
-
-
-def unravel(vector, like):
-  """The inverse of `ravel`, with the shapes and types of `like`."""
+def to_tree(array, like, batch=()):
+  """The inverse of `to_array`, with structure, shapes and types of `like`."""
   leaves, structure = jax.tree.flatten(like)
-  ends = np.cumsum([np.size(x) for x in leaves])[:-1]
-  parts = zip(jnp.split(vector, ends), leaves)
-  parts = [x.reshape(np.shape(y)).astype(jnp.result_type(y)) for x, y in parts]
-  return structure.unflatten(parts if leaves else [])
+  ends = np.cumsum([np.size(x) // math.prod(batch) for x in leaves])[:-1]
+  whole = len(leaves) == 1
+  parts = [array] if whole else jnp.split(array.reshape(*batch, -1), ends, -1)
+  shaped = [
+    a.reshape(np.shape(x)).astype(jnp.result_type(x))
+    for a, x in zip(parts, leaves)
+  ]
+  return structure.unflatten(shaped)
 
 
 def leaf_by_leaf(start: Callable, move: Callable):
@@ -99,30 +94,37 @@ def leaf_by_leaf(start: Callable, move: Callable):
     (init, update) for an optax transformation.
   """
 
-  def inner():
-    """The structure of what is remembered of one leaf."""
+  def structure():
+    """Of what is remembered of one leaf."""
     return jax.tree.structure(jax.eval_shape(start, jnp.zeros(())))
 
   def init(params):
     check_real(params, 'parameter')
     leaves, outer = jax.tree.flatten(params)
-    leaves = list(map(_array, leaves))
-    return _to_trees(list(map(start, leaves)), inner(), outer)
+    rows = [jax.tree.leaves(start(_array(x))) for x in leaves]
+    inner = structure()
+    columns = [[row[k] for row in rows] for k in range(inner.num_leaves)]
+    return inner.unflatten(map(outer.unflatten, columns))
 
   def update(updates, state, params=None, **extra_args):
     check_real(updates, 'gradient')
-    trees = inner().flatten_up_to(state)
+    inner = structure()
+    trees = inner.flatten_up_to(state)
     like = updates if params is None else params
     outer = jax.tree.structure(trees[0] if trees else like)
-    rows = _from_trees(state, inner(), outer)
+    columns = [outer.flatten_up_to(tree) for tree in trees]
     gs = _flatten_as(outer, updates, 'gradients')
     xs = _flatten_as(outer, like, 'parameters')
     deltas = [None] * len(gs)
-    for i, (g, x, row) in enumerate(zip(gs, xs, rows, strict=True)):
+    for i, (g, x) in enumerate(zip(gs, xs, strict=True)):
       if g is not None:  # None: a frozen parameter
         g, x = jnp.asarray(g), None if params is None else x
-        delta, rows[i] = move(g, x, row, **extra_args)
+        old = inner.unflatten([column[i] for column in columns])
+        delta, new = move(g, x, old, **extra_args)
         deltas[i] = delta.astype(g.dtype)
-    return outer.unflatten(deltas), _to_trees(rows, inner(), outer)
+        for column, part in zip(columns, jax.tree.leaves(new), strict=True):
+          column[i] = part
+    trees = map(outer.unflatten, columns)
+    return outer.unflatten(deltas), inner.unflatten(trees)
 
   return init, update

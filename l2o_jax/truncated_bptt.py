@@ -12,6 +12,7 @@ import optax
 
 from l2o_jax.base import Info, LearnedOptimizer, MetaTrainer, Optimizee
 from l2o_jax.checks import positive, require
+from l2o_jax.leaves import to_array, to_tree
 from l2o_jax.unroll import check_remat
 from l2o_jax.unroll import unroll as plain_unroll
 
@@ -23,27 +24,6 @@ class MetaState(NamedTuple):
   opt_state: chex.ArrayTree
 
 
-def to_array(tree, count: int):
-  """Leaves [B, *s], or [*s] if B = 1 -> [B n], one function after another."""
-  leaves = jax.tree.leaves(tree)
-  if len(leaves) == 1 and leaves[0].ndim == 1:
-    return leaves[0]  # already [B n], or some coordinates of it
-  parts = [x.reshape(count, -1) for x in leaves]  # [B, leaf's coordinates]
-  joined = parts[0] if len(parts) == 1 else jnp.concatenate(parts, 1)
-  return joined.reshape(-1)
-
-
-def to_tree(array, like, count: int):
-  """The inverse of `to_array`, with structure, shapes and types of `like`."""
-  leaves, structure = jax.tree.flatten(like)
-  if len(leaves) == 1:
-    return structure.unflatten([array.reshape(leaves[0].shape)])
-  ends = np.cumsum([x.size // count for x in leaves])[:-1]
-  parts = jnp.split(array.reshape(count, -1), ends, -1)
-  parts = [a.reshape(x.shape).astype(x.dtype) for a, x in zip(parts, leaves)]
-  return structure.unflatten(parts)
-
-
 def _states_to_array(states, params):
   """States of B optimizees' trees, leaves [B, K, *s] -> [[K, B n], ...].
 
@@ -53,9 +33,9 @@ def _states_to_array(states, params):
   xs, leaves = jax.tree.leaves(params), jax.tree.leaves(states)
 
   def join(parts):
-    axes = [s.ndim - x.ndim for s, x in zip(parts, xs)]
-    parts = [jnp.moveaxis(s, 0, axis) for s, axis in zip(parts, axes)]
-    parts = [s.reshape(*s.shape[: k + 1], -1) for s, k in zip(parts, axes)]
+    k = parts[0].ndim - xs[0].ndim  # the same for all leaves
+    parts = [jnp.moveaxis(s, 0, k) for s in parts]  # [K, B, *s]
+    parts = [s.reshape(*s.shape[: k + 1], -1) for s in parts]
     joined = jnp.concatenate(parts, -1)  # [K, B, n]
     return joined.reshape(*joined.shape[:-2], -1)
 
@@ -74,31 +54,39 @@ def _states_to_trees(arrays, states, params):
   return structure.unflatten(shaped)
 
 
-def _on_array(opt: optax.GradientTransformation, count: int):
+def _on_array(opt: optax.GradientTransformation, batch: tuple[int]):
   """Runs `opt` on the coordinates of all leaves of all optimizees, as [B n]."""
 
   def update(updates, state, params, *, value, **extra_args):
-    g, x = to_array(updates, count), to_array(params, count)
+    g, x = to_array(updates, batch), to_array(params, batch)
     values = jnp.repeat(value, g.size // value.size)  # [B] -> [B n]
     delta, state = opt.update(g, state, x, value=values, **extra_args)
-    return to_tree(delta, updates, count), state
+    return to_tree(delta, updates, batch), state
 
   return optax.GradientTransformationExtraArgs(opt.init, update)
 
 
+def _side_by_side(function, count):
+  """`jax.vmap`; but over an axis of one it would cost time on a CPU."""
+  if count > 1:
+    return jax.vmap(function)
+
+  def only_one(*args):
+    out = function(*jax.tree.map(lambda x: x[0], args))
+    return jax.tree.map(lambda x: x[None], out)
+
+  return only_one
+
+
 def _run_as_one(run, theta, learned, loss, tasks, params, opt_states, keys):
   """B runs whose coordinates do not communicate: one run of one array."""
-  opt = _on_array(learned.transform(theta), len(keys))
-  array = to_array(params, len(keys))  # [B n]
+  count = len(keys)
+  opt = _on_array(learned.transform(theta), (count,))
+  array = to_array(params, (count,))  # [B n]
   inner = jax.tree.structure(jax.eval_shape(opt.init, array))
   state = inner.unflatten(_states_to_array(opt_states, params))
-
-  def losses_of(params, keys):  # [B]
-    if len(keys) > 1:
-      return jax.vmap(loss)(params, tasks, keys)
-    # vmap over one would cost time on a CPU
-    return loss(*jax.tree.map(lambda x: x[0], (params, tasks, keys)))[None]
-
+  of_all = _side_by_side(loss, count)
+  losses_of = lambda params, keys: of_all(params, tasks, keys)  # [B]
   keys = jnp.swapaxes(keys, 0, 1)  # [T + 1, B]
   (params, state), trajectory = run(losses_of, opt, params, state, keys)
   opt_states = _states_to_trees(jax.tree.leaves(state), opt_states, params)
@@ -114,15 +102,13 @@ def _run_apart(run, theta, learned, loss, tasks, params, opt_states, keys):
     end, trajectory = run(of_task, opt, params, opt_state, keys)
     return *end, trajectory.losses
 
-  batch = (tasks, params, opt_states, keys)
-  if len(keys) == 1:
-    out = one(theta, *jax.tree.map(lambda x: x[0], batch))
-    return jax.tree.map(lambda x: x[None], out)
   # Each optimizee gets a copy of theta, so that every product is a batch of
   # plain products.  With one theta for all, the axis B would lie between the
   # rows and columns of every product and be moved away and back, at two to
   # three times the time.
-  return jax.vmap(one)(_copies(theta, len(keys)), *batch)
+  count = len(keys)
+  run_all = _side_by_side(one, count)
+  return run_all(_copies(theta, count), tasks, params, opt_states, keys)
 
 
 def _copies(theta, count):
@@ -210,8 +196,7 @@ def meta_update(meta_optimizer, state, loss, gradient):
   )
   moved = MetaState(optax.apply_updates(state.theta, updates), opt_state)
   finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-  state = jax.tree.map(functools.partial(jnp.where, finite), moved, state)
-  return state, ~finite, norm
+  return optax.tree.where(finite, moved, state), ~finite, norm
 
 
 def truncated_bptt(
@@ -288,11 +273,13 @@ def truncated_bptt(
   # same x.
   windows = np.lib.stride_tricks.sliding_window_view(weights, unroll_length + 1)
   windows = jnp.asarray(windows[::unroll_length], jnp.float32)
-  options = {
-    'of_loss': of_loss,
-    'second_derivatives': second_derivatives,
-    'remat': remat,
-  }
+  loss_of = functools.partial(
+    meta_loss,
+    of_loss=of_loss,
+    second_derivatives=second_derivatives,
+    remat=remat,
+    unroll=unroll,
+  )
 
   def init(key):
     theta = learned.init(key)
@@ -314,14 +301,8 @@ def truncated_bptt(
     def meta_step(carry, inputs):
       state, params, states = carry
       keys, weights = inputs
-      of_theta = lambda theta, *batch: meta_loss(
-        theta,
-        learned,
-        optimizee,
-        *batch,
-        weights=weights,
-        unroll=unroll,
-        **options,
+      of_theta = lambda theta, *batch: loss_of(
+        theta, learned, optimizee, *batch, weights=weights
       )
       differentiate = jax.value_and_grad(of_theta, has_aux=True)
       if clip_each is not None:

@@ -1,6 +1,7 @@
 """Each example runs, and shows what it says."""
 
 import ast
+import contextlib
 import pathlib
 import subprocess
 import sys
@@ -8,7 +9,13 @@ import tempfile
 
 from absl.testing import absltest
 
-from experiments.examples import new_cell, train_your_own, use_pretrained
+import l2o_jax
+from experiments.examples import (
+  new_cell,
+  train_your_own,
+  use_pretrained,
+  your_task,
+)
 from tests import quick
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -27,6 +34,21 @@ class ExamplesTest(absltest.TestCase):
       learned, adam = train_your_own.main(25, folder / 'theta.npz')
     self.assertLess(learned[-1], 0.5 * learned[0])
     self.assertLess(learned[-1], 1.2 * adam[-1])
+
+  def test_your_task(self):
+    """Flax with batch norm, and Equinox: theta, figure and losses."""
+    folder = self.enter_context(tempfile.TemporaryDirectory())
+    with contextlib.chdir(folder):
+      found = your_task.main(num_steps=20, num_epochs=2)
+    self.assertEqual(list(found), ['flax', 'equinox'])
+    for name, ends in found.items():
+      self.assertLess(ends['fine-tuned'], 2.2)
+      self.assertLess(ends['robust'], 2.2)
+      self.assertGreater(
+        (pathlib.Path(folder) / f'{name}.png').stat().st_size, 0
+      )
+      learned, _ = l2o_jax.load_learned(pathlib.Path(folder) / f'{name}.npz')
+      self.assertEqual(learned.call['name'], 'robust_optimizer')
 
   def test_new_cell(self):
     learned, sgd = new_cell.main(20, 64)

@@ -18,6 +18,7 @@ from experiments.common.problems import Problem, make_baseline, runner, tune
 from experiments.common.settings import Count, UsageError, flat
 from l2o_jax.base import Optimizee
 from l2o_jax.checkpoint import CheckpointError
+from l2o_jax.pretrained import names, pretrained
 
 _NAMES = {
   'lstm_raw': 'LSTM (Andrychowicz et al.)',
@@ -42,7 +43,8 @@ class Comparison(NamedTuple):
     baselines: Hand-designed optimizers, a flag for each.
     tune: rate: tune learning rates, the rest as Torch has it; all: tune
       momentum, decay, memory and the like as well.
-    rivals: Run directories whose thetas are compared too, a flag for each.
+    rivals: Run directories whose thetas are compared too, or names of
+      l2o_jax.pretrained, a flag for each.
   """
 
   num_test: Count = 1024
@@ -73,7 +75,7 @@ def rivals(paths: Sequence[str], optimizee: Optimizee) -> dict[str, tuple]:
   """{name: (learned optimizer, theta)} of other runs.
 
   Args:
-    paths: run directories.
+    paths: run directories, or names of pretrained optimizers.
     optimizee: on whose parameters they must work.
 
   Raises:
@@ -83,7 +85,10 @@ def rivals(paths: Sequence[str], optimizee: Optimizee) -> dict[str, tuple]:
   found: dict[str, tuple] = {}
   for path in map(pathlib.Path, paths):
     try:
-      settings, learned, theta = run_lib.rebuild(path)
+      if str(path) in names():
+        settings, (learned, theta) = None, pretrained(str(path))
+      else:
+        settings, learned, theta = run_lib.rebuild(path)
       params, _ = jax.eval_shape(optimizee.init, jax.random.key(0))
       jax.eval_shape(learned.transform(theta).init, params)
     except CheckpointError:

@@ -19,7 +19,7 @@ from l2o_jax.evaluation import learning_curves
 from l2o_jax.optimizees.rescaled import rescaled
 
 _TRAINED, _CLASSES = 2000, 10
-_FLOOR = 1e-4  # of losses, in logarithms
+FLOOR = 1e-4  # of losses, in logarithms
 HORIZONS = (100, 500, 2000)  # of validation
 
 
@@ -76,6 +76,20 @@ def reference():
   return optax.adam(lambda t: 0.03 / jnp.sqrt(1 + t / 100), b2=0.95)
 
 
+def reference_curves(optimizees, num_steps, num_runs=16) -> list[jax.Array]:
+  """Of each family the mean of f(y_t) along the reference, [T + 1].
+
+  f is of the minibatches.
+  """
+  keys = jax.random.split(jax.random.key(1_000_002), num_runs)
+
+  @jax.jit
+  def curve(f):
+    return jnp.mean(learning_curves(f, reference(), keys, num_steps), 0)
+
+  return [curve(f) for f in optimizees]
+
+
 def validate(learned: LearnedOptimizer, num_seeds: int):
   """theta -> how much lower than the reference's the losses are, [3].
 
@@ -91,7 +105,7 @@ def validate(learned: LearnedOptimizer, num_seeds: int):
   def run(opt, optimizee):  # [3]
     how = {'objective': True, 'every': every}
     curves = learning_curves(optimizee, opt, keys, HORIZONS[-1], 1, **how)
-    logs = jnp.log(curves[:, at] + _FLOOR)
+    logs = jnp.log(curves[:, at] + FLOOR)
     return jnp.mean(jnp.nan_to_num(logs, nan=10.0, posinf=10.0), 0)
 
   of_theta = jax.jit(lambda theta, f: run(learned.transform(theta), f))

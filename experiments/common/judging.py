@@ -56,13 +56,12 @@ class _Runs:
 
   Attributes:
     num_steps: T.
-    seconds: of each run.
   """
 
   def __init__(self, contender: Contender, task: Task, num_steps: int):
     judge, answer = _judge(task), optax.contrib.schedule_free_eval_params
-    self.num_steps, self.seconds = num_steps, []
-    self._every, self._seen = min(EVERY, num_steps), {}
+    self.num_steps, self._every = num_steps, min(EVERY, num_steps)
+    self._seen = {}
 
     @jax.jit
     def run(arguments, task, rate, key):  # {name: [T / EVERY + 1]}
@@ -84,15 +83,44 @@ class _Runs:
     for key in keys:
       name = float(rate), jax.random.key_data(key).tobytes()
       if name not in self._seen:
-        began = time.monotonic()
         self._seen[name] = jax.tree.map(np.asarray, self._run(rate, key))
-        self.seconds.append(time.monotonic() - began)
     names = [(float(rate), jax.random.key_data(key).tobytes()) for key in keys]
     return jax.tree.map(lambda *x: np.stack(x), *(self._seen[n] for n in names))
 
   def at(self, curves, horizon):
     """The values after so many steps, {name: [B]}."""
     return {k: v[:, horizon // self._every] for k, v in curves.items()}
+
+
+def _cost(contender: Contender, task: Task, num_steps: int = 100):
+  """(milliseconds, FLOPs) of a step with its gradient; nothing is judged.
+
+  FLOPs are what XLA counts; None if there is a loop in the loss, which it would
+  count once.
+  """
+  f, key, rate = task.optimizee, jax.random.key(0), contender.rates[0]
+  make = lambda arguments: contender.make(rate, num_steps, *arguments)
+
+  @jax.jit
+  def several(arguments, f, key):
+    return learning_curves(f, make(arguments), key[None], num_steps)
+
+  @jax.jit
+  def one(arguments, f, params, drawn, state, key):
+    value, g = jax.value_and_grad(f.loss)(params, drawn, key)
+    return make(arguments).update(g, state, params, value=value)
+
+  arguments, seconds = contender.arguments, []
+  for _ in range(4):  # the first one compiles
+    began = time.monotonic()
+    several(arguments, f, key).block_until_ready()
+    seconds.append(time.monotonic() - began)
+  params, drawn = jax.jit(f.init)(key)
+  state = make(arguments).init(params)
+  lowered = one.lower(arguments, f, params, drawn, state, key)
+  loops = 'stablehlo.while' in lowered.as_text()
+  flops = None if loops else lowered.cost_analysis().get('flops')
+  return 1000 * min(seconds) / num_steps, flops
 
 
 def judged(
@@ -107,12 +135,14 @@ def judged(
   A rate is tuned for each horizon by the mean training loss over all data, on
   `num_tuning` seeds, and judged on `num_test` others.  `diverged` counts runs
   whose loss is not finite or above the start, `rose` those that had fallen
-  below half of the start and ended above it; `ms` is the time of a step with
-  its gradient and judgements.
+  below half of the start and ended above it.  `curve` and `quartiles` have the
+  losses of all judgements until then; `ms` and `flops` are of a step with its
+  gradient.
   """
   tuning = problems.keys('tuning', num_tuning)
   test = problems.keys('test', num_test)
   found, all_runs = {}, {}
+  ms, flops = _cost(contender, task)
   for horizon in horizons:
     steps = horizon if contender.scheduled else max(horizons)
     if steps not in all_runs:
@@ -127,6 +157,7 @@ def judged(
     curves = runs.curves(rate, test)
     end, first = runs.at(curves, horizon), curves['loss'][:, 0]
     until = curves['loss'][:, : horizon // min(EVERY, steps) + 1]
+    quartiles = np.quantile(until, [0.25, 0.75], axis=0)
     fell = np.nanmin(until, 1) < FELL * first
     found[horizon] = {
       'rate': float(rate),
@@ -134,6 +165,9 @@ def judged(
       'start': float(first.mean()),
       'diverged': int(np.sum(~(end['loss'] <= first))),
       'rose': int(np.sum(fell & ~(end['loss'] <= FELL * first))),
-      'ms': 1000 * min(runs.seconds) / steps,
+      'curve': until.mean(0).tolist(),
+      'quartiles': quartiles.tolist(),
+      'flops': flops,
+      'ms': ms,
     }
   return found

@@ -37,7 +37,9 @@ def _styles(names: Sequence[str], learned: Sequence[str]) -> dict[str, dict]:
   return styles
 
 
-def learning_curves(path, panels: dict, learned: Sequence[str]) -> None:
+def learning_curves(
+  path, panels: dict, learned: Sequence[str], xlabels: dict | None = None
+) -> None:
   """Mean loss against step, a panel for each problem.
 
   Learned optimizers have a band from the first to the third quartile.
@@ -50,6 +52,7 @@ def learning_curves(path, panels: dict, learned: Sequence[str]) -> None:
     path: of the PNG.
     panels: {title: {optimizer: {'step', 'mean', 'quartile_1', 'quartile_3'}}}.
     learned: names drawn solid and wide.
+    xlabels: {title: what 'step' is in that panel}, where it is not the step.
   """
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
@@ -65,6 +68,11 @@ def learning_curves(path, panels: dict, learned: Sequence[str]) -> None:
   letters = string.ascii_lowercase
   for axis, letter, (title, curves) in zip(axes, letters, panels.items()):
     _panel(axis, curves, styles)
+    if title in (xlabels or {}):
+      axis.set_xlabel(xlabels[title])
+    else:
+      axis.set_xlabel('step')
+      axis.xaxis.get_major_locator().set_params(integer=True)
     title = f'({letter}) {title}' if len(panels) > 1 else title
     axis.set_title(title, loc='left', fontsize=11)
   for axis in axes[len(panels) :]:
@@ -141,8 +149,6 @@ def _panel(axis, curves, styles):
       band = curve['quartile_1'], curve['quartile_3']
       color = styles[name]['color']
       axis.fill_between(curve['step'], *band, color=color, alpha=0.15, lw=0)
-  axis.set_xlabel('step')
-  axis.xaxis.get_major_locator().set_params(integer=True)
   axis.grid(alpha=0.3, lw=0.4)
   if linear:
     _margin_axis(axis, curves)

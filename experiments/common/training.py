@@ -27,9 +27,14 @@ SAVE_PERIOD = 60.0  # seconds between checkpoints, at most
 
 
 class Stage(NamedTuple):
-  """A trainer and for how many epochs it works."""
+  """A trainer and for how many epochs it works.
 
-  trainer: MetaTrainer
+  Attributes:
+    trainer: for all families; or one for each of them, which share their state.
+    num_epochs: with this trainer.
+  """
+
+  trainer: MetaTrainer | Sequence[MetaTrainer]
   num_epochs: int
 
 
@@ -40,8 +45,8 @@ class Training(NamedTuple):
     path: run directory.
     run: settings of the run.
     learned: the optimizer whose theta is trained.
-    optimizee: trained on; or several families of them, one drawn for each
-      epoch.
+    optimizee: trained on; or several families of them, one for each epoch, in
+      turn and in random order.
     validate: theta -> mean losses [K + 1] on fixed held-out tasks.
     by: 'final' or 'mean': by which of these losses theta is selected.
     stages: one after the other; theta goes from each into the next.
@@ -125,7 +130,10 @@ def meta_train(t: Training, theta=None) -> Progress:
       if epoch < total:
         optimizee, which = _family(t, epoch)
         if which not in steps:
-          steps[which] = _compile(t, optimizee, epoch, key_epochs, progress)
+          trainer = _trainer(t, _stage(t, epoch), which)
+          steps[which] = _compile(
+            trainer, optimizee, epoch, key_epochs, progress
+          )
         step = functools.partial(steps[which], optimizee=optimizee, epoch=epoch)
         progress, found = _epoch(step, progress, clock)
         line.update(found)
@@ -169,9 +177,14 @@ def _stage(t, epoch):
   return min(int(np.searchsorted(ends, epoch, 'right')), len(ends) - 1)
 
 
+def _trainer(t, stage, family=0):
+  trainer = t.stages[stage].trainer
+  return trainer if isinstance(trainer, MetaTrainer) else trainer[family]
+
+
 def _state(t, stage, key, theta=None):
   """A trainer's first state; every stage starts from the same key."""
-  state = t.stages[stage].trainer.init(key)
+  state = _trainer(t, stage).init(key)
   if theta is not None:
     state = state._replace(theta=jax.tree.map(jnp.copy, theta))
   if t.sharding is None:
@@ -248,13 +261,15 @@ def _family(t, epoch):
   """(optimizee, its number): what an epoch trains on, by seed and epoch."""
   if isinstance(t.optimizee, Optimizee):
     return t.optimizee, 0
-  random = np.random.default_rng((t.run.seed, epoch))
-  which = int(random.integers(len(t.optimizee)))
+  # All families in random order, then all of them in another.
+  turn, place = divmod(epoch, len(t.optimizee))
+  random = np.random.default_rng((t.run.seed, turn))
+  which = int(random.permutation(len(t.optimizee))[place])
   return t.optimizee[which], which
 
 
-def _compile(t, optimizee, epoch, key, progress):
-  trainer, began = t.stages[_stage(t, epoch)].trainer, time.monotonic()
+def _compile(trainer, optimizee, epoch, key, progress):
+  began = time.monotonic()
   log('compiling')
   step = jax.jit(
     lambda state, optimizee, epoch: trainer.step(

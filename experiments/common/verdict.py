@@ -1,5 +1,7 @@
 """What many results say together: ratios to tuned Adam, and tables."""
 
+import itertools
+
 import numpy as np
 
 from experiments.common.report import write_table
@@ -85,16 +87,54 @@ def aggregate(results: dict, horizons) -> dict:
   return summary
 
 
+def _curve(values):
+  """null in the file, what is not finite, is infinite."""
+  return np.array([np.inf if v is None else v for v in values], float)
+
+
+def steps_to_target(results, task, name, every) -> float:
+  """The first judged step at or below tuned Adam's last loss; inf: none."""
+  last = max(results[task, name])
+  target = np.mean(_losses(results[task, REFERENCE][last]))
+  curve = _curve(results[task, name][last]['curve'])
+  reached = np.flatnonzero(curve <= target * (1 + 1e-6))
+  return float(every * reached[0]) if reached.size else np.inf
+
+
+def cost_curves(results: dict, every: int) -> tuple[dict, dict]:
+  """Losses against steps, seconds and GFLOPs of the longest runs.
+
+  Returns:
+    (panels as `plots.learning_curves` wants them, {title: x label}).
+  """
+  costs = {'steps': None, 'seconds': ('ms', 1e-3), 'GFLOPs': ('flops', 1e-9)}
+  panels, labels = {}, {}
+  for task, (unit, cost) in itertools.product(_tasks(results), costs.items()):
+    curves = {}
+    for name in _names(results):
+      end = results[task, name][max(results[task, name])]
+      step = cost[1] * (end[cost[0]] or np.nan) if cost else 1
+      low, high = map(_curve, end['quartiles'])
+      mean = _curve(end['curve'])
+      x = every * step * np.arange(len(mean))
+      band = {'quartile_1': low, 'quartile_3': high}
+      curves[name] = {'step': x, 'mean': mean, **band}
+    if all(np.isfinite(curve['step'][-1]) for curve in curves.values()):
+      title = f'{task.replace("_", " ")}: loss against {unit}'
+      panels[title], labels[title] = curves, unit
+  return panels, labels
+
+
 def _mean(end, key):
   """Of the seeds, as text; nothing where it is not known."""
   values = [v for v in end.get(key, ()) if v is not None and not np.isnan(v)]
   return f'{np.mean(values):.4g}' if values else ''
 
 
-def _task_table(results, task, horizons):
+def _task_table(results, task, horizons, every):
   """Loss at each horizon, then what the last one says beside it."""
   last = horizons[-1]
-  extra = ['held out', 'accuracy', 'norm', 'ms/step']
+  extra = ['held out', 'accuracy', 'norm', 'ms/step', "to Adam's"]
   head = ['optimizer', *map(str, horizons), 'rate', *extra]
   rows = []
   for name in _names(results):
@@ -104,7 +144,8 @@ def _task_table(results, task, horizons):
     beside = [
       _mean(ends[last], key) for key in ('held_out', 'accuracy', 'norm')
     ]
-    rows.append([name, *losses, rate, *beside, ms])
+    steps = f'{steps_to_target(results, task, name, every):.0f}'
+    rows.append([name, *losses, rate, *beside, ms, steps])
   title = f'{task}: mean loss after so many steps; the rest at {last}'
   return write_table(title, head, rows)
 
@@ -133,13 +174,15 @@ def _overall_table(rows, horizon):
   return write_table(title, head, lines)
 
 
-def text(results: dict, summary: dict) -> str:
+def text(results: dict, summary: dict, every: int) -> str:
   """All tables.
 
+  to Adam's: steps until the mean loss is at or below tuned Adam's last one,
+  judged every so many steps; inf: never.
   IQM: interquartile mean of the ratios over tasks and seeds; ahead: tasks with
   a mean ratio below 1; bad: runs that diverged, or rose after they had fallen.
   """
   horizons = list(summary)
-  parts = [_task_table(results, task, horizons) for task in _tasks(results)]
+  parts = [_task_table(results, t, horizons, every) for t in _tasks(results)]
   parts += [_overall_table(rows, horizon) for horizon, rows in summary.items()]
   return '\n'.join(parts)

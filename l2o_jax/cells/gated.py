@@ -26,7 +26,9 @@ def _even(x):
   return jnp.concatenate([tanh(seen), rest])
 
 
-def gated_cell(hidden: int = 8, scale: float = 0.3, rate: float = 0.03) -> Cell:
+def gated_cell(
+  hidden: int = 8, scale: float = 0.3, rate: float = 0.03, direction: int = 0
+) -> Cell:
   r"""Adam's direction, and a learned gate on the length of the step.
 
       d = w^T x
@@ -41,14 +43,15 @@ def gated_cell(hidden: int = 8, scale: float = 0.3, rate: float = 0.03) -> Cell:
   power of time, at any t.
 
   Made for `adam_ratios` with an age.  At the start theta is Adam with a rate
-  that falls as the root of time: d is the first feature, m the last one times
-  -1/2, and scale σ(m) is `rate` at t = 0.  This nominal term (Harrison et al.
+  that falls as the root of time: d is one feature, m the last one times -1/2,
+  and scale σ(m) is `rate` at t = 0.  This nominal term (Harrison et al.
   2022) is part of theta and trained with it.
 
   Args:
     hidden: H; 0: no LSTM.
     scale: bound of a step, in units of the parameters.
     rate: length of a step of size 1 at the start, 0 < rate < scale.
+    direction: which of the F - 1 first features is d at the start, as an index.
 
   Returns:
     A whole Cell with theta {'lstm': [{'w', 'b'}], 'direction': [F - 1], 'gate':
@@ -76,8 +79,8 @@ def gated_cell(hidden: int = 8, scale: float = 0.3, rate: float = 0.03) -> Cell:
       'w': jnp.concatenate([of_h, of_e]),
       'b': jnp.log(jnp.array([rate / (scale - rate)], jnp.float32)),
     }
-    direction = zeros(num_features - 1).at[0].set(1.0)
-    return {'lstm': lstm, 'direction': direction, 'gate': gate}
+    of_x = zeros(num_features - 1).at[direction].set(1.0)
+    return {'lstm': lstm, 'direction': of_x, 'gate': gate}
 
   def initial_state(n):
     zero = jnp.zeros((hidden, n))

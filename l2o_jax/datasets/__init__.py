@@ -6,6 +6,7 @@ Everything else is read through tensorflow-datasets from a directory that
 """
 
 import contextlib
+import functools
 import hashlib
 import importlib.resources
 import io
@@ -15,6 +16,7 @@ import pathlib
 import numpy as np
 
 from l2o_jax import checkpoint
+from l2o_jax.checks import require
 from l2o_jax.files import open_regular
 
 PACKAGED = ('mnist_5k',)
@@ -39,9 +41,7 @@ def one_line(what):
     raise DatasetError(f'{what}: {text}') from None
 
 
-def check(condition, message):
-  if not condition:
-    raise DatasetError(message)
+check = functools.partial(require, error=DatasetError)
 
 
 def default_data_dir() -> str:
@@ -79,8 +79,7 @@ def load(name: str, split: str, data_dir: str | None = None):
   _check_split(split)
   if name in PACKAGED:
     file = importlib.resources.files('l2o_jax') / 'datasets' / f'{name}.npz'
-    with file.open('rb') as f, np.load(f, allow_pickle=False) as npz:
-      return npz[f'{split}_images'], npz[f'{split}_labels'].astype(np.int32)
+    return read_npz(file, split)
   root = pathlib.Path(data_dir or default_data_dir()).expanduser()
   directory = find_prepared(name, root)
   check(
@@ -160,16 +159,17 @@ def _read_records(directory, split):
     info, features = builder.info.splits[split], builder.info.features
     readers = [array_record.ArrayRecordReader(str(p)) for p in info.filepaths]
     found = [reader.num_records() for reader in readers]
-    if found != info.shard_lengths:
-      raise ValueError(f'{found} records, expected {info.shard_lengths}')
+    expected = info.shard_lengths
+    require(found == expected, f'{found} records, expected {expected}')
     raw = {'image': tfds.decode.SkipDecoding()}
     source = builder.as_data_source(split=split, decoders=raw)
     records = source.__getitems__(range(len(source)))
     images = np.stack([to_array(record['image']) for record in records])
     images = images.reshape(-1, *features['image'].shape)
     labels = np.array([record['label'] for record in records], np.int32)
-    if not 0 <= labels.min() <= labels.max() < features['label'].num_classes:
-      raise ValueError(f'labels from {labels.min()} to {labels.max()}')
+    low, high = labels.min(), labels.max()
+    classes = features['label'].num_classes
+    require(0 <= low <= high < classes, f'labels from {low} to {high}')
   return images, labels
 
 

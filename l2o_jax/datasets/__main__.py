@@ -13,14 +13,13 @@ def main(argv=None) -> int:
     prog='python -m l2o_jax.datasets',
     description='Prepare image data sets without TensorFlow.',
   )
-  commands = parser.add_subparsers(dest='command', required=True)
   what = 'write a data set as tensorflow-datasets does'
-  command = commands.add_parser('prepare', help=what)
-  command.add_argument('name', help=', '.join(PREPARABLE))
+  parser.add_argument('command', choices=['prepare'], help=what)
+  parser.add_argument('name', help=', '.join(PREPARABLE))
   what = 'directory with the archives or unpacked files; default: download them'
-  command.add_argument('--from', dest='source', metavar='DIR', help=what)
+  parser.add_argument('--from', dest='source', metavar='DIR', help=what)
   what = f'where to write; default: {default_data_dir()}'
-  command.add_argument('--data_dir', metavar='DIR', help=what)
+  parser.add_argument('--data_dir', metavar='DIR', help=what)
   arguments = parser.parse_args(argv)
   say = lambda text: print(text, file=sys.stderr, flush=True)
   try:

@@ -136,8 +136,8 @@ def _read_idx_files(name, source):
   check(not missing, f'{source} lacks {", ".join(missing)}')
   n, m = SIZES[name]['train'], SIZES[name]['test']
   shapes = ((n, 28, 28), (n,), (m, 28, 28), (m,))
-  found = zip(paths.values(), shapes, IDX_SHA256[name], strict=True)
-  x, y, test_x, test_y = (_read_idx(*one) for one in found)
+  arrays = map(_read_idx, paths.values(), shapes, IDX_SHA256[name])
+  x, y, test_x, test_y = arrays
   return {
     'train': Split(x, {'label': y}),
     'test': Split(test_x, {'label': test_y}),

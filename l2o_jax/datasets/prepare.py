@@ -104,7 +104,7 @@ def _alone(root, name, say):
       if not lock(f, wait=False):
         say(f'waiting for another process that prepares {name} in {root}')
         check(lock(f), f'{path} cannot be locked')
-      if not _is_at(f, path):  # removed by the process that had the lock
+      if not os.fstat(f.fileno()).st_nlink:  # the last owner has removed it
         continue
       try:
         shutil.rmtree(beside, ignore_errors=True)
@@ -117,13 +117,6 @@ def _alone(root, name, say):
         with contextlib.suppress(OSError):  # not empty: prepared
           for directory in made:
             directory.rmdir()
-
-
-def _is_at(file, path):
-  try:
-    return os.path.samestat(os.stat(path), os.fstat(file.fileno()))
-  except FileNotFoundError:
-    return False
 
 
 def prepare(name, data_dir=None, source=None, say=lambda text: None):

@@ -117,12 +117,9 @@ def backward(dynamics, cost, lam, nu, policy, eta, previous):
     return (((V + V.T) / 2, q_s + Q_as.T @ k), (K, k, (eta + nu) * covariance))
 
   stages = (cost.quadratic[:-1], cost.linear[:-1])
-  _, (K, k, G) = jax.lax.scan(
-    step,
-    (cost.quadratic[-1], cost.linear[-1]),
-    (dynamics[:3], stages, lam, nu, pi, old),
-    reverse=True,
-  )
+  last = (cost.quadratic[-1], cost.linear[-1])
+  inputs = (dynamics[:3], stages, lam, nu, pi, old)
+  _, (K, k, G) = jax.lax.scan(step, last, inputs, reverse=True)
   guide = Controller(K, k, (G + G.mT) / 2)
   finite = [jnp.all(jnp.isfinite(x)) for x in guide]
   return guide, finite[0] & finite[1] & finite[2]

@@ -104,9 +104,8 @@ def of_iteration(knobs: Regression, iteration, first=False) -> Regression:
 
 def _stack(policy: Policy, theta: Theta) -> Theta:
   """All thetas side by side, leaves [M or 1, ...]."""
-  if policy.shared:
-    return jax.tree.map(lambda x: x[None], theta)
-  each = (theta[name] for name in policy.groups.names)
+  names = policy.groups.names
+  each = [theta] if policy.shared else [theta[name] for name in names]
   return jax.tree.map(lambda *xs: jnp.stack(xs), *each)
 
 

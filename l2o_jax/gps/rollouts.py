@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from l2o_jax.base import Optimizee, Theta
+from l2o_jax.base import Theta
 from l2o_jax.checks import require
 from l2o_jax.gps.controller import coordinate_state, exploration, mixture
 from l2o_jax.groups import merge, sample, split
@@ -80,13 +80,6 @@ class Rollout(NamedTuple):
   actions: chex.Array
 
 
-def objective_of(optimizee: Optimizee, task):
-  """params -> exact f, whether or not the family has minibatches."""
-  if optimizee.objective is not None:
-    return lambda params: optimizee.objective(params, task)
-  return lambda params: optimizee.loss(params, task, jax.random.key(0))
-
-
 def rollout(knobs, policy, optimizee, make_opt, keys, with_hessian=False):
   """One run of T steps.
 
@@ -105,7 +98,11 @@ def rollout(knobs, policy, optimizee, make_opt, keys, with_hessian=False):
   groups, joint = policy.groups, policy.coordinates is not None
   J = policy.coordinates or knobs.num_coordinates
   params, task = optimizee.init(keys[0])
-  f = objective_of(optimizee, task)
+  minibatches = optimizee.objective is not None
+  if minibatches:
+    f = lambda params: optimizee.objective(params, task)
+  else:
+    f = lambda params: optimizee.loss(params, task, jax.random.key(0))
   key_loss, key_sample, key_probe = jax.random.split(keys[1], 3)
   sizes = [x.size for x in split(groups, params)]
   starts = np.cumsum([0] + sizes[:-1])  # of the groups in one long vector
@@ -125,13 +122,13 @@ def rollout(knobs, policy, optimizee, make_opt, keys, with_hessian=False):
 
   def record(step):
     exact = (step.loss, step.gradients)
-    if optimizee.objective is not None:
+    if minibatches:
       exact = jax.value_and_grad(f)(step.params)
     seen = pick(step.params), pick(step.gradients), pick(exact[1])
     moved = pick(step.updates)
     return Rollout(*seen, hessian(step.params), step.loss, exact[0], moved)
 
-  opt = make_opt(None if optimizee.objective is None else jax.grad(f))
+  opt = make_opt(jax.grad(f) if minibatches else None)
   # One step more, whose action is dropped: x_T is seen as all others are, by
   # the same code.
   keys = jax.random.split(key_loss, knobs.num_steps + 2)

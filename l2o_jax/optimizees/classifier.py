@@ -47,21 +47,14 @@ def mlp(
   require(enough, f'mlp: sizes must be at least two positive numbers: {sizes}')
 
   def init(key):
-    layers = list(zip(sizes, sizes[1:]))
-    keys = jax.vmap(jax.random.split)(jax.random.split(key, len(layers)))
-    drawn = draw_all(
-      jax.random.normal,
-      keys.reshape(-1),
-      [
-        shape
-        for fan_in, fan_out in layers
-        for shape in ((fan_in, fan_out), (fan_out,))
-      ],
-    )
-    return [
-      {'w': initial_std * w, 'b': initial_std * b}
-      for w, b in zip(drawn[::2], drawn[1::2])
-    ]
+    shapes = []
+    for fan_in, fan_out in zip(sizes, sizes[1:]):
+      shapes += [(fan_in, fan_out), (fan_out,)]
+    keys = jax.random.split(key, len(shapes) // 2)
+    keys = jax.vmap(jax.random.split)(keys).reshape(-1)
+    drawn = draw_all(jax.random.normal, keys, shapes)
+    drawn = [initial_std * x for x in drawn]
+    return [{'w': w, 'b': b} for w, b in zip(drawn[::2], drawn[1::2])]
 
   def apply(params, x):
     for layer in params[:-1]:
@@ -130,9 +123,9 @@ def classifier(
     x = images.reshape(images.shape[0], -1)
     if images.dtype == jnp.uint8:
       x = x.astype(jnp.float32) / 255
-    return jnp.mean(
-      optax.softmax_cross_entropy_with_integer_labels(apply(params, x), labels)
-    )
+    logits = apply(params, x)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return jnp.mean(losses)
 
   def loss(images, labels, params, task, key):
     del task
@@ -141,11 +134,8 @@ def classifier(
 
   def objective(images, labels, params, task):
     del task
-    return cross_entropy(
-      params, images[:objective_size], labels[:objective_size]
-    )
+    first = slice(objective_size)
+    return cross_entropy(params, images[first], labels[first])
 
   data = jnp.asarray(images), jnp.asarray(labels)
-  return Optimizee(
-    Partial(init), Partial(loss, *data), Partial(objective, *data)
-  )
+  return Optimizee(init, Partial(loss, *data), Partial(objective, *data))

@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import Partial
 
 from l2o_jax.base import Optimizee
 from l2o_jax.checks import positive, require
@@ -43,17 +42,14 @@ def quadratic(
   Raises:
     ValueError: unknown entries or reduction, or a size that is not positive.
   """
-  positive(
-    'quadratic', dimension=dimension, batch=1 if batch is None else batch
-  )
-  choices = {
-    'entries': (entries, _ENTRIES),
-    'reduction': (reduction, _REDUCTIONS),
-  }
-  for name, (value, known) in choices.items():
+  shape = (dimension,) if batch is None else (batch, dimension)
+  positive('quadratic', dimension=dimension, batch=shape[0])
+  for name, value, known in (
+    ('entries', entries, _ENTRIES),
+    ('reduction', reduction, _REDUCTIONS),
+  ):
     one_of = f'quadratic: {name} must be one of {sorted(known)}, got {value!r}'
     require(value in known, one_of)
-  shape = (dimension,) if batch is None else (batch, dimension)
 
   def init(key):
     key_w, key_y, key_x = jax.random.split(key, 3)
@@ -68,4 +64,4 @@ def quadratic(
     residual = jnp.einsum('...ij,...j->...i', task['w'], x) - task['y']
     return _REDUCTIONS[reduction](jnp.sum(residual**2, axis=-1))
 
-  return Optimizee(Partial(init), Partial(loss))
+  return Optimizee(init, loss)

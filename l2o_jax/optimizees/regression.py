@@ -5,23 +5,23 @@ the loss is over all of them.  x_0 ~ N(0, I), as in the authors' released code
 for logistic regression.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax
-from jax.tree_util import Partial
 
 from l2o_jax.base import Optimizee
 from l2o_jax.checks import positive, require
 from l2o_jax.cpu import draw_all
 
+_normals = functools.partial(draw_all, jax.random.normal)
+
 
 def _gaussians(key, count, points, dimension, random_covariance):
   """[count · points, d]: mean ~ N(0, I), covariance S S^T, S ~ N(0, 1)."""
-  mean, root, x = draw_all(
-    jax.random.normal,
-    jax.random.split(key, 3),
-    [(count, size, dimension) for size in (1, dimension, points)],
-  )
+  shapes = [(count, size, dimension) for size in (1, dimension, points)]
+  mean, root, x = _normals(jax.random.split(key, 3), shapes)
   if random_covariance:
     x = jnp.einsum('cij,cpj->cpi', root, x)
   return (mean + x).reshape(count * points, dimension)
@@ -53,17 +53,16 @@ def logistic_regression(
     keys = jax.random.split(key, 3)
     x = _gaussians(keys[0], 2, points, dimension, True)
     y = jnp.repeat(jnp.array([1.0, -1.0]), points)
-    w, b = draw_all(jax.random.normal, keys[1:], [(dimension,), (1,)])
+    w, b = _normals(keys[1:], [(dimension,), (1,)])
     return {'w': w, 'b': b}, {'x': x, 'y': y}
 
   def loss(params, task, key):
     del key
     logits = task['x'] @ params['w'] + params['b'][0]
-    return jnp.mean(jax.nn.softplus(-task['y'] * logits)) + decay / 2 * jnp.sum(
-      params['w'] ** 2
-    )
+    error = jnp.mean(jax.nn.softplus(-task['y'] * logits))
+    return error + decay / 2 * jnp.sum(params['w'] ** 2)
 
-  return Optimizee(Partial(init), Partial(loss))
+  return Optimizee(init, loss)
 
 
 def robust_regression(
@@ -87,19 +86,15 @@ def robust_regression(
   Raises:
     ValueError: a size or c is not positive.
   """
-  positive(
-    'robust_regression', dimension=dimension, points=points, clusters=clusters
-  )
+  sizes = {'dimension': dimension, 'points': points, 'clusters': clusters}
+  positive('robust_regression', **sizes)
   require(scale > 0, f'robust_regression: scale must be positive, got {scale}')
 
   def init(key):
     keys = jax.random.split(key, 5)
     x = _gaussians(keys[0], clusters, points, dimension, False)
-    line, noise, w, b = draw_all(
-      jax.random.normal,
-      keys[1:],
-      [(dimension + 1,), x.shape[:1], (dimension,), (1,)],
-    )
+    shapes = [(dimension + 1,), x.shape[:1], (dimension,), (1,)]
+    line, noise, w, b = _normals(keys[1:], shapes)
     y = x @ line[:-1] + line[-1] + noise
     return {'w': w, 'b': b}, {'x': x, 'y': y}
 
@@ -108,7 +103,7 @@ def robust_regression(
     square = (task['x'] @ params['w'] + params['b'][0] - task['y']) ** 2
     return jnp.mean(square / (scale**2 + square))
 
-  return Optimizee(Partial(init), Partial(loss))
+  return Optimizee(init, loss)
 
 
 def small_net(
@@ -139,14 +134,8 @@ def small_net(
   Raises:
     ValueError: a size is too small.
   """
-  positive(
-    'small_net',
-    dimension=dimension,
-    hidden=hidden,
-    points=points,
-    classes=classes - 1,
-    clusters=clusters - 1,
-  )
+  sizes = {'dimension': dimension, 'hidden': hidden, 'points': points}
+  positive('small_net', **sizes, classes=classes - 1, clusters=clusters - 1)
   shapes = {
     'w1': (dimension, hidden),
     'b1': (hidden,),
@@ -159,22 +148,17 @@ def small_net(
     x = _gaussians(key_data, clusters, points, dimension, True)
     code = jax.random.randint(key_labels, (), 1, 2**clusters - 1)
     labels = (code >> jnp.arange(clusters)) & 1
-    params = draw_all(
-      jax.random.normal,
-      jax.random.split(key_x, len(shapes)),
-      list(shapes.values()),
-    )
-    return (
-      dict(zip(shapes, params, strict=True)),
-      {'x': x, 'y': jnp.repeat(labels, points)},
-    )
+    keys = jax.random.split(key_x, len(shapes))
+    params = dict(zip(shapes, _normals(keys, shapes.values()), strict=True))
+    return params, {'x': x, 'y': jnp.repeat(labels, points)}
 
   def loss(params, task, key):
     del key
     h = jax.nn.relu(task['x'] @ params['w1'] + params['b1'])
     logits = h @ params['w2'] + params['b2']
-    return jnp.mean(
-      optax.softmax_cross_entropy_with_integer_labels(logits, task['y'])
-    ) + decay / 2 * (jnp.sum(params['w1'] ** 2) + jnp.sum(params['w2'] ** 2))
+    cross_entropy = optax.softmax_cross_entropy_with_integer_labels
+    error = jnp.mean(cross_entropy(logits, task['y']))
+    squares = jnp.sum(params['w1'] ** 2) + jnp.sum(params['w2'] ** 2)
+    return error + decay / 2 * squares
 
-  return Optimizee(Partial(init), Partial(loss))
+  return Optimizee(init, loss)

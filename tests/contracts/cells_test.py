@@ -11,6 +11,7 @@ from l2o_jax.cells.gated import gated_cell
 from l2o_jax.cells.lstm import lstm_cell
 from l2o_jax.cells.mlp import mlp_cell
 from l2o_jax.cells.ntm_bfgs import ntm_bfgs_cell
+from l2o_jax.cells.schedule_free import schedule_free
 from l2o_jax.cells.standardised import standardised
 from l2o_jax.coordinatewise import coordinatewise, each
 from l2o_jax.features import log_and_sign
@@ -25,6 +26,7 @@ APART = {
   'rnnprop': lstm_cell((5, 4), bounded=True, projection=3),
   'gated': gated_cell(4),
   'gated_without_lstm': gated_cell(0),
+  'schedule_free': schedule_free(lstm_cell((5,), bounded=True), age=10.0),
   'standardised_lstm': standardised(lstm_cell((5,))),
   'standardised_mlp': standardised(mlp_cell((5,)), limit=1.0),
 }

@@ -254,6 +254,8 @@ class CompareTest(absltest.TestCase):
     twice = comparison.rivals([str(self.path)] * 2, parabolas())
     names = ['LSTM (Andrychowicz et al.)', 'LSTM (Andrychowicz et al.) (run)']
     self.assertEqual(list(twice), names)
+    packaged = comparison.rivals(['quadratics'], parabolas())
+    self.assertEqual(list(packaged), names[:1])
     own = comparison.contenders(toy.LEARNED, (), self.settings, twice)
     self.assertEqual(list(own)[0], 'LSTM (Andrychowicz et al.) (this run)')
     with self.assertRaisesRegex(cli.UsageError, '--rivals=/nowhere'):

@@ -55,6 +55,39 @@ class VerdictTest(absltest.TestCase):
     ratios = verdict.mean_ratios(results, [100])
     self.assertEqual(ratios[100]['a'], {'ADAM': 1.0, 'mine': 0.5})
 
+  def test_steps_and_seconds_by_hand(self):
+    """One needs a third of the steps of tuned Adam, and twice its time."""
+    row = lambda curve, ms, **more: {
+      300: end(curve[-1])
+      | {'curve': curve, 'quartiles': [curve, curve], 'ms': ms, **more}
+    }
+    results = {
+      ('a', 'ADAM'): row([4.0, 3.0, 2.0, 1.0], 1.0, flops=10.0),
+      ('a', 'quick'): row([4.0, 0.9, 0.5, 0.1], 6.0, flops=40.0),
+      ('a', 'never'): row([4.0, None, 3.0, 2.0], 1.0, flops=10.0),
+    }
+    steps = lambda name: verdict.steps_to_target(results, 'a', name, 100)
+    self.assertEqual([steps('ADAM'), steps('quick')], [300, 100])
+    self.assertEqual(steps('never'), np.inf)
+    panels, labels = verdict.cost_curves(results, 100)
+    self.assertEqual(list(labels.values()), ['steps', 'seconds', 'GFLOPs'])
+    x = [curves['quick']['step'][1] for curves in panels.values()]
+    np.testing.assert_allclose(x, [100, 0.6, 4e-6])
+
+  def test_a_loop_has_no_count(self):
+    """XLA would count its body once."""
+    init = lambda key: (jnp.ones(3), ())
+    square = lambda x, task, key: jnp.sum(x**2)
+
+    def looped(x, task, key):
+      return jax.lax.scan(lambda c, x: (c + x**2, None), 0.0, x)[0]
+
+    sgd = Contender(lambda rate, steps: optax.sgd(rate), (1e-2,))
+    ms, flops = judging._cost(sgd, Task(Optimizee(init, square)))
+    self.assertGreater(min(ms, flops), 0)
+    _, flops = judging._cost(sgd, Task(Optimizee(init, looped)))
+    self.assertIsNone(flops)
+
 
 class JudgingTest(absltest.TestCase):
   def task(self):
@@ -148,6 +181,7 @@ class EvaluateTest(absltest.TestCase):
     self.assertIn('robust_regression: mean loss', text)
     self.assertIn('loss over that of Adam', text)
     self.assertTrue((self.path / 'ratios.png').exists())
+    self.assertTrue((self.path / 'curves.png').exists())
     with mock.patch.object(judging, 'judged', side_effect=AssertionError):
       evaluate.main(s)
     file = self.path / 'results.jsonl'

@@ -17,7 +17,6 @@ from tests.experiments import toy
 TINY = {
   'num_epochs': 4,
   'horizons': (3, 6),
-  'unroll_length': 3,
   'num_optimizees': 2,
   'num_steps': 100,
   'evaluation_period': 2,
@@ -48,10 +47,9 @@ class RobustTest(parameterized.TestCase):
     flags = {**TINY, **flags}
     robust.main(toy.make_settings(self.path, robust.EXPERIMENT, **flags))
 
-  @parameterized.parameters('evolution', 'bptt')
-  def test_a_whole_run(self, trainer):
+  def test_a_whole_run(self):
     """And its second half once more: families are drawn by seed and epoch."""
-    self.run_it(trainer=trainer)
+    self.run_it()
     learned, theta = load_learned(self.path / 'theta.npz')
     self.assertEqual(learned.call['name'], 'robust_optimizer')
     start = learned.init(training.first_keys(0)[0])
@@ -68,16 +66,14 @@ class RobustTest(parameterized.TestCase):
     first = toy.files(self.path)
     (self.path / 'checkpoints/00000004.npz').unlink()
     run.note(self.path, finished=False)
-    self.run_it(trainer=trainer)
+    self.run_it()
     self.assertEqual(toy.files(self.path), first)
 
-  def test_horizons_that_do_not_fit(self):
+  def test_bad_flags(self):
     make = lambda **flags: robust.check(
       toy.make_settings(self.path, robust.EXPERIMENT, **{**TINY, **flags})
     )
-    make(trainer='evolution', unroll_length=4)
-    with self.assertRaisesRegex(UsageError, 'horizons=3 is not a multiple'):
-      make(trainer='bptt', unroll_length=4)
+    make()
     with self.assertRaisesRegex(UsageError, 'num_steps must be a multiple'):
       make(num_steps=150)
 
@@ -86,6 +82,21 @@ class RobustTest(parameterized.TestCase):
     self.assertAlmostEqual(weights.sum(), 1)
     decade = lambda a: weights[a : 10 * a].sum()
     self.assertAlmostEqual(decade(100) / decade(200), 1, delta=0.2)
+
+  def test_families_count_the_same(self):
+    """A loss of half of the reference's, whatever that is; not finite: 1."""
+    losses = np.array([[0.5, 5e-3], [np.nan, 1.0]])
+    found = robust._relative(np.array([1.0, 1e-2]), losses)
+    np.testing.assert_allclose(found, [[0.5, 0.5], [5, 5]], atol=0.01)
+
+  def test_every_family_is_trained_on_once_a_turn(self):
+    three = [optimizees.quadratic(n) for n in (2, 3, 4)]
+    s = toy.make_settings(self.path, robust.EXPERIMENT, **TINY)
+    t = training.Training(self.path, s.run, None, three, None)
+    drawn = [training._family(t, epoch)[1] for epoch in range(30)]
+    turns = np.reshape(drawn, (10, 3))
+    np.testing.assert_array_equal(np.sort(turns, 1), [[0, 1, 2]] * 10)
+    self.assertGreater(len(set(map(tuple, turns))), 2)
 
 
 class FamiliesTest(absltest.TestCase):

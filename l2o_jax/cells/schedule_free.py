@@ -1,0 +1,69 @@
+"""Schedule-free averaging around any cell: no schedule of rates is needed."""
+
+import jax.numpy as jnp
+
+from l2o_jax.base import Cell
+from l2o_jax.checks import require
+from l2o_jax.cpu import sigmoid
+
+
+def schedule_free(
+  cell: Cell, age: float, momentum: float = 0.9, power: float = 1.0
+) -> Cell:
+  r"""The cell steps from z, the gradient is taken at y, x is the average of z.
+
+      z <- z + delta                    delta: the cell's step
+      x <- x + c (z - x)                c = q / (q + t), t = 0, 1, ...
+      y <- (1 - β) z + β x              the parameters
+
+  (Defazio et al. 2024; there the cell is Adam without its first moment.)  x is
+  the mean of all z with weights that grow as t^{q-1}.  Averaging does what a
+  falling rate does for one number of steps, but for any.  The average is the
+  cell's own, over time; it has nothing to do with averaging over coordinates.
+
+  Only the offset o = z - y is kept, since x - y = -(1 - β) / β o.  The step of
+  the parameters is linear in delta: a factor behind the optimizer is a factor
+  of the length of its steps.  β and q are part of theta and trained with it.
+
+  Args:
+    cell: a whole cell.  Its last input must be log(1 + t / age), which
+      `adam_ratios(..., age=age)` provides.
+    age: of that input, in steps.
+    momentum: β at the start, 0 < β < 1.
+    power: q at the start, q > 0; 1: x is the plain mean.
+
+  Returns:
+    A whole Cell with theta {'cell': theta of the cell, 'momentum': log β /
+    (1 - β) [], 'power': log q []} and state (state of the cell, o [1, ...]).
+
+  Raises:
+    ValueError: the cell is not whole, or a number is out of its bounds.
+  """
+  require(cell.whole, 'schedule_free: the cell must be whole')
+  within = f'schedule_free: momentum must be in (0, 1), got {momentum!r}'
+  require(0 < momentum < 1, within)
+  above = f'schedule_free: must be positive: age {age!r}, power {power!r}'
+  require(age > 0 and power > 0, above)
+
+  def init(key, num_features):
+    start = jnp.array([momentum / (1 - momentum), power], jnp.float32)
+    logit, log_power = jnp.log(start)
+    inner = cell.init(key, num_features)
+    return {'cell': inner, 'momentum': logit, 'power': log_power}
+
+  def initial_state(n):
+    return cell.initial_state(n), jnp.zeros((1, n))
+
+  def step(theta, inputs, state):
+    inner, (offset,) = state
+    delta, inner = cell.step(theta['cell'], inputs, inner)
+    beta, q = sigmoid(theta['momentum']), jnp.exp(theta['power'])
+    c = q / (q + age * jnp.expm1(inputs[-1]))
+    # All three relative to the parameters y as they are.
+    z = offset + delta
+    x = -(1 - beta) / beta * offset
+    x = x + c * (z - x)
+    y = (1 - beta) * z + beta * x
+    return y, (inner, (z - y)[None])
+
+  return Cell(init, initial_state, step, True, cell.communicates)
