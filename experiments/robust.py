@@ -70,7 +70,7 @@ class Curriculum(NamedTuple):
 
   horizons: tuple[settings.Count, ...] = (1000,)
   num_optimizees: settings.Count = 12
-  learning_rate: settings.Positive = 0.01
+  learning_rate: settings.Positive = 0.005
   clip_norm: settings.Positive = 1.0
   std: settings.Positive = 0.15
 
@@ -103,7 +103,7 @@ EXPERIMENT = settings.Experiment(
   Settings(),
   {
     'quick': {'num_epochs': 32, 'evaluation_period': 16, 'horizons': (300,)},
-    'full': {'num_epochs': 64, 'evaluation_period': 16, 'num_validation': 2},
+    'full': {'num_epochs': 32, 'evaluation_period': 8, 'num_validation': 2},
   },
   __doc__,
   check=check,
