@@ -65,7 +65,8 @@ def learning_curves(
   axes = list(figure.subplots(rows, columns, squeeze=False).flat)
   names = dict.fromkeys(name for curves in panels.values() for name in curves)
   styles = _styles(list(names), learned)
-  letters = string.ascii_lowercase
+  a_to_z = string.ascii_lowercase
+  letters = [*a_to_z, *map(''.join, itertools.product(a_to_z, repeat=2))]
   for axis, letter, (title, curves) in zip(axes, letters, panels.items()):
     _panel(axis, curves, styles)
     if title in (xlabels or {}):

@@ -53,6 +53,14 @@ class PlotsTest(absltest.TestCase):
     for axis in shown:
       self.assertIsNone(axis.get_legend())
 
+  def test_more_panels_than_letters(self):
+    curves = {'mine': curve([2, 1, 0.3])}
+    figure = self.draw({f'task {i}': curves for i in range(28)})
+    titles = [axis.get_title(loc='left') for axis in figure.axes]
+    self.assertEqual(
+      titles[25:28], ['(z) task 25', '(aa) task 26', '(ab) task 27']
+    )
+
   def test_plain_numbers(self):
     figure = self.draw({'one': {'mine': curve([3, 1, 0.15])}})
     labels = [t.get_text() for t in figure.axes[0].get_yticklabels()]
