@@ -6,11 +6,10 @@ Copy and paste:
 
 The optimizer is schedule-free Adam with a learned gate on the length of its
 steps (`robust_optimizer`).  It is meta-trained by evolution strategies on small
-nets and quadratics, some of them in random units, on runs that get longer by
-stages; what counts is the loss relative to that of a fixed Adam.  It is
-selected by validation on other nets, sizes and batches.  Writes theta.npz, and
-a comparison on a few tasks that are neither; `python -m experiments.evaluate`
-judges it on more of them.
+nets and quadratics, some of them in random units, on whole runs; what counts is
+the loss relative to the loss of a fixed Adam.  It is selected by validation on
+other nets, sizes and batches.  Writes theta.npz, and a comparison on a few
+tasks that are neither; `python -m experiments.evaluate` judges it on more.
 """
 
 import functools
@@ -129,7 +128,7 @@ def _relative(reference, losses):
 
 
 def stages(learned, s: Settings, trained: Sequence[Optimizee]):
-  """Meta-training on longer and longer runs; a trainer for each family."""
+  """A stage for each horizon, in each of them a trainer for each family."""
   c, found = s.curriculum, []
   epochs = np.full(len(c.horizons), s.run.num_epochs // len(c.horizons))
   epochs[: s.run.num_epochs % len(c.horizons)] += 1
