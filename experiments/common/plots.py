@@ -2,6 +2,7 @@
 
 import itertools
 import string
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -85,6 +86,37 @@ def learning_curves(
   figure.legend(handles.values(), handles.keys(), handlelength=3.5, **where)
   with files.replacing(path) as f:
     figure.savefig(f, format='png', dpi=120)
+
+
+def pictures(path, panels: dict) -> None:
+  """Pictures in a grid: columns are what they are of, rows are cases.
+
+  Args:
+    path: of the PNG.
+    panels: {title: {column: [picture [H, W, 3] in [0, 1], ...]}}, all with the
+      same columns.
+  """
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+  from matplotlib.figure import Figure
+
+  columns = list(next(iter(panels.values())))
+  rows = [
+    (t, i) for t, of in panels.items() for i in range(len(of[columns[0]]))
+  ]
+  figure = Figure(figsize=(1.75 * len(columns), 1.85 * len(rows) + 0.4))
+  figure.set_layout_engine('constrained')
+  FigureCanvasAgg(figure)
+  axes = figure.subplots(len(rows), len(columns), squeeze=False)
+  for (title, i), line in zip(rows, axes):
+    for name, axis in zip(columns, line):
+      axis.imshow(panels[title][name][i], interpolation='nearest')
+      axis.set(xticks=[], yticks=[])
+    if i == 0:
+      line[0].set_ylabel(title, fontsize=9)
+  for name, axis in zip(columns, axes[0]):
+    axis.set_title(textwrap.fill(name, 18), fontsize=9)
+  with files.replacing(path) as f:
+    figure.savefig(f, format='png', dpi=110)
 
 
 def ratios(path, panels: dict, learned: Sequence[str]) -> None:

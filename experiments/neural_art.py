@@ -1,0 +1,221 @@
+"""Neural art with a learned optimizer (Andrychowicz et al., section 3.4).
+
+Copy and paste:
+  python -m experiments.neural_art
+  python -m experiments.neural_art --contents=MY_PHOTOS --new_style=PAINTING.jpg
+
+Meta-trains an LSTM to paint photographs of 64 x 64 pixels in one style, and
+compares it with tuned SGD, momentum, NAG, RMSprop and ADAM on photographs that
+are new to it: in that style, and at 128 x 128 in a style that is new as well.
+Writes theta.npz, learning_curves.png, pictures.png, summary.json and curves.csv
+to --workdir.
+"""
+
+import functools
+import json
+from typing import Literal, NamedTuple
+
+import jax
+import numpy as np
+
+from experiments.common import (
+  bptt,
+  cli,
+  comparison,
+  plots,
+  problems,
+  run,
+  settings,
+  training,
+  vision,
+)
+from experiments.common.comparison import Comparison, Panel
+from experiments.common.problems import Problem
+from l2o_jax.learned_optimizers import lstm_log_and_sign
+from l2o_jax.optimizees.neural_art import neural_art, to_pixels
+from l2o_jax.unroll import unroll
+
+HELD_OUT = 8  # photographs, of those to train on, for validation and tuning
+SHOWN = 3  # contents of each panel in pictures.png
+
+
+class Pictures(NamedTuple):
+  """Pictures and the loss.
+
+  Attributes:
+    contents: Directory of pictures of 128 x 128 pixels or more; a fifth of them
+      are for the test.  By default 83 photographs that come with this program.
+    style: Style of meta-training: starry_night, great_wave, or a file.
+    new_style: Style of the comparison at 128 x 128: the same.
+    weights: Trained net whose activations are compared, an .npz; by default the
+      first layers of SqueezeNet, which come with this program.
+    panels: Problems of the comparison, a flag for each; same: unseen contents
+      in --style at 64 x 64, new: in --new_style at 128 x 128.
+    content_weight: Weight of the content, >= 0.
+    style_weight: Weight of the style, >= 0.
+    smoothness: Weight of the differences between neighbouring pixels, >= 0.
+  """
+
+  contents: str | None = None
+  style: str = 'starry_night'
+  new_style: str = 'great_wave'
+  weights: str | None = None
+  panels: tuple[Literal['same', 'new'], ...] = ('same', 'new')
+  content_weight: settings.NotNegative = 1.0
+  style_weight: settings.NotNegative = 3.0
+  smoothness: settings.NotNegative = 0.3
+
+
+class Lstm(NamedTuple):
+  """Learned optimizer.
+
+  Attributes:
+    output_scale: Factor of the LSTM's output, > 0; smaller means smaller steps
+      at the start.
+    preprocessing_p: p of the gradient's preprocessing, > 0: gradients under
+      exp(-p) are seen linearly.
+  """
+
+  output_scale: settings.Positive = 0.1
+  preprocessing_p: settings.Positive = 10.0
+
+
+class Settings(NamedTuple):
+  """All flags."""
+
+  run: settings.Run = settings.Run(
+    workdir='runs/neural_art',
+    num_epochs=400,
+    num_steps=128,
+    evaluation_period=20,
+    num_validation=8,
+  )
+  pictures: Pictures = Pictures()
+  lstm: Lstm = Lstm()
+  bptt: settings.Bptt = settings.Bptt(
+    unroll_length=32, learning_rate=3e-3, weights='all'
+  )
+  comparison: Comparison = Comparison(
+    num_test=vision.NUM_TEST,
+    num_tuning=2,
+    baselines=('SGD', 'momentum', 'NAG', 'RMSprop', 'ADAM'),
+  )
+  hosts: settings.Hosts = settings.Hosts()
+
+
+EXPERIMENT = settings.Experiment(
+  'neural_art',
+  Settings(),
+  {'quick': {'num_epochs': 200}, 'full': {'num_epochs': 2000}},
+  __doc__,
+)
+
+
+def each_once(optimizee, what: str, count: int) -> jax.Array:
+  """Keys [count'] of runs with different contents, as many as there are."""
+  keys = problems.keys(what, 64 * count)
+  which = jax.jit(jax.vmap(lambda f, key: f.init(key)[1][0], (None, 0)))
+  _, first = np.unique(np.asarray(which(optimizee, keys)), return_index=True)
+  return keys[first[:count]]
+
+
+def problem(s: Settings, net, contents, style, what, count) -> Problem:
+  """So many different contents in a style, one run of each."""
+  own = s.pictures
+  optimizee = neural_art(
+    contents,
+    style,
+    net,
+    content_weight=own.content_weight,
+    style_weight=own.style_weight,
+    smoothness=own.smoothness,
+  )
+  keys = each_once(optimizee, what, min(count, len(contents)))
+  return Problem(optimizee, keys, s.run.num_steps, 1)
+
+
+def paint(problem: Problem, make_opt, key) -> np.ndarray:
+  """The picture at the end of a run, [H, W, 3] in [0, 1]."""
+
+  @jax.jit
+  def end(optimizee, key):
+    key_init, key_run = jax.random.split(key)
+    x, task = optimizee.init(key_init)
+    loss = lambda x, key: optimizee.loss(x, task, key)
+    opt, keys = make_opt(), jax.random.split(key_run, problem.num_steps + 1)
+    (x, _), _ = unroll(loss, opt, x, opt.init(x), keys)
+    return to_pixels(x)
+
+  return np.clip(np.asarray(end(problem.optimizee, key)), 0, 1)
+
+
+def draw(path, panels, mine, summary) -> None:
+  """pictures.png: content, style, and what each optimizer painted."""
+  rows = {}
+  for (panel, style), contents in panels:
+    which = jax.vmap(lambda key, f=panel.test.optimizee: f.init(key)[1][0])
+    keys = panel.test.keys[:SHOWN]
+    found = {name: s['setting'] for name, s in summary[panel.title].items()}
+    makers = {
+      name: functools.partial(mine[name][0].transform, mine[name][1])
+      if name in mine
+      else functools.partial(problems.make_baseline, name, setting)
+      for name, setting in found.items()
+    }
+    columns = {
+      'content': [contents[i] / 255 for i in np.asarray(which(keys))],
+      'style': [style / 255] * len(keys),
+      **{
+        name: [paint(panel.test, make, key) for key in keys]
+        for name, make in makers.items()
+      },
+    }
+    rows[panel.title] = columns
+  plots.pictures(path / 'pictures.png', rows)
+
+
+def main(s: Settings) -> None:
+  """Meta-trains, compares, and paints."""
+  if comparison.shown(EXPERIMENT, s):
+    return
+  learned = lstm_log_and_sign(s.lstm.preprocessing_p, s.lstm.output_scale)
+  theta = training.given_theta(learned, s)
+  own = s.pictures
+  net = vision.read_net(own.weights)
+  contents, unseen = vision.read_contents(own.contents)
+  last = -min(HELD_OUT, len(contents) // 2)
+  train, held_out = contents[:last], contents[last:]
+  style = vision.read_style(own.style, 64)
+  new_style = vision.read_style(own.new_style, 128, '--new_style')
+  small = vision.halved
+  make = functools.partial(problem, s, net)
+  base = make(small(train), style, 'train', 1).optimizee
+  validation = make(small(held_out), style, 'validation', s.run.num_validation)
+  validate = problems.mean_curve(validation, learned)
+  others = comparison.rivals(s.comparison.rivals, base)
+  sharding = bptt.sharding(s.bptt.num_optimizees)
+  parts = {'validate': validate, 'sharding': sharding}
+  of_panel = {
+    'same': ('unseen contents, 64 x 64', small, style),
+    'new': ('a new style, 128 x 128', lambda x: x, new_style),
+  }
+
+  with run.opened(EXPERIMENT, s) as path:
+    t = training.prepare(EXPERIMENT, s, path, learned, base, **parts)
+    progress, facts = bptt.train(t, s.bptt, theta)
+    panels = []
+    for title, size, style in (of_panel[name] for name in own.panels):
+      tuning = make(size(held_out), style, 'tuning', s.comparison.num_tuning)
+      test = make(size(unseen), style, 'test', s.comparison.num_test)
+      panels.append(((Panel(title, tuning, test), style), size(unseen)))
+    mine = comparison.contenders(learned, progress.best_theta, s, others)
+    facts['validation_loss'] = float(progress.best)
+    only = [panel for (panel, _), _ in panels]
+    comparison.compare(path, mine, only, s.comparison, extra=facts)
+    if run.is_writer():
+      rows = json.loads(run.read_text(path / 'summary.json'))['panels']
+      draw(path, panels, mine, rows)
+
+
+if __name__ == '__main__':
+  cli.run(main, EXPERIMENT)
