@@ -51,12 +51,22 @@ def lstm_raw(scale: float = 1.0) -> LearnedOptimizer:
 
 
 @_named
-def lstm_log_and_sign(p: float = 10.0, scale: float = 0.1) -> LearnedOptimizer:
+def lstm_log_and_sign(
+  p: float = 10.0, scale: float = 0.1, labels=None
+) -> LearnedOptimizer:
   """LSTM on logarithm and sign, as in the paper on MNIST (section 3.2).
 
   The released code has p = 5 and scale = 0.01.
+
+  Args:
+    p: see `log_and_sign`.
+    scale: see `lstm_cell`.
+    labels: tree of group names like the parameters, or a prefix of one; each
+      group has its own theta, as in the paper on CIFAR-10 (section 3.3): one
+      for convolutional and one for fully connected layers.  None: one for all.
   """
-  return coordinatewise(log_and_sign(p), lstm_cell(scale=scale))
+  learned = coordinatewise(log_and_sign(p), lstm_cell(scale=scale))
+  return learned if labels is None else grouped(learned, by_label(labels))
 
 
 def _policy(features, cell, labels):

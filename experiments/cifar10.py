@@ -1,0 +1,213 @@
+"""Two LSTMs on a convolutional net (Andrychowicz et al., section 3.3).
+
+Copy and paste:
+  python -m l2o_jax.datasets prepare cifar10         # or: --from DIR
+  python -m experiments.cifar10                      # 16 x 16 pixels
+  python -m experiments.cifar10 --train_on=other_labels --workdir=runs/sub
+  python -m experiments.cifar10 --preset=full --rivals=runs/sub
+
+Meta-trains one LSTM for convolutional and one for fully connected layers, and
+compares them with tuned SGD, momentum, NAG, RMSprop and ADAM on images that are
+new to them: of all labels (CIFAR-10), of five and of two (CIFAR-5, CIFAR-2).
+Writes theta.npz, learning_curves.png, summary.json and curves.csv to --workdir.
+"""
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from experiments.common import (
+  bptt,
+  cli,
+  comparison,
+  problems,
+  run,
+  settings,
+  training,
+)
+from experiments.common.comparison import Comparison, Panel
+from experiments.common.problems import Problem
+from experiments.common.settings import UsageError
+from l2o_jax import datasets
+from l2o_jax.learned_optimizers import lstm_log_and_sign
+from l2o_jax.optimizees.classifier import classifier
+from l2o_jax.optimizees.convnet import convnet
+
+GROUPS = {'conv': 'conv', 'fc': 'fc'}
+PANELS = {'ten': 10, 'five': 5, 'two': 2}  # the first labels
+
+
+class Images(NamedTuple):
+  """Images and the net.
+
+  Attributes:
+    dataset: A name of python -m l2o_jax.datasets, or an .npz, see
+      l2o_jax.datasets.read_npz.
+    data_dir: Where prepared data sets are; $TFDS_DATA_DIR or
+      ~/tensorflow_datasets by default.
+    side: Pixels to which images are averaged, a divisor of theirs; 0: as they
+      are.
+    batch_size: Images per minibatch, >= 1.
+    train_on: Images of meta-training; all_labels, or other_labels: of those
+      that CIFAR-5 and CIFAR-2 do not have (LSTM-sub in the paper).
+    panels: Problems of the comparison, a flag for each: images of all labels,
+      of the first five, of the first two.
+    test_steps: Steps in the comparison, >= 1.
+  """
+
+  dataset: str = 'cifar10'
+  data_dir: str | None = None
+  side: settings.Whole = 0
+  batch_size: settings.Count = 128
+  train_on: Literal['all_labels', 'other_labels'] = 'all_labels'
+  panels: tuple[Literal[tuple(PANELS)], ...] = tuple(PANELS)
+  test_steps: settings.Count = 1000
+
+
+class Lstm(NamedTuple):
+  """Learned optimizer.
+
+  Attributes:
+    shared: One LSTM for all layers, not two.
+    output_scale: Factor of the LSTM's output, > 0; smaller means smaller steps
+      at the start.
+    preprocessing_p: p of the gradient's preprocessing, > 0: gradients under
+      exp(-p) are seen linearly.
+  """
+
+  shared: bool = False
+  output_scale: settings.Positive = 0.01
+  preprocessing_p: settings.Positive = 7.0
+
+
+class Settings(NamedTuple):
+  """All flags."""
+
+  run: settings.Run = settings.Run(
+    workdir='runs/cifar10', evaluation_period=20, num_validation=8
+  )
+  images: Images = Images()
+  lstm: Lstm = Lstm()
+  bptt: settings.Bptt = settings.Bptt(learning_rate=2e-3, weights='rising')
+  comparison: Comparison = Comparison(
+    num_test=20,
+    num_tuning=1,
+    baselines=('SGD', 'momentum', 'NAG', 'RMSprop', 'ADAM'),
+  )
+  hosts: settings.Hosts = settings.Hosts()
+
+
+EXPERIMENT = settings.Experiment(
+  'cifar10',
+  Settings(),
+  {
+    'quick': {
+      'num_epochs': 150,
+      'side': 16,
+      'batch_size': 32,
+      'test_steps': 300,
+    },
+    'full': {'num_epochs': 2000},
+  },
+  __doc__,
+)
+
+
+def averaged(images: np.ndarray, side: int) -> np.ndarray:
+  """Means of squares of pixels, uint8 [N, H, H, C] -> [N, side, side, C].
+
+  Raises:
+    UsageError: side does not divide H.
+  """
+  N, H, W, C = images.shape
+  if not side or side == H:
+    return images
+  if H % side or W % side:
+    raise UsageError(f'--side={side} does not divide {H} x {W} pixels')
+  squares = images.reshape(N, side, H // side, side, W // side, C)
+  return np.round(squares.mean((2, 4))).astype(np.uint8)
+
+
+def of_labels(data, labels) -> tuple[np.ndarray, np.ndarray]:
+  """The images of these labels, which become 0, 1 ...
+
+  Raises:
+    UsageError: there are none of a label.
+  """
+  images, found = data
+  missing = sorted(set(labels) - set(found.tolist()))
+  if missing:
+    raise UsageError(f'the images have no label {missing[0]}; see --panels')
+  rows = np.isin(found, labels)
+  return images[rows], np.searchsorted(labels, found[rows]).astype(np.int32)
+
+
+def load(s: Images):
+  """Images and labels to train on, to validate and tune on, and to test on."""
+
+  def read(split):
+    if s.dataset.endswith('.npz'):
+      images, labels = datasets.read_npz(s.dataset, split)
+    else:
+      images, labels = datasets.load(s.dataset, split, s.data_dir)
+    return averaged(images, s.side), labels
+
+  images, labels = read('train')
+  last = -(len(images) // 10)
+  train, held_out = (
+    (images[:last], labels[:last]),
+    (images[last:], labels[last:]),
+  )
+  return train, held_out, read('test')
+
+
+def main(s: Settings) -> None:
+  """Meta-trains and compares."""
+  if comparison.shown(EXPERIMENT, s):
+    return
+  p, scale = s.lstm.preprocessing_p, s.lstm.output_scale
+  learned = lstm_log_and_sign(p, scale, None if s.lstm.shared else GROUPS)
+  theta = training.given_theta(learned, s)
+  train, held_out, test = load(s.images)
+  count = int(train[1].max()) + 1
+  known = range(count)
+  if s.images.train_on == 'other_labels':
+    known = range(PANELS['five'], count)
+
+  def optimizee(data, labels):
+    images, y = of_labels(data, list(labels))
+    net = convnet(images.shape[1:], len(labels))
+    # An objective of so many images would be the mean over one large batch.
+    return classifier(images, y, net, s.images.batch_size, 1000)
+
+  def problem(data, labels, what, count, steps):
+    keys = problems.keys(what, count)
+    return Problem(optimizee(data, labels), keys, steps, 1)
+
+  base, steps = optimizee(train, known), s.run.num_steps
+  validation = problem(
+    held_out, known, 'validation', s.run.num_validation, steps
+  )
+  validate = problems.mean_curve(validation, learned)
+  others = comparison.rivals(s.comparison.rivals, base)
+  sharding = bptt.sharding(s.bptt.num_optimizees)
+  parts = {'validate': validate, 'sharding': sharding}
+
+  with run.opened(EXPERIMENT, s) as path:
+    t = training.prepare(EXPERIMENT, s, path, learned, base, **parts)
+    progress, facts = bptt.train(t, s.bptt, theta)
+    panels, steps = [], s.images.test_steps
+    for name in s.images.panels:
+      labels = range(min(PANELS[name], count))
+      tuned = problem(
+        held_out, labels, 'tuning', s.comparison.num_tuning, steps
+      )
+      unseen = problem(test, labels, 'test', s.comparison.num_test, steps)
+      panels.append(Panel(f'images of {len(labels)} labels', tuned, unseen))
+    mine = comparison.contenders(learned, progress.best_theta, s, others)
+    facts['validation_loss'] = float(progress.best)
+    comparison.compare(path, mine, panels, s.comparison, extra=facts)
+
+
+if __name__ == '__main__':
+  cli.run(main, EXPERIMENT)
