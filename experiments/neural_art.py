@@ -47,7 +47,7 @@ class Pictures(NamedTuple):
       are for the test.  By default 83 photographs that come with this program.
     style: Style of meta-training: starry_night, great_wave, or a file.
     new_style: Style of the comparison at 128 x 128: the same.
-    weights: Trained net whose activations are compared, an .npz; by default the
+    net_weights: Trained net whose activations are compared, an .npz; by default the
       first layers of SqueezeNet, which come with this program.
     panels: Problems of the comparison, a flag for each; same: unseen contents
       in --style at 64 x 64, new: in --new_style at 128 x 128.
@@ -59,7 +59,7 @@ class Pictures(NamedTuple):
   contents: str | None = None
   style: str = 'starry_night'
   new_style: str = 'great_wave'
-  weights: str | None = None
+  net_weights: str | None = None
   panels: tuple[Literal['same', 'new'], ...] = ('same', 'new')
   content_weight: settings.NotNegative = 1.0
   style_weight: settings.NotNegative = 3.0
@@ -181,7 +181,7 @@ def main(s: Settings) -> None:
   learned = lstm_log_and_sign(s.lstm.preprocessing_p, s.lstm.output_scale)
   theta = training.given_theta(learned, s)
   own = s.pictures
-  net = vision.read_net(own.weights)
+  net = vision.read_net(own.net_weights)
   contents, unseen = vision.read_contents(own.contents)
   last = -min(HELD_OUT, len(contents) // 2)
   train, held_out = contents[:last], contents[last:]

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from l2o_jax.cpu import draw, draw_all, sigmoid, tanh
+from l2o_jax.cpu import convolve, draw, draw_all, sigmoid, tanh
 from tests import quick
 
 POINTS = np.concatenate(
@@ -60,6 +60,27 @@ class ActivationsTest(parameterized.TestCase):
       want, *others = run(keys)
       for other in others:
         chex.assert_trees_all_equal(other, want)
+
+
+class ConvolveTest(parameterized.TestCase):
+  @parameterized.parameters((5, 1, (6, 7)), (3, 2, (7, 8)), (1, 1, (3, 3)))
+  def test_is_the_convolution_of_xla(self, size, stride, shape):
+    x = jax.random.normal(jax.random.key(0), (2, *shape, 3))
+    w = jax.random.normal(jax.random.key(1), (size, size, 3, 4))
+
+    def plain(x, w):
+      axes = ('NHWC', 'HWIO', 'NHWC')
+      return jax.lax.conv_general_dilated(
+        x, w, (stride, stride), 'SAME', dimension_numbers=axes
+      )
+
+    def both(f):
+      energy = lambda x, w: jnp.sum(jnp.cos(f(x, w)))
+      return f(x, w), jax.grad(energy, (0, 1))(x, w)
+
+    own = lambda x, w: convolve(x, w, stride)
+    found, expected = quick.jit(lambda: (both(own), both(plain)))()
+    chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 if __name__ == '__main__':

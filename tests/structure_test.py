@@ -21,6 +21,7 @@ FLOORS = (
   ('blocks', 'evolution', 'learned_optimizers'),
   ('pretrained.__init__',),
   ('optimizees.classifier', 'optimizees.quadratic', 'optimizees.regression'),
+  ('optimizees.convnet', 'optimizees.neural_art'),
   ('optimizees.rescaled',),
   ('optimizees.__init__',),
   ('datasets.__init__',),

@@ -46,7 +46,10 @@ def read_net(path=None) -> Callable:
   """
   path = pathlib.Path(path or SQUEEZENET)
   try:
-    with one_line(f'--weights={path} cannot be read'), open_regular(path) as f:
+    with (
+      one_line(f'--net_weights={path} cannot be read'),
+      open_regular(path) as f,
+    ):
       with np.load(f, allow_pickle=False) as npz:
         weights = {name: npz[name] for name in npz.files}
   except ValueError as error:
@@ -56,7 +59,7 @@ def read_net(path=None) -> Callable:
       _try(path, net)
       return net
   found = ', '.join(sorted(weights)[:3]) or 'nothing'
-  raise UsageError(f'--weights={path} holds {found} ...; it must be {_HOW}')
+  raise UsageError(f'--net_weights={path} holds {found} ...; it must be {_HOW}')
 
 
 def _try(path, net):
@@ -67,7 +70,7 @@ def _try(path, net):
   except (TypeError, ValueError, KeyError) as error:
     reason = str(error).splitlines()[0]
     raise UsageError(
-      f'--weights={path} has a wrong layout: {reason:.120}'
+      f'--net_weights={path} has a wrong layout: {reason:.120}'
     ) from None
 
 

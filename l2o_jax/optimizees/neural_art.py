@@ -72,6 +72,7 @@ def neural_art(
   named = f'neural_art: weights must not be negative, got {weights}'
   require(min(weights) >= 0, named)
   size = contents.shape[1:]
+  net = net if isinstance(net, Partial) else Partial(net)
 
   def activations(net, pixels):
     content, layers = net(pixels[None])

@@ -9,6 +9,8 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from l2o_jax.optimizees.classifier import ACTIVATIONS, classifier, mlp
+from l2o_jax.optimizees.convnet import convnet
+from l2o_jax.optimizees.neural_art import neural_art
 from l2o_jax.optimizees.quadratic import quadratic
 from l2o_jax.optimizees.regression import (
   logistic_regression,
@@ -34,6 +36,12 @@ OPTIMIZEES = {
   ),
   'rescaled_classifier': rescaled(
     classifier(IMAGES, LABELS, mlp((16, 5, 3)), 8), each='any'
+  ),
+  'convnet': classifier(
+    IMAGES, LABELS, convnet((4, 4), 3, channels=(2, 3), hidden=4, size=3), 8
+  ),
+  'neural_art': neural_art(
+    IMAGES.repeat(3, -1), IMAGES[0].repeat(3, -1), lambda x: (x, [x, x**2])
   ),
   'logistic_regression': logistic_regression(),
   'robust_regression': robust_regression(dimension=2),
@@ -67,7 +75,8 @@ class OptimizeeTest(parameterized.TestCase):
     self.assertGreater(max(abs(g).max() for g in jax.tree.leaves(gradient)), 0)
     chex.assert_trees_all_equal(one, again)
     for a, b in zip(*map(jax.tree.leaves, (params, other[0])), strict=True):
-      self.assertFalse(np.array_equal(a, b))
+      # Offsets may all start at 0.
+      self.assertFalse(np.array_equal(a, b) and np.any(a))
 
   @parameterized.named_parameters((n, n) for n in OPTIMIZEES)
   def test_no_data_in_the_program(self, name):
@@ -75,8 +84,10 @@ class OptimizeeTest(parameterized.TestCase):
     text, _ = evaluated(name)
     self.assertNotIn('dense<"0x', text)
     sizes = [x.size for x in jax.tree.leaves(OPTIMIZEES[name])]
-    data = 'mlp' in name or 'classifier' in name
-    self.assertEqual(max(sizes, default=0), IMAGES.size if data else 0)
+    words = ('mlp', 'classifier', 'convnet')
+    data = IMAGES.size * any(word in name for word in words)
+    data = 3 * IMAGES.size if name == 'neural_art' else data
+    self.assertEqual(max(sizes, default=0), data)
 
   def test_data_in_the_program_would_be_seen(self):
     """As constants the 800 numbers of the images are in its text."""
