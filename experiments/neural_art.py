@@ -47,8 +47,8 @@ class Pictures(NamedTuple):
       are for the test.  By default 83 photographs that come with this program.
     style: Style of meta-training: starry_night, great_wave, or a file.
     new_style: Style of the comparison at 128 x 128: the same.
-    net_weights: Trained net whose activations are compared, an .npz; by default the
-      first layers of SqueezeNet, which come with this program.
+    net_weights: Trained net whose activations are compared, an .npz; by default
+      the first layers of SqueezeNet, which come with this program.
     panels: Problems of the comparison, a flag for each; same: unseen contents
       in --style at 64 x 64, new: in --new_style at 128 x 128.
     content_weight: Weight of the content, >= 0.
