@@ -119,10 +119,10 @@ def each_once(optimizee, what: str, count: int) -> jax.Array:
   return keys[first[:count]]
 
 
-def problem(s: Settings, net, contents, style, what, count) -> Problem:
-  """So many different contents in a style, one run of each."""
+def make_optimizee(s: Settings, net, contents, style):
+  """Pictures of these contents in a style."""
   own = s.pictures
-  optimizee = neural_art(
+  return neural_art(
     contents,
     style,
     net,
@@ -130,8 +130,6 @@ def problem(s: Settings, net, contents, style, what, count) -> Problem:
     style_weight=own.style_weight,
     smoothness=own.smoothness,
   )
-  keys = each_once(optimizee, what, min(count, len(contents)))
-  return Problem(optimizee, keys, s.run.num_steps, 1)
 
 
 def paint(problem: Problem, make_opt, key) -> np.ndarray:
@@ -188,9 +186,16 @@ def main(s: Settings) -> None:
   style = vision.read_style(own.style, 64)
   new_style = vision.read_style(own.new_style, 128, '--new_style')
   small = vision.halved
-  make = functools.partial(problem, s, net)
-  base = make(small(train), style, 'train', 1).optimizee
-  validation = make(small(held_out), style, 'validation', s.run.num_validation)
+  make = functools.partial(make_optimizee, s, net)
+
+  def problem(contents, style, what, count):
+    optimizee = make(contents, style)
+    keys = each_once(optimizee, what, min(count, len(contents)))
+    return Problem(optimizee, keys, s.run.num_steps, 1)
+
+  base = make(small(train), style)
+  seen = small(held_out)
+  validation = problem(seen, style, 'validation', s.run.num_validation)
   validate = problems.mean_curve(validation, learned)
   others = comparison.rivals(s.comparison.rivals, base)
   sharding = bptt.sharding(s.bptt.num_optimizees)
@@ -205,8 +210,8 @@ def main(s: Settings) -> None:
     progress, facts = bptt.train(t, s.bptt, theta)
     panels = []
     for title, size, style in (of_panel[name] for name in own.panels):
-      tuning = make(size(held_out), style, 'tuning', s.comparison.num_tuning)
-      test = make(size(unseen), style, 'test', s.comparison.num_test)
+      tuning = problem(size(held_out), style, 'tuning', s.comparison.num_tuning)
+      test = problem(size(unseen), style, 'test', s.comparison.num_test)
       panels.append(((Panel(title, tuning, test), style), size(unseen)))
     mine = comparison.contenders(learned, progress.best_theta, s, others)
     facts['validation_loss'] = float(progress.best)

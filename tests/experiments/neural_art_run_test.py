@@ -34,7 +34,9 @@ class NeuralArtTest(absltest.TestCase):
       'baselines': ('SGD',),
     }
     s = toy.make_settings(self.path, neural_art.EXPERIMENT, **tiny)
-    neural_art.main(s)
+    toy_net = lambda path: lambda pixels: (pixels, [pixels])
+    with mock.patch.object(neural_art.vision, 'read_net', toy_net):
+      neural_art.main(s)
     summary = json.loads((self.path / 'summary.json').read_text())
     rows = summary['panels']['unseen contents, 64 x 64']
     names = ['LSTM, log-and-sign (Andrychowicz et al.)', 'SGD']
