@@ -1,10 +1,12 @@
-"""A whole run of the CIFAR-10 experiment, on tiny settings and images."""
+"""The CIFAR-10 experiment without its meta-training, on tiny images."""
 
+import functools
 import json
 import pathlib
 import tempfile
 from unittest import mock
 
+import jax
 import numpy as np
 from absl.testing import absltest
 
@@ -13,6 +15,9 @@ from experiments.common import cli, report, training
 from experiments.common.settings import UsageError
 from l2o_jax.datasets import DatasetError
 from l2o_jax.learned_optimizers import load_learned
+from l2o_jax.optimizees.classifier import classifier
+from l2o_jax.optimizees.convnet import convnet
+from tests import quick
 from tests.experiments import toy
 
 
@@ -37,7 +42,7 @@ class Cifar10Test(absltest.TestCase):
 
   def run_it(self, **flags):
     tiny = {
-      'num_epochs': 1,
+      'num_epochs': 0,
       'num_steps': 2,
       'unroll_length': 2,
       'num_validation': 1,
@@ -51,16 +56,38 @@ class Cifar10Test(absltest.TestCase):
     }
     flags = {**tiny, **flags}
     path = self.path / 'run'
+    net = functools.partial(convnet, channels=(2,), hidden=4, size=3)
+    self.enterContext(mock.patch.object(cifar10, 'convnet', net))
     cifar10.main(toy.make_settings(path, cifar10.EXPERIMENT, **flags))
     return path
 
-  def test_a_whole_run_with_two_lstms(self):
+  def test_two_lstms(self):
     path = self.run_it(dataset=self.images(), train_on='other_labels')
     summary = json.loads((path / 'summary.json').read_text())
     self.assertEqual(list(summary['panels']), ['images of 2 labels'])
     learned, theta = load_learned(path / 'theta.npz')
     self.assertEqual(set(theta), {'conv', 'fc'})
     self.assertEqual(learned.call['arguments']['labels'], cifar10.GROUPS)
+
+  def test_vectors_are_the_same_functions(self):
+    x = np.random.default_rng(0).integers(0, 256, (9, 4, 4, 1), np.uint8)
+    net = convnet((4, 4), 3, channels=(2,), hidden=4, size=3)
+    tree = classifier(x, np.arange(9) % 3, net, 8)
+    f, key = cifar10.in_vectors(tree), jax.random.key(0)
+
+    @quick.jit
+    def both(tree, f):
+      (x, task), (y, _) = tree.init(key), f.init(key)
+      of_tree = jax.value_and_grad(tree.loss)(x, task, key)
+      return *of_tree, *jax.value_and_grad(f.loss)(y, task, key)
+
+    loss, gradient, again, vectors = both(tree, f)
+    self.assertEqual(float(loss), float(again))
+    for name in ('conv', 'fc'):
+      expected = np.concatenate(
+        [g.ravel() for g in jax.tree.leaves(gradient[name])]
+      )
+      np.testing.assert_allclose(vectors[name], expected, rtol=1e-5, atol=1e-7)
 
   def test_pixels_and_labels(self):
     images = np.arange(2 * 4 * 4).reshape(2, 4, 4, 1).astype(np.uint8)
