@@ -4,11 +4,12 @@ Copy and paste:
   python -m l2o_jax.datasets prepare cifar10         # or: --from DIR
   python -m experiments.cifar10                      # 16 x 16 pixels
   python -m experiments.cifar10 --train_on=other_labels --workdir=runs/sub
-  python -m experiments.cifar10 --preset=full --rivals=runs/sub
+  python -m experiments.cifar10 --rivals=runs/sub --rivals=robust
 
 Meta-trains one LSTM for convolutional and one for fully connected layers, and
-compares them with tuned SGD, momentum, NAG, RMSprop and ADAM on images that are
-new to them: of all labels (CIFAR-10), of five and of two (CIFAR-5, CIFAR-2).
+compares them with `robust` and with tuned SGD, NAG, RMSprop and ADAM on images
+that are new to them: of all labels (CIFAR-10), of five and of two (CIFAR-5,
+CIFAR-2).
 Writes theta.npz, learning_curves.png, summary.json and curves.csv to --workdir.
 """
 
@@ -96,7 +97,8 @@ class Settings(NamedTuple):
   comparison: Comparison = Comparison(
     num_test=20,
     num_tuning=1,
-    baselines=('SGD', 'momentum', 'NAG', 'RMSprop', 'ADAM'),
+    baselines=('SGD', 'NAG', 'RMSprop', 'ADAM'),
+    rivals=('robust',),
   )
   hosts: settings.Hosts = settings.Hosts()
 
@@ -109,7 +111,7 @@ EXPERIMENT = settings.Experiment(
       'num_epochs': 100,
       'side': 16,
       'batch_size': 32,
-      'test_steps': 300,
+      'test_steps': 200,
     },
     'full': {'num_epochs': 2000},
   },
