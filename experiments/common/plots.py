@@ -9,7 +9,7 @@ import numpy as np
 from l2o_jax import files
 
 # Of learned optimizers: solid, wide.  Of the others: dashes and markers.
-_LEARNED = ('black', '#d55e00', '#0072b2', '#009e73', '#cc79a7', '#e69f00')
+LEARNED = ('black', '#d55e00', '#0072b2', '#009e73', '#cc79a7', '#e69f00')
 _OTHERS = ('#0072b2', '#e69f00', '#009e73', '#cc79a7', '#56b4e9', '#7f7f7f')
 _DASHES = ('--', '-.', ':', (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 _MARKERS = ('o', 's', '^', 'v', 'D', 'x', '+', '*')
@@ -18,7 +18,7 @@ LEGEND = 2.8  # inches
 RANGE = 1.5  # the highest loss that is shown, over that at the start
 
 
-def _styles(names: Sequence[str], learned: Sequence[str]) -> dict[str, dict]:
+def looks(names: Sequence[str], learned: Sequence[str]) -> dict[str, dict]:
   """{name: how its curve is drawn}, the same in all panels."""
   styles = {}
   others = zip(
@@ -26,7 +26,7 @@ def _styles(names: Sequence[str], learned: Sequence[str]) -> dict[str, dict]:
     itertools.cycle(_DASHES),
     itertools.cycle(_MARKERS),
   )
-  colors = itertools.cycle(_LEARNED)
+  colors = itertools.cycle(LEARNED)
   for name in names:
     if name in learned:
       styles[name] = {'color': next(colors), 'lw': 2.6, 'zorder': 3}
@@ -57,7 +57,7 @@ def learning_curves(
   columns = min(len(panels), 3)
   figure, axes = grid(-(-len(panels) // columns), columns)
   names = dict.fromkeys(name for curves in panels.values() for name in curves)
-  styles = _styles(list(names), learned)
+  styles = looks(list(names), learned)
   a_to_z = string.ascii_lowercase
   letters = [*a_to_z, *map(''.join, itertools.product(a_to_z, repeat=2))]
   for axis, letter, (title, curves) in zip(axes, letters, panels.items()):
@@ -91,7 +91,7 @@ def ratios(path, panels: dict, learned: Sequence[str]) -> None:
   names = list(next(iter(panels.values()))[tasks[0]])
   height = 1.2 + 0.28 * len(tasks)
   figure, axes = grid(1, len(panels), height, sharey=True)
-  styles, low, high = _styles(names, learned), 0.02, 20.0
+  styles, low, high = looks(names, learned), 0.02, 20.0
   for axis, (horizon, rows) in zip(axes, panels.items()):
     for name in names:
       x = np.array([rows[task][name] for task in tasks])
@@ -135,7 +135,7 @@ def final_losses(
     cross: (panel's title, x, y), where dashed lines cross.
   """
   names = dict.fromkeys(name for *_, rows in panels.values() for name in rows)
-  styles = _styles(list(names), learned)
+  styles = looks(list(names), learned)
   figure, axes = grid(-(-len(panels) // 2), min(len(panels), 2))
   titles = zip(axes, string.ascii_lowercase, panels.items())
   for axis, letter, (title, (label, x, rows)) in titles:
@@ -166,13 +166,15 @@ def final_losses(
   save(figure, path)
 
 
-def grid(rows: int, columns: int, height: float | None = None, **how):
+def grid(
+  rows: int, columns: int, height: float | None = None, size=SIZE, **how
+):
   """(figure with room for a legend, its axes row by row)."""
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
 
-  size = SIZE[0] * columns + LEGEND, height or SIZE[1] * rows
-  figure = Figure(figsize=size, layout='constrained')
+  inches = size[0] * columns + LEGEND, height or size[1] * rows
+  figure = Figure(figsize=inches, layout='constrained')
   FigureCanvasAgg(figure)
   return figure, list(figure.subplots(rows, columns, squeeze=False, **how).flat)
 
