@@ -20,6 +20,7 @@ and writes summary.json and curves.csv, which has every curve.
 
 import json
 import pathlib
+import time
 from typing import Literal, NamedTuple
 
 import jax
@@ -194,12 +195,12 @@ def analyse(s: Analysis) -> tuple[dict, dict]:
     for name in s.baselines
   }
   make = lambda name: problems.make_baseline(name, tuned[name])
-  pictures, runs, rows = {}, {}, {}
+  pictures, runs, rows, chosen = {}, {}, {}, None
   for label, (one, theta) in learned.items():
     opt = one.transform(theta)
     record, updates, params = record_run(label, opt, task, s)
     runs[label] = record.gradients, updates, record.values
-    chosen = responses.choose(record.gradients, params, s.coordinates)
+    chosen = chosen or responses.choose(*record[:1], params, s.coordinates)
     places = list(chosen.values())
     like = params if one.communicates else None
     mine = responses.subject(opt, record, places, like)
@@ -254,13 +255,14 @@ def main(s: Settings) -> None:
   """Runs, records, probes and draws."""
   if comparison.shown(EXPERIMENT, s, draw, show):
     return
+  began = time.monotonic()
   learned_optimizers(s.run, make_task(s.run).optimizee)  # before any file
   with run.opened(EXPERIMENT, s) as path:
     pictures, summary = analyse(s.run)
     panels.write(path / 'curves.csv', pictures)
     run.write_json(path / 'summary.json', report.without_nan(summary))
     draw(path)
-    run.note(path, finished=True)
+    comparison.finish(path, began)
     show(path)
 
 

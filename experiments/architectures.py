@@ -14,6 +14,7 @@ architectures.png, summary.json and curves.csv to --workdir.
 
 import json
 import math
+import time
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -202,7 +203,7 @@ def main(s: Settings) -> None:
   """Tunes and runs on every net, then shows all."""
   if comparison.shown(EXPERIMENT, s, draw, show):
     return
-  wanted = panels(s)
+  began, wanted = time.monotonic(), panels(s)
   for panel in wanted.values():
     others = comparison.rivals(s.comparison.rivals, panel.test.optimizee)
   with run.opened(EXPERIMENT, s) as path:
@@ -216,7 +217,7 @@ def main(s: Settings) -> None:
     report.write_curves(path / 'curves.csv', curves, every)
     run.write_json(path / 'summary.json', report.without_nan(summary))
     draw(path)
-    run.note(path, finished=True)
+    comparison.finish(path, began)
     show(path)
 
 

@@ -12,42 +12,45 @@ POINTS = 10  # steps at which time-scales are measured
 
 PICTURES = {
   'sweeps': Picture(
-    'Update against gradient, in the state of the step; dots: as it happened; '
-    'dashed: {last}',
+    'Update against gradient, in the state of that step.  Marks: as it '
+    'happened.  Dashed: {last}, after the same gradients',
     4,
     'gradient / its root mean square',
     'update',
   ),
   'proposals': Picture(
-    'Updates of single coordinates; all optimizers see the same gradients',
+    'Updates of single coordinates; all optimizers see the same gradients.  '
+    'What leaves the range is cut',
     4,
     'step',
     'update',
+    reach=1.5,
   ),
   'impulses': Picture(
-    'Descent by one additional gradient (a root mean square of it), step after '
-    'step; median and quartiles of coordinates',
+    'Additional updates, step after step, by one additional gradient of the '
+    'usual size; dotted: by a small one.  Median and quartiles of coordinates',
     4,
     'steps after the gradient',
-    'descent',
+    'additional descent',
   ),
   'scales': Picture(
-    'Left: descent in all by an additional gradient of 1.  Right: how late it '
-    'comes.  Median and quartiles of coordinates',
+    'Left: all additional descent by an additional gradient, over the gradient.'
+    '\nRight: how late it comes.  Median and quartiles of coordinates',
     2,
     'step of the gradient',
     {'step size': 'effective step size', 'lag': 'mean lag, steps'},
     xscale='log',
-    yscale='log',
+    yscale={'step size': 'log', 'lag': 'linear'},
   ),
   'magnitudes': Picture(
-    'Every optimizer on its own run, root mean squares over all coordinates',
+    'Every optimizer on its own run; root mean squares over all coordinates',
     3,
     'step',
     {'loss': 'loss', 'gradient': 'gradient', 'update': 'update'},
     yscale='log',
   ),
 }
+SMALL = '{}, linearised'
 
 
 def measure(label: str, mine, others: dict, record: dict, s):
@@ -60,43 +63,58 @@ def measure(label: str, mine, others: dict, record: dict, s):
     record: of the chosen coordinates, {name: gradients [T]}.
     s: the flags.
   """
-  everyone = {label: mine, **others}
-  drawn, last = list(record)[:DRAWN], list(others)[-1]
+  everyone, last = {label: mine, **others}, list(others)[-1]
   rms = np.sqrt(np.mean(np.square(list(record.values())), 1))  # [C]
-  steps = np.arange(s.num_steps)
-  found = {name: {} for name in PICTURES if name != 'magnitudes'}
   updates = {k: np.asarray(responses.proposals(v)) for k, v in everyone.items()}
-  for i, name in enumerate(drawn):
-    curves = {k: curve(steps, u[:, i]) for k, u in updates.items()}
-    found['proposals'][f'{label}: {name}'] = curves
-  swept = {k: responses.sweep(everyone[k]) for k in (label, last)}
-  for t in s.times:
-    at = {k: np.asarray(f(t, SWEEP[:, None] * rms)) for k, f in swept.items()}
-    curves = found['sweeps'].setdefault(f'{label}, step {t}', {})
-    for i, name in enumerate(drawn):
+  along = {
+    f'{label}: {name}': {
+      k: curve(np.arange(s.num_steps), u[:, i]) for k, u in updates.items()
+    }
+    for i, name in enumerate(list(record)[:DRAWN])
+  }
+  pair = {label: mine, last: others[last]}
+  found = {'sweeps': sweeps(pair, updates[label], record, rms, s.times)}
+  found['proposals'] = along
+  more, rows = impulses(everyone, rms, s)
+  return found | more, {'like': likeness(updates, label), 'impulse': rows}
+
+
+def sweeps(pair: dict, updates, record: dict, rms, times) -> dict:
+  """Panels of updates against gradients: a learned optimizer and another."""
+  respond = {name: responses.sweep(subject) for name, subject in pair.items()}
+  (label, last), found = pair, {}
+  for t in times:
+    at = {k: np.asarray(f(t, SWEEP[:, None] * rms)) for k, f in respond.items()}
+    curves = found.setdefault(f'{label}, step {t}', {})
+    for i, name in enumerate(list(record)[:DRAWN]):
       curves[name] = curve(SWEEP, at[label][:, i])
       curves[f'_{last}, {name}'] = curve(SWEEP, at[last][:, i])
-      x = record[name][t] / rms[i]
-      curves[f'_{name}'] = curve([x], updates[label][t, i : i + 1])
-  rows = {'like': likeness(updates, label), 'impulse': {}}
-  lags = np.arange(s.window)
-  final = s.num_steps - s.window
-  points = {*s.times, *np.geomspace(1, final, POINTS).astype(int).tolist()}
-  for k, subject in everyone.items():
-    respond = responses.impulse(subject, s.window)
-    by_step = {t: -np.asarray(respond(t)) for t in sorted(points)}
-    size = np.array([r.sum(0) for r in by_step.values()])  # [points, C]
+      x = np.clip(record[name][t] / rms[i], SWEEP[0], SWEEP[-1])
+      curves[f'_{name}'] = curve([x], updates[t, i : i + 1])
+  return found
+
+
+def impulses(everyone: dict, rms, s) -> tuple[dict, dict]:
+  """({picture: panels}, {name: {step: numbers}}); the first one is learned."""
+  label, lags = next(iter(everyone)), np.arange(s.window)
+  points = np.geomspace(1, s.num_steps - s.window, POINTS).astype(int)
+  points = sorted({*s.times, *points.tolist()})
+  found, rows = {'impulses': {}, 'scales': {}}, {}
+  respond = {k: responses.impulse(v, s.window) for k, v in everyone.items()}
+  wanted = [(k, k, rms) for k in everyone]
+  for name, k, size in [*wanted, (SMALL.format(label), label, None)]:
+    by_step = {t: -np.asarray(respond[k](t, size)) for t in points}
+    step = np.array([r.sum(0) for r in by_step.values()])  # [points, C]
     lag = np.array([responses.time_scale(r) for r in by_step.values()])
-    for what, values in (('effective step size', size), ('mean lag', lag)):
+    for what, values in (('effective step size', step), ('mean lag', lag)):
       panel = found['scales'].setdefault(f'{label}: {what}', {})
-      panel[k] = curve(sorted(points), values)
-    for t in s.times:
+      panel[name] = curve(points, values, band=size is not None)
+    for t in s.times if k in (label, list(everyone)[-1]) else ():
       panel = found['impulses'].setdefault(f'{label}, gradient at {t}', {})
-      panel[k] = curve(lags, by_step[t] * rms)
-    medians = zip(by_step, np.nanmedian(size, 1), np.nanmedian(lag, 1))
-    rows['impulse'][k] = {
+      panel[name] = curve(lags, by_step[t] * rms, band=size is not None)
+    rows[name] = {
       str(t): {'effective_step_size': float(a), 'mean_lag': float(b)}
-      for t, a, b in medians
+      for t, a, b in zip(points, np.nanmedian(step, 1), np.nanmedian(lag, 1))
     }
   return found, rows
 
@@ -138,10 +156,11 @@ def _coordinates(curves_of, last) -> dict:
   """Styles of the curves of the sweeps."""
   names = [name for name in curves_of if not name.startswith('_')]
   found = {}
-  for name, color in zip(names, LEARNED):
-    found[name] = {'color': color, 'lw': 2}
+  for name, color, marker in zip(names, LEARNED, 'os^D'):
+    mark = {'color': color, 'marker': marker}
+    found[name] = {'lw': 2, 'ms': 6, 'markevery': [], **mark}  # in the legend
     found[f'_{last}, {name}'] = {'color': color, 'lw': 1, 'ls': '--'}
-    found[f'_{name}'] = {'color': color, 'marker': 'o', 'ms': 6}
+    found[f'_{name}'] = {'ms': 8, 'mec': 'white', 'zorder': 4, **mark}
   return found
 
 
@@ -158,6 +177,9 @@ def draw(path, pictures: dict, learned, others) -> None:
   for style in everyone.values():
     style.pop('markevery', None)
     style.pop('marker', None)
+  for name in learned:
+    dotted = {'lw': 1.3, 'ls': ':'}
+    everyone[SMALL.format(name)] = {**everyone[name], **dotted}
   for name, of in pictures.items():
     how = everyone
     if name == 'sweeps':

@@ -176,11 +176,16 @@ def compare(
   report.write_curves(path / 'curves.csv', curves, steps)
   run_lib.write_json(path / 'summary.json', report.without_nan(summary))
   report.draw(path)
+  finish(path, began)
+  report.show(path)
+
+
+def finish(path, began: float) -> None:
+  """Says in run.json that all results are there, and what they took."""
   seconds = round(time.monotonic() - began, 1)
   mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
   how = {'comparison_seconds': seconds, 'memory_mb': mb}
   run_lib.note(path, finished=True, **how)
-  report.show(path)
 
 
 def measure(panel: Panel, learned: dict, s: Comparison, by='final') -> tuple:

@@ -22,10 +22,11 @@ class Picture(NamedTuple):
     columns: panels side by side.
     xlabel: of all panels.
     ylabel: of all panels; or {a word of the panel's title: label}.
-    xscale: of matplotlib.
-    yscale: of matplotlib; logarithmic axes become linear near 0 where there
-      are values that are not positive.
-    share: whether the panels of a row have the same y axis.
+    xscale: 'linear' or 'log'.
+    yscale: likewise, or by a word of the title; an axis with values that are
+      not positive is linear near 0.
+    reach: the y axis ends at so many times the largest value of the first
+      curve; 0: all is shown.
   """
 
   title: str
@@ -33,16 +34,17 @@ class Picture(NamedTuple):
   xlabel: str
   ylabel: str | dict[str, str]
   xscale: str = 'linear'
-  yscale: str = 'linear'
-  share: bool = False
+  yscale: str | dict[str, str] = 'linear'
+  reach: float = 0.0
 
 
-def curve(x, y) -> dict[str, np.ndarray]:
+def curve(x, y, band: bool = True) -> dict[str, np.ndarray]:
   """A curve y [K], or the median and quartiles of y [K, C]."""
   y = np.asarray(y, np.float64)
   low, mid, high = (
     (y, y, y) if y.ndim == 1 else np.nanquantile(y, [0.25, 0.5, 0.75], axis=1)
   )
+  low, high = (low, high) if band else (mid, mid)
   found = zip(COLUMNS, (np.asarray(x, np.float64), mid, low, high))
   return {name: values[np.isfinite(mid)] for name, values in found}
 
@@ -91,8 +93,7 @@ def draw(path, picture: Picture, panels: dict, styles: dict) -> None:
   """
   columns = min(picture.columns, len(panels))
   rows = -(-len(panels) // columns)
-  how = {'sharey': 'row'} if picture.share else {}
-  figure, axes = plots.grid(rows, columns, size=SIZE, **how)
+  figure, axes = plots.grid(rows, columns, size=SIZE)
   figure.suptitle(picture.title, x=0.01, ha='left', fontsize=12)
   for i, (axis, (title, curves)) in enumerate(zip(axes, panels.items())):
     for name, c in curves.items():
@@ -101,12 +102,11 @@ def draw(path, picture: Picture, panels: dict, styles: dict) -> None:
         color = styles[name]['color']
         band = {'color': color, 'alpha': 0.15, 'lw': 0}
         axis.fill_between(c['x'], c['low'], c['high'], **band)
-    _scale(axis, picture, curves)
+    _scale(axis, picture, title, curves)
     letter = f'({string.ascii_lowercase[i % 26]}) '
     axis.set_title(letter + title, loc='left', fontsize=9)
     axis.set_xlabel(picture.xlabel, fontsize=9)
-    if i % columns == 0 or not picture.share:
-      axis.set_ylabel(_label(picture, title), fontsize=9)
+    axis.set_ylabel(_of(picture.ylabel, title), fontsize=9)
     axis.tick_params(labelsize=8)
     axis.grid(alpha=0.3, lw=0.4)
   for axis in axes[len(panels) :]:
@@ -114,20 +114,31 @@ def draw(path, picture: Picture, panels: dict, styles: dict) -> None:
   plots.save(figure, path)
 
 
-def _label(picture, title):
-  if isinstance(picture.ylabel, str):
-    return picture.ylabel
-  return next(v for k, v in picture.ylabel.items() if k in title)
+def _of(value, title):
+  """A string for all panels, or by a word of their titles."""
+  if isinstance(value, str):
+    return value
+  return next(v for word, v in value.items() if word in title)
 
 
-def _scale(axis, picture, curves):
-  axis.set_xscale(picture.xscale)
-  if picture.yscale == 'linear':
-    axis.axhline(0, color='black', lw=0.5)
-    return
-  low = np.concatenate([c['y'] for c in curves.values()])
-  if np.all(low > 0):
+def _scale(axis, picture, title, curves):
+  from matplotlib.ticker import FuncFormatter
+
+  y = [c['y'] for c in curves.values()]
+  values = np.concatenate(y)
+  if picture.xscale == 'log':
+    axis.set_xscale('log')
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f'{x:g}'))
+  if _of(picture.yscale, title) == 'linear':
+    axis.axhline(0, color='black', lw=0.5, zorder=0)
+    if picture.reach:
+      top = picture.reach * np.abs(y[0]).max(initial=1e-12)
+      axis.set_ylim(-top, top)
+  elif np.all(values > 0):
     axis.set_yscale('log')
+    axis.set_ylim(values.min() / 1.5, values.max() * 1.5)
+    plots.plain_numbers(axis)
   else:
-    small = np.quantile(np.abs(low[low != 0]), 0.2) if np.any(low) else 1.0
+    sizes = np.abs(values[values != 0])
+    small = np.quantile(sizes, 0.2) if len(sizes) else 1.0
     axis.set_yscale('symlog', linthresh=small)

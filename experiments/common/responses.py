@@ -157,11 +157,16 @@ def sweep(s: Subject) -> Callable:
 
 
 def impulse(s: Subject, length: int) -> Callable:
-  """t -> d u_{t + k} / d g_t for k = 0 ... K - 1, [K, C].
+  """(t, size [C] or None) -> response to an additional gradient, [K, C].
 
-  u are the updates, g_t the gradient at step t of the same coordinate: the
-  response of the linearised update to one additional gradient.  For gradient
-  descent with momentum, rate η and momentum μ, it is -η μ^k.
+      d u_{t + k} / d g_t,   k = 0 ... K - 1
+
+  u are the updates, g_t the gradient at step t of the same coordinate.  That is
+  the linearised update; with a size δ it is half the difference of u at g_t + δ
+  and g_t - δ, over δ.  An update that is a step function has a derivative of 0
+  and still responds to a gradient of its usual size.
+
+  For gradient descent with momentum, rate η and momentum μ, both are -η μ^k.
 
   Args:
     s: the optimizer and its record.
@@ -169,7 +174,7 @@ def impulse(s: Subject, length: int) -> Callable:
   """
 
   @jax.jit
-  def run(record, t):
+  def run(record, t, size):
     it = s._replace(record=record)
     state, g = _after(it, t), record.gradients[t]
 
@@ -183,11 +188,14 @@ def impulse(s: Subject, length: int) -> Callable:
       rest = jax.lax.scan(step, now, t + 1 + jnp.arange(length - 1))[1]
       return jnp.concatenate([first[it.places][None], rest])
 
-    start = jnp.zeros(len(it.places))
-    of = lambda probe: jax.jvp(updates, (start,), (probe,))[1]
+    def of(probe):
+      if size is None:
+        return jax.jvp(updates, (jnp.zeros_like(probe),), (probe,))[1]
+      return (updates(size * probe) - updates(-size * probe)) / (2 * size)
+
     return _each_probe(it, of)
 
-  return lambda t: run(s.record, t)
+  return lambda t, size=None: run(s.record, t, size)
 
 
 def time_scale(response: np.ndarray) -> np.ndarray:
