@@ -42,7 +42,6 @@ from experiments.common.problems import Problem
 from l2o_jax import datasets
 from l2o_jax.base import Optimizee
 from l2o_jax.optimizees.quadratic import quadratic
-from l2o_jax.pretrained import names
 
 MOST = 10**8  # numbers of an optimizer's state
 # Coordinates of these know nothing of each other, as `responses` needs it.
@@ -172,7 +171,7 @@ def learned_optimizers(s: Analysis, optimizee) -> dict[str, tuple]:
         f'coordinates of --task={s.task}'
       )
     short = '/'.join(pathlib.Path(name).parts[-2:])
-    found[name if name in names() else short] = learned, theta
+    found[name if short in found else short] = learned, theta
   return found
 
 
@@ -201,6 +200,8 @@ def analyse(s: Analysis) -> tuple[dict, dict]:
     record, updates, params = record_run(label, opt, task, s)
     runs[label] = record.gradients, updates, record.values
     chosen = chosen or responses.choose(*record[:1], params, s.coordinates)
+    if not chosen:
+      raise cli.NonFinite(f'{label}: no gradient is finite and not 0')
     places = list(chosen.values())
     like = params if one.communicates else None
     mine = responses.subject(opt, record, places, like)

@@ -28,7 +28,7 @@ PICTURES = {
   ),
   'impulses': Picture(
     'Additional updates, step after step, by one additional gradient of the '
-    'usual size; dotted: by a small one.  Median and quartiles of coordinates',
+    'usual size; thin: by a small one.  Median and quartiles of coordinates',
     4,
     'steps after the gradient',
     'additional descent',
@@ -65,6 +65,7 @@ def measure(label: str, mine, others: dict, record: dict, s):
   """
   everyone, last = {label: mine, **others}, list(others)[-1]
   rms = np.sqrt(np.mean(np.square(list(record.values())), 1))  # [C]
+  rms = np.maximum(rms, 1e-30)
   updates = {k: np.asarray(responses.proposals(v)) for k, v in everyone.items()}
   along = {
     f'{label}: {name}': {
@@ -178,8 +179,7 @@ def draw(path, pictures: dict, learned, others) -> None:
     style.pop('markevery', None)
     style.pop('marker', None)
   for name in learned:
-    dotted = {'lw': 1.3, 'ls': ':'}
-    everyone[SMALL.format(name)] = {**everyone[name], **dotted}
+    everyone[SMALL.format(name)] = {**everyone[name], 'lw': 0.9}
   for name, of in pictures.items():
     how = everyone
     if name == 'sweeps':

@@ -126,6 +126,8 @@ def _scale(axis, picture, title, curves):
 
   y = [c['y'] for c in curves.values()]
   values = np.concatenate(y)
+  if not len(values):  # nothing is finite
+    return
   if picture.xscale == 'log':
     axis.set_xscale('log')
     axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f'{x:g}'))
