@@ -1,7 +1,7 @@
 """Learned optimizers on nets of other sizes (Andrychowicz et al., Fig. 6).
 
 Copy and paste:
-  python -m experiments.architectures              # some 15 minutes
+  python -m experiments.architectures              # some 10 minutes
   python -m experiments.architectures --rivals=runs/mnist --depths=1
   python -m experiments.architectures --dataset=mnist --workdir=runs/fig6
 
@@ -14,7 +14,9 @@ architectures.png, summary.json and curves.csv to --workdir.
 
 import json
 import math
+import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -199,6 +201,23 @@ def show(path) -> None:
   cli.say(f'\nwritten: {path}/architectures.png summary.json curves.csv')
 
 
+def cores() -> int:
+  """How many this process may use."""
+  return len(getattr(os, 'sched_getaffinity', lambda pid: range(1))(0))
+
+
+def measure(wanted: dict[str, Panel], learned, s: Comparison):
+  """({title: losses}, {title: settings}), a net for each core at a time."""
+  curves, tuned = {}, {}
+  with ThreadPoolExecutor(cores()) as pool:
+    one = lambda panel: comparison.measure(panel, learned, s)
+    results = pool.map(one, wanted.values())
+    for title, found in zip(wanted, results):
+      curves[title], tuned[title] = found
+      cli.log(f'{len(curves)} of {len(wanted)}: {title}')
+  return curves, tuned
+
+
 def main(s: Settings) -> None:
   """Tunes and runs on every net, then shows all."""
   if comparison.shown(EXPERIMENT, s, draw, show):
@@ -207,11 +226,7 @@ def main(s: Settings) -> None:
   for panel in wanted.values():
     others = comparison.rivals(s.comparison.rivals, panel.test.optimizee)
   with run.opened(EXPERIMENT, s) as path:
-    curves, tuned = {}, {}
-    for i, (title, panel) in enumerate(wanted.items(), 1):
-      found = comparison.measure(panel, others, s.comparison)
-      curves[title], tuned[title] = found
-      cli.log(f'{i} of {len(wanted)}: {title}')
+    curves, tuned = measure(wanted, others, s.comparison)
     summary = summarise(curves, s, others, tuned)
     every = {title: panel.test.every for title, panel in wanted.items()}
     report.write_curves(path / 'curves.csv', curves, every)

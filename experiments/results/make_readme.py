@@ -39,7 +39,8 @@ plots, to about 5 %.
 MISSING = """
 ## In the papers, and not here yet
 
-- Andrychowicz et al. 2016, section 3.3, CIFAR-10, CIFAR-5 and CIFAR-2: the convolutional net is missing.
+- Andrychowicz et al. 2016, section 3.3, CIFAR-10, CIFAR-5 and CIFAR-2: the
+  convolutional net is missing.
 - Section 3.4, neural art: the optimizee is missing.
 - Li & Malik 2016, curves of single test functions: no command draws them.
 - Li & Malik 2017, Figs. 1 to 5, fifteen panels on Toronto Faces, CIFAR-10 and

@@ -104,6 +104,20 @@ class ArchitecturesTest(absltest.TestCase):
       architectures.main(s)
     self.assertEqual((self.path / 'architectures.png').read_bytes(), before)
 
+  def test_one_after_the_other_and_side_by_side(self):
+    """The same numbers on one core and on two."""
+    problem, s = comparison_test.PROBLEM, Comparison(baselines=('SGD',))
+    wanted = {name: Panel(name, problem, problem) for name in 'ab'}
+    found = []
+    for count in (1, 2):
+      with mock.patch.object(architectures, 'cores', lambda n=count: n):
+        found.append(architectures.measure(wanted, {}, s))
+    (one, settings), (two, again) = found
+    self.assertEqual(list(one), ['a', 'b'])
+    self.assertEqual(settings, again)
+    for name in wanted:
+      np.testing.assert_array_equal(one[name]['SGD'], two[name]['SGD'])
+
   def test_figure(self):
     """A panel for each depth and one for activations; lines at the base net."""
     s = self.settings(units=(10, 20), depths=(1, 2), activations=('relu',))
