@@ -150,13 +150,19 @@ def groups(summary: dict) -> dict[str, tuple]:
       u: t for t, (d, u, a) in all_nets.items() if (d, a) == (depth, 'sigmoid')
     }
     title = f'{depth} hidden layer{"s" * (depth > 1)}, sigmoid'
-    found[title] = 'hidden units of a layer', list(of), list(of.values())
+    found[title] = 'hidden units of a layer', *_in_order(of, sorted(of))
   base = TRAINED_ON[:2]
   of = {a: t for t, (*net, a) in all_nets.items() if tuple(net) == base}
   if len(of) > 1:
     title = 'other activations, 1 hidden layer of 20'
-    found[title] = 'activation', list(of), list(of.values())
+    found[title] = 'activation', *_in_order(of, ACTIVATIONS)
   return found
+
+
+def _in_order(of, order):
+  """Those keys of a dict that are in `order`, and their values."""
+  keys = [key for key in order if key in of]
+  return keys, [of[key] for key in keys]
 
 
 def draw(path) -> None:
