@@ -38,12 +38,14 @@ from experiments.common import (
   run,
   settings,
 )
+from experiments.common.anatomy import DRAWN
 from experiments.common.problems import Problem
 from l2o_jax import datasets
 from l2o_jax.base import Optimizee
 from l2o_jax.optimizees.quadratic import quadratic
 
 MOST = 10**8  # numbers of an optimizer's state
+MANY = 10**5  # numbers of a run, of whose coordinates few are probed one by one
 # Coordinates of these know nothing of each other, as `responses` needs it.
 BASELINES = 'SGD', 'momentum', 'NAG', 'RMSprop', 'ADAM', 'AdaGrad'
 
@@ -65,7 +67,8 @@ class Analysis(NamedTuple):
       there is an additional gradient, a flag for each.
     window: Steps of which the response to an additional gradient is measured.
     coordinates: How many are measured; four of them are drawn, one of each leaf
-      where there are four.
+      where there are four.  Only these four where coordinates communicate, or
+      have a theta for each leaf, and are many.
     baselines: Hand-designed optimizers, a flag for each; the last one is also
       drawn against the gradient.
     num_tuning: Tasks on which their rates are tuned, >= 1.
@@ -202,8 +205,9 @@ def analyse(s: Analysis) -> tuple[dict, dict]:
     chosen = chosen or responses.choose(*record[:1], params, s.coordinates)
     if not chosen:
       raise cli.NonFinite(f'{label}: no gradient is finite and not 0')
-    places = list(chosen.values())
     like = params if one.communicates else None
+    count = DRAWN if like is not None and record.params.size > MANY else None
+    places = list(chosen.values())[:count]
     mine = responses.subject(opt, record, places, like)
     others = {k: responses.subject(make(k), record, places) for k in tuned}
     few = dict(zip(chosen, np.asarray(record.gradients)[:, places].T))

@@ -105,14 +105,16 @@ def rivals(
   """
   found: dict[str, tuple] = {}
   for path in map(pathlib.Path, paths):
+    what = ''
     try:
       settings, learned, theta = _rebuilt(path)
+      what = 'is for other parameters: '
       params, _ = jax.eval_shape(optimizee.init, jax.random.key(0))
       jax.eval_shape(learned.transform(theta).init, params)
     except CheckpointError:
       raise
     except (UsageError, ValueError, TypeError) as error:
-      reason = str(error).splitlines()[0]
+      reason = what + str(error).splitlines()[0]
       raise UsageError(f'--{flag}={path}: {reason}') from None
     name = name_of(learned, settings)
     found[name + f' ({path.name})' * (name in found)] = learned, theta

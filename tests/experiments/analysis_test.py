@@ -187,7 +187,7 @@ class AnalysisTest(absltest.TestCase):
       ({'theta': ('quadratics_ntm_bfgs',)}, 'its state has 2.5e.08 numbers'),
       (
         {'theta': ('predicted_step_descent',), 'task': 'quadratic'},
-        '--theta=predicted_step_descent: ',
+        '--theta=predicted_step_descent: is for other parameters',
       ),
     )
     for flags, message in cases:

@@ -152,7 +152,7 @@ class ArchitecturesTest(absltest.TestCase):
     """One line, before anything is measured or written."""
     cases = {
       'nonesuch': 'but no .nonesuch.',
-      'predicted_step_descent': '--rivals=predicted_step_descent: ',
+      'predicted_step_descent': '=predicted_step_descent: is for other ',
     }
     for name, message in cases.items():
       s = self.settings(rivals=(name,), units=(3,), depths=(1, 2))
