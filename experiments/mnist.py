@@ -27,6 +27,7 @@ from experiments.common import (
 from experiments.common.comparison import Comparison, Panel
 from experiments.common.problems import Problem
 from l2o_jax import datasets
+from l2o_jax.base import Optimizee
 from l2o_jax.learned_optimizers import lstm_log_and_sign
 from l2o_jax.optimizees.classifier import classifier, mlp
 
@@ -140,6 +141,13 @@ def load(s: Images):
   return train, held_out, datasets.load(s.dataset, 'test', s.data_dir)
 
 
+def net_on(data, hidden, activation, s: Images) -> Optimizee:
+  """A net with these hidden layers on these images and labels."""
+  images, labels = data
+  sizes = math.prod(images.shape[1:]), *hidden, int(labels.max()) + 1
+  return classifier(*data, mlp(sizes, activation, s.initial_std), s.batch_size)
+
+
 def main(s: Settings) -> None:
   """Meta-trains and compares."""
   if comparison.shown(EXPERIMENT, s):
@@ -147,21 +155,16 @@ def main(s: Settings) -> None:
   learned = lstm_log_and_sign(s.lstm.preprocessing_p, s.lstm.output_scale)
   theta = training.given_theta(learned, s)
   train, held_out, test = load(s.images)
-  inputs, outputs = math.prod(train[0].shape[1:]), int(train[1].max()) + 1
-
-  def optimizee(data, hidden, activation):
-    sizes = inputs, *hidden, outputs
-    net = mlp(sizes, activation, s.images.initial_std)
-    return classifier(*data, net, s.images.batch_size)
 
   def problem(data, panel, what, count):
     _, hidden, activation, runs = PANELS[panel]
     keys, steps = problems.keys(what, count), runs * s.run.num_steps
-    return Problem(optimizee(data, hidden, activation), keys, steps, 1)
+    optimizee = net_on(data, hidden, activation, s.images)
+    return Problem(optimizee, keys, steps, 1)
 
   validation = problem(held_out, 'base', 'validation', s.run.num_validation)
   validate = problems.mean_curve(validation, learned)
-  base = optimizee(train, *PANELS['base'][1:3])
+  base = net_on(train, *PANELS['base'][1:3], s.images)
   others = comparison.rivals(s.comparison.rivals, base)
 
   sharding = bptt.sharding(s.bptt.num_optimizees)

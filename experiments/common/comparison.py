@@ -9,15 +9,23 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
+import optax
 
 from experiments.common import report
 from experiments.common import run as run_lib
 from experiments.common.baselines import TABLE
 from experiments.common.cli import log
-from experiments.common.problems import Problem, make_baseline, runner, tune
+from experiments.common.problems import (
+  Problem,
+  make_baseline,
+  runner,
+  together,
+  tune,
+)
 from experiments.common.settings import Count, UsageError, flat
 from l2o_jax.base import Optimizee
 from l2o_jax.checkpoint import CheckpointError
+from l2o_jax.learned_optimizers import load_learned
 from l2o_jax.pretrained import names, pretrained
 
 _NAMES = {
@@ -43,8 +51,8 @@ class Comparison(NamedTuple):
     baselines: Hand-designed optimizers, a flag for each.
     tune: rate: tune learning rates, the rest as Torch has it; all: tune
       momentum, decay, memory and the like as well.
-    rivals: Run directories whose thetas are compared too, or names of
-      l2o_jax.pretrained, a flag for each.
+    rivals: Learned optimizers that are compared too: run directories, files of
+      theta, or names of l2o_jax.pretrained, a flag for each.
   """
 
   num_test: Count = 1024
@@ -71,31 +79,43 @@ def name_of(learned, settings=None) -> str:
   return name + _TRAINERS.get(trainer, '') * of_policy
 
 
-def rivals(paths: Sequence[str], optimizee: Optimizee) -> dict[str, tuple]:
+def _rebuilt(path):
+  """(settings or None, learned optimizer, theta) of what a flag names."""
+  if str(path) in names() or not path.exists():
+    return None, *pretrained(str(path))
+  if path.is_file():
+    return None, *load_learned(path)
+  return run_lib.rebuild(path)
+
+
+def rivals(
+  paths: Sequence[str], optimizee: Optimizee, flag: str = 'rivals'
+) -> dict[str, tuple]:
   """{name: (learned optimizer, theta)} of other runs.
 
   Args:
-    paths: run directories, or names of pretrained optimizers.
+    paths: run directories, files of theta, or names of pretrained optimizers.
     optimizee: on whose parameters they must work.
+    flag: that gave the paths.
 
   Raises:
-    UsageError: a directory holds no run, or one for other parameters.
+    UsageError: nothing has that name, a directory holds no run, or a theta is
+      for other parameters.
     CheckpointError: its theta cannot be read.
   """
   found: dict[str, tuple] = {}
   for path in map(pathlib.Path, paths):
+    what = ''
     try:
-      if str(path) in names():
-        settings, (learned, theta) = None, pretrained(str(path))
-      else:
-        settings, learned, theta = run_lib.rebuild(path)
+      settings, learned, theta = _rebuilt(path)
+      what = 'is for other parameters: '
       params, _ = jax.eval_shape(optimizee.init, jax.random.key(0))
       jax.eval_shape(learned.transform(theta).init, params)
     except CheckpointError:
       raise
     except (UsageError, ValueError, TypeError) as error:
-      reason = str(error).splitlines()[0]
-      raise UsageError(f'--rivals={path}: {reason}') from None
+      reason = what + str(error).splitlines()[0]
+      raise UsageError(f'--{flag}={path}: {reason}') from None
     name = name_of(learned, settings)
     found[name + f' ({path.name})' * (name in found)] = learned, theta
   return found
@@ -158,11 +178,43 @@ def compare(
   report.write_curves(path / 'curves.csv', curves, steps)
   run_lib.write_json(path / 'summary.json', report.without_nan(summary))
   report.draw(path)
+  finish(path, began)
+  report.show(path)
+
+
+def finish(path, began: float) -> None:
+  """Says in run.json that all results are there, and what they took."""
   seconds = round(time.monotonic() - began, 1)
   mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
   how = {'comparison_seconds': seconds, 'memory_mb': mb}
   run_lib.note(path, finished=True, **how)
-  report.show(path)
+
+
+def measure(panel: Panel, learned: dict, s: Comparison, by='final') -> tuple:
+  """Tunes and runs on one of many panels, with as few programs as can be.
+
+  Args:
+    panel: the problem.
+    learned: {name: (learned optimizer, theta)}.
+    s: the flags.
+    by: 'final' or 'mean', what baselines are tuned for.
+
+  Returns:
+    ({optimizer: losses [B, K + 1]}, {baseline: its setting}).
+  """
+  how, curves, found = s.tune, {}, {}
+  for name, (one, theta) in learned.items():
+    # One leaf instead of many is quicker to compile.
+    flat = (lambda opt: opt) if one.communicates else optax.flatten
+    make = lambda theta, one=one, flat=flat: flat(one.transform(theta))
+    curves[name] = np.asarray(runner(panel.test, make)(theta))
+  tuning, test = (together(problem, s.baselines, how) for problem in panel[1:])
+  for name in s.baselines:
+    found[name] = tune(panel.tuning, name, by, how, tuning)
+    rate, choice = found[name].get('rate', 1.0), dict(found[name])
+    choice.pop('rate', None)
+    curves[name] = test(name, rate, choice.values())
+  return curves, found
 
 
 def _run_all(problem, learned, settings):
@@ -178,15 +230,15 @@ def _run_all(problem, learned, settings):
   return found
 
 
-def shown(experiment, settings) -> bool:
+def shown(experiment, settings, draw=report.draw, show=report.show) -> bool:
   """Whether this very run is finished; then its results are shown again."""
   path = run_lib.finished(experiment, settings)
   if path is None or not run_lib.is_writer():
     return path is not None
   log(f'{path} holds this run, finished; these are its results')
   try:
-    report.draw(path)
-    report.show(path)
+    draw(path)
+    show(path)
   except (ValueError, KeyError, TypeError, json.JSONDecodeError) as error:
     log(f'results cannot be read ({error!r:.100}); compared again')
     return False

@@ -10,7 +10,7 @@ import numpy as np
 from l2o_jax import files
 
 # Of learned optimizers: solid, wide.  Of the others: dashes and markers.
-_LEARNED = ('black', '#d55e00', '#0072b2', '#009e73', '#cc79a7', '#e69f00')
+LEARNED = ('black', '#d55e00', '#0072b2', '#009e73', '#cc79a7', '#e69f00')
 _OTHERS = ('#0072b2', '#e69f00', '#009e73', '#cc79a7', '#56b4e9', '#7f7f7f')
 _DASHES = ('--', '-.', ':', (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 _MARKERS = ('o', 's', '^', 'v', 'D', 'x', '+', '*')
@@ -19,7 +19,7 @@ LEGEND = 2.8  # inches
 RANGE = 1.5  # the highest loss that is shown, over that at the start
 
 
-def _styles(names: Sequence[str], learned: Sequence[str]) -> dict[str, dict]:
+def looks(names: Sequence[str], learned: Sequence[str]) -> dict[str, dict]:
   """{name: how its curve is drawn}, the same in all panels."""
   styles = {}
   others = zip(
@@ -27,7 +27,7 @@ def _styles(names: Sequence[str], learned: Sequence[str]) -> dict[str, dict]:
     itertools.cycle(_DASHES),
     itertools.cycle(_MARKERS),
   )
-  colors = itertools.cycle(_LEARNED)
+  colors = itertools.cycle(LEARNED)
   for name in names:
     if name in learned:
       styles[name] = {'color': next(colors), 'lw': 2.6, 'zorder': 3}
@@ -55,17 +55,10 @@ def learning_curves(
     learned: names drawn solid and wide.
     xlabels: {title: what 'step' is in that panel}, where it is not the step.
   """
-  from matplotlib.backends.backend_agg import FigureCanvasAgg
-  from matplotlib.figure import Figure
-
   columns = min(len(panels), 3)
-  rows = -(-len(panels) // columns)
-  size = SIZE[0] * columns + LEGEND, SIZE[1] * rows
-  figure = Figure(figsize=size, layout='constrained')
-  FigureCanvasAgg(figure)
-  axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+  figure, axes = grid(-(-len(panels) // columns), columns)
   names = dict.fromkeys(name for curves in panels.values() for name in curves)
-  styles = _styles(list(names), learned)
+  styles = looks(list(names), learned)
   a_to_z = string.ascii_lowercase
   letters = [*a_to_z, *map(''.join, itertools.product(a_to_z, repeat=2))]
   for axis, letter, (title, curves) in zip(axes, letters, panels.items()):
@@ -79,13 +72,7 @@ def learning_curves(
     axis.set_title(title, loc='left', fontsize=11)
   for axis in axes[len(panels) :]:
     axis.axis('off')
-  handles = {}
-  for axis in figure.axes:
-    handles |= dict(zip(*reversed(axis.get_legend_handles_labels())))
-  where = {'loc': 'outside right upper', 'frameon': False}
-  figure.legend(handles.values(), handles.keys(), handlelength=3.5, **where)
-  with files.replacing(path) as f:
-    figure.savefig(f, format='png', dpi=120)
+  save(figure, path)
 
 
 def pictures(path, panels: dict) -> None:
@@ -130,17 +117,13 @@ def ratios(path, panels: dict, learned: Sequence[str]) -> None:
     panels: {horizon: {task: {optimizer: ratio}}}.
     learned: names drawn large and filled.
   """
-  from matplotlib.backends.backend_agg import FigureCanvasAgg
-  from matplotlib.figure import Figure
   from matplotlib.ticker import FuncFormatter, NullFormatter
 
   tasks = list(next(iter(panels.values())))
   names = list(next(iter(panels.values()))[tasks[0]])
-  size = SIZE[0] * len(panels) + LEGEND, 1.2 + 0.28 * len(tasks)
-  figure = Figure(figsize=size, layout='constrained')
-  FigureCanvasAgg(figure)
-  axes = list(figure.subplots(1, len(panels), sharey=True, squeeze=False).flat)
-  styles, low, high = _styles(names, learned), 0.02, 20.0
+  height = 1.2 + 0.28 * len(tasks)
+  figure, axes = grid(1, len(panels), height, sharey=True)
+  styles, low, high = looks(names, learned), 0.02, 20.0
   for axis, (horizon, rows) in zip(axes, panels.items()):
     for name in names:
       x = np.array([rows[task][name] for task in tasks])
@@ -166,9 +149,76 @@ def ratios(path, panels: dict, learned: Sequence[str]) -> None:
     axis.grid(alpha=0.3, lw=0.4)
   axes[0].set_yticks(range(len(tasks)), [t.replace('_', ' ') for t in tasks])
   axes[0].invert_yaxis()
-  handles = dict(zip(*reversed(axes[0].get_legend_handles_labels())))
+  save(figure, path, handlelength=2)
+
+
+def final_losses(
+  path, panels: dict, learned: Sequence[str], cross: tuple | None = None
+) -> None:
+  """Final loss against hidden units or activation, a panel for each depth.
+
+  Bars are standard errors.  Numbers on the x axis are on a logarithmic scale;
+  words have places of their own.
+
+  Args:
+    path: of the PNG.
+    panels: {title: (x label, [x], {optimizer: (means [X], errors [X])})}.
+    learned: names drawn solid and wide.
+    cross: (panel's title, x, y), where dashed lines cross.
+  """
+  names = dict.fromkeys(name for *_, rows in panels.values() for name in rows)
+  styles = looks(list(names), learned)
+  figure, axes = grid(-(-len(panels) // 2), min(len(panels), 2))
+  titles = zip(axes, string.ascii_lowercase, panels.items())
+  for axis, letter, (title, (label, x, rows)) in titles:
+    words = isinstance(x[0], str)
+    places = np.arange(len(x)) if words else np.array(x, float)
+    for i, (name, (means, errors)) in enumerate(rows.items()):
+      style = {'marker': 'D', 'ms': 5, **styles[name], 'markevery': None}
+      style |= {'ls': 'none'} if words else {}
+      at = places + words * 0.08 * (i - (len(rows) - 1) / 2)  # side by side
+      axis.errorbar(at, means, errors, label=name, elinewidth=1, **style)
+    axis.set_yscale('log')
+    if words:
+      axis.set_xlim(-0.5, len(x) - 0.5)
+    else:
+      axis.set_xscale('log')
+    axis.set_xticks(places, x)
+    axis.set_xticks([], minor=True)
+    plain_numbers(axis)
+    if cross and title == cross[0]:
+      axis.axvline(cross[1], color='black', ls='--', lw=0.8)
+      axis.axhline(cross[2], color='black', ls='--', lw=0.8)
+    axis.set_xlabel(label)
+    axis.set_ylabel('mean final loss')
+    axis.set_title(f'({letter}) {title}', loc='left', fontsize=11)
+    axis.grid(alpha=0.3, lw=0.4)
+  for axis in axes[len(panels) :]:
+    axis.axis('off')
+  save(figure, path)
+
+
+def grid(
+  rows: int, columns: int, height: float | None = None, size=SIZE, **how
+):
+  """(figure with room for a legend, its axes row by row)."""
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+  from matplotlib.figure import Figure
+
+  inches = size[0] * columns + LEGEND, height or size[1] * rows
+  figure = Figure(figsize=inches, layout='constrained')
+  FigureCanvasAgg(figure)
+  return figure, list(figure.subplots(rows, columns, squeeze=False, **how).flat)
+
+
+def save(figure, path, handlelength: float = 3.5) -> None:
+  """Writes a PNG with one legend, right of all axes."""
+  handles = {}
+  for axis in figure.axes:
+    handles |= dict(zip(*reversed(axis.get_legend_handles_labels())))
   where = {'loc': 'outside right upper', 'frameon': False}
-  figure.legend(handles.values(), handles.keys(), **where)
+  how = {'handlelength': handlelength, **where}
+  figure.legend(handles.values(), handles.keys(), **how)
   with files.replacing(path) as f:
     figure.savefig(f, format='png', dpi=120)
 
@@ -190,9 +240,7 @@ def _panel(axis, curves, styles):
 
 
 def _loss_axis(axis, curves):
-  """Logarithmic, with plain numbers: 0.2 and not 2 x 10^-1."""
-  from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
+  """Logarithmic, with plain numbers."""
   axis.set_ylabel('mean loss (band: quartiles)')
   finite = lambda x: x[np.isfinite(x) & (x > 0)]
   starts = [finite(curve['mean'][:1]) for curve in curves.values()]
@@ -203,6 +251,14 @@ def _loss_axis(axis, curves):
     return
   axis.set_yscale('log')
   axis.set_ylim(bottom * 0.85, top)
+  plain_numbers(axis)
+
+
+def plain_numbers(axis) -> None:
+  """Of a logarithmic y axis: 0.2 and not 2 x 10^-1."""
+  from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+  bottom, top = axis.get_ylim()
   decades = np.log10(top / bottom)
   subs = (1, 1.5, 2, 3, 5, 7) if decades < 1.2 else (1, 2, 5)
   subs = subs if decades < 3 else (1,)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.tree_util import Partial
 
 from experiments.common.baselines import TABLE
@@ -89,7 +90,56 @@ def mean_curve(problem: Problem, learned) -> Callable:
   return lambda theta: np.asarray(run(theta), np.float64).mean(0)
 
 
-def tune(problem: Problem, name: str, by: str, how: str = 'all') -> dict:
+def one_of(opts, which) -> optax.GradientTransformationExtraArgs:
+  """The optimizer opts[which]; `which` may be traced."""
+  opts = [optax.with_extra_args_support(opt) for opt in opts]
+
+  def init(params):
+    return tuple(opt.init(params) for opt in opts)
+
+  def update(updates, states, params=None, **extra_args):
+    def branch(i, states):
+      found, new = opts[i].update(updates, states[i], params, **extra_args)
+      return found, (*states[:i], new, *states[i + 1 :])
+
+    branches = [Partial(branch, i) for i in range(len(opts))]
+    return jax.lax.switch(which, branches, states)
+
+  return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _choices(name, how):
+  """Values of the parameters beside the rate that are tried."""
+  values = TABLE[name].parameters.values()
+  choices = list(itertools.product(*values))
+  return choices[:1] if how == 'rate' else choices
+
+
+def together(problem: Problem, names, how: str) -> Callable:
+  """(name, rate, choice of parameters) -> losses [B, T / every + 1].
+
+  One program for all hand-designed optimizers.  A program for each is quicker
+  to run, but with few and short runs most of the time is that of compilation.
+  """
+  pairs = [(name, choice) for name in names for choice in _choices(name, how)]
+
+  def make(which, rate):
+    opts = [TABLE[name].make(rate, *choice) for name, choice in pairs]
+    return one_of(opts, which)
+
+  run = runner(problem, make)
+  return lambda name, rate, choice: np.asarray(
+    run(pairs.index((name, tuple(choice))), jnp.float32(rate))
+  )
+
+
+def tune(
+  problem: Problem,
+  name: str,
+  by: str,
+  how: str = 'all',
+  run: Callable | None = None,
+) -> dict:
   """The best setting of a hand-designed optimizer, {'rate', ...}.
 
   Rates lie at half decades at first.  While the best is at an end, more follow
@@ -101,17 +151,20 @@ def tune(problem: Problem, name: str, by: str, how: str = 'all') -> dict:
     name: of `baselines.TABLE`.
     by: 'final' or 'mean': what of a curve is to be low, in the mean over tasks.
     how: 'rate': the learning rate alone; 'all': all parameters.
+    run: what `together` made of this problem, to compile nothing here.
   """
   baseline, score = TABLE[name], SCORES[by]
-  values = baseline.parameters.values()
-  choices = list(itertools.product(*values))
-  if how == 'rate':
-    choices = [tuple(v[0] for v in values)]
+  choices = _choices(name, how)
   found, programs = {}, {}
+
+  def program(choice):
+    if run is None:
+      return _mean_scores(problem, baseline.make, choice, score)
+    return lambda rates: [score(run(name, r, choice)).mean() for r in rates]
 
   def measure(choice, rates):
     if choice not in programs:
-      programs[choice] = _mean_scores(problem, baseline.make, choice, score)
+      programs[choice] = program(choice)
     for rate, value in zip(rates, programs[choice](rates)):
       found[float(rate), *choice] = value if np.isfinite(value) else np.inf
     return min(found, key=found.get)

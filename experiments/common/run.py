@@ -28,7 +28,7 @@ from experiments.common.cli import log
 from experiments.common.settings import Experiment, UsageError
 from l2o_jax import checkpoint, files, learned_optimizers
 
-EXPERIMENTS = (
+EXPERIMENTS = (  # those that train
   'quadratics',
   'mnist',
   'learning_to_optimize',
@@ -237,7 +237,8 @@ def finished(experiment: Experiment, settings) -> pathlib.Path | None:
   if not read_record(path).get('finished'):
     return None
   try:
-    checkpoint.metadata(path / 'theta.npz')
+    if experiment.name in EXPERIMENTS:
+      checkpoint.metadata(path / 'theta.npz')
     json.loads(read_text(path / 'summary.json'))
     read_text(path / 'curves.csv')
   except (UsageError, ValueError) as error:  # made again

@@ -11,7 +11,15 @@ import json
 import pathlib
 
 RESULTS = pathlib.Path(__file__).resolve().parent
-ORDER = ['quadratics', 'mnist', 'cifar10', 'neural_art', 'learning_to_optimize']
+ORDER = [
+  'quadratics',
+  'mnist',
+  'architectures',
+  'analysis',
+  'cifar10',
+  'neural_art',
+  'learning_to_optimize',
+]
 COLUMNS = 'figure', 'command', 'minutes', 'memory', 'ours', 'tuned', 'paper'
 INTRODUCTION = """\
 # Kept results
@@ -31,11 +39,9 @@ plots, to about 5 %.
 MISSING = """
 ## In the papers, and not here yet
 
-- Andrychowicz et al. 2016, Fig. 6, final loss against the number of hidden
-  units for one and two layers: no command.
-- Section 3.3, CIFAR-10, CIFAR-5 and CIFAR-2: the convolutional net is missing.
+- Andrychowicz et al. 2016, section 3.3, CIFAR-10, CIFAR-5 and CIFAR-2: the
+  convolutional net is missing.
 - Section 3.4, neural art: the optimizee is missing.
-- Appendix B, steps of the LSTM, SGD and ADAM side by side: no command.
 - Li & Malik 2016, curves of single test functions: no command draws them.
 - Li & Malik 2017, Figs. 1 to 5, fifteen panels on Toronto Faces, CIFAR-10 and
   CIFAR-100: no command makes them from data that anyone can prepare.  They were

@@ -20,7 +20,7 @@ from tests.experiments import comparison_test, toy
 ROOT = pathlib.Path(__file__).parents[2]
 BINARIES = {
   name: importlib.import_module(f'experiments.{name}').EXPERIMENT
-  for name in (*run.EXPERIMENTS, 'benchmark')
+  for name in (*run.EXPERIMENTS, 'benchmark', 'architectures', 'analysis')
 }
 
 
@@ -69,6 +69,10 @@ class ParseTest(parameterized.TestCase):
     ('mnist', '--panels=huge', 'panels'),
     ('benchmark', '--threads=1000', '--threads'),
     ('benchmark', '--workdir=/proc/nowhere', '--workdir'),
+    ('architectures', '--depths=0', 'depths'),
+    ('architectures', '--activations=step', 'activations'),
+    ('analysis', '--times=61', '--times=61: '),
+    ('analysis', '--task=cubic', 'task'),
     ('learning_to_optimize', '--num_steps=1', '2 or more'),
     ('predicted_step_descent', '--num_steps=1', '2 or more'),
     (

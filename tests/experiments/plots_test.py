@@ -91,7 +91,7 @@ class PlotsTest(absltest.TestCase):
   def test_readable_in_grey(self):
     """No two curves of the same dashes and marker."""
     names = ['mine', *'abcdefgh']
-    styles = plots._styles(names, ['mine'])
+    styles = plots.looks(names, ['mine'])
     looks = {(s.get('ls'), s.get('marker')) for s in styles.values()}
     self.assertLen(looks, len(names))
     self.assertGreater(styles['mine']['lw'], styles['a']['lw'])

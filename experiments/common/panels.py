@@ -1,0 +1,146 @@
+"""Panels of any curves: as a table of numbers, and as a picture."""
+
+import csv
+import io
+import string
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.common import plots
+from experiments.common import run as run_lib
+
+SIZE = 3.5, 2.7  # inches of a panel
+COLUMNS = 'x', 'y', 'low', 'high'
+
+
+class Picture(NamedTuple):
+  """How panels are drawn.
+
+  Attributes:
+    title: what one sees.
+    columns: panels side by side.
+    xlabel: of all panels.
+    ylabel: of all panels; or {a word of the panel's title: label}.
+    xscale: 'linear' or 'log'.
+    yscale: likewise, or by a word of the title; an axis with values that are
+      not positive is linear near 0.
+    reach: the y axis ends at so many times the largest value of the first
+      curve; 0: all is shown.
+  """
+
+  title: str
+  columns: int
+  xlabel: str
+  ylabel: str | dict[str, str]
+  xscale: str = 'linear'
+  yscale: str | dict[str, str] = 'linear'
+  reach: float = 0.0
+
+
+def curve(x, y, band: bool = True) -> dict[str, np.ndarray]:
+  """A curve y [K], or the median and quartiles of y [K, C]."""
+  y = np.asarray(y, np.float64)
+  low, mid, high = (
+    (y, y, y) if y.ndim == 1 else np.nanquantile(y, [0.25, 0.5, 0.75], axis=1)
+  )
+  low, high = (low, high) if band else (mid, mid)
+  found = zip(COLUMNS, (np.asarray(x, np.float64), mid, low, high))
+  return {name: values[np.isfinite(mid)] for name, values in found}
+
+
+def write(path, pictures: dict) -> None:
+  """One line for each point of {picture: {panel: {name: curve}}}."""
+  out = io.StringIO()
+  writer = csv.writer(out, lineterminator='\n')
+  writer.writerow(['picture', 'panel', 'curve', *COLUMNS])
+  for picture, panels in pictures.items():
+    for panel, curves in panels.items():
+      for name, values in curves.items():
+        for row in zip(*(values[c] for c in COLUMNS)):
+          cells = (f'{v:.6g}' for v in row)
+          writer.writerow([picture, panel, name, *cells])
+  run_lib.write(path, out.getvalue())
+
+
+def read(path) -> dict:
+  """The inverse of `write`."""
+  found: dict = {}
+  for row in csv.DictReader(io.StringIO(run_lib.read_text(path))):
+    panels = found.setdefault(row['picture'], {})
+    values = panels.setdefault(row['panel'], {}).setdefault(row['curve'], {})
+    for column in COLUMNS:
+      values.setdefault(column, []).append(float(row[column]))
+  to_arrays = lambda c: {k: np.array(v) for k, v in c.items()}
+  return {
+    picture: {
+      panel: {name: to_arrays(c) for name, c in curves.items()}
+      for panel, curves in panels.items()
+    }
+    for picture, panels in found.items()
+  }
+
+
+def draw(path, picture: Picture, panels: dict, styles: dict) -> None:
+  """A picture, with one legend right of all panels.
+
+  Args:
+    path: of the PNG.
+    picture: how.
+    panels: {title: {name: curve}}.
+    styles: {name: how matplotlib draws it}; a name that begins with _ is not in
+      the legend.
+  """
+  columns = min(picture.columns, len(panels))
+  rows = -(-len(panels) // columns)
+  figure, axes = plots.grid(rows, columns, size=SIZE)
+  figure.suptitle(picture.title, x=0.01, ha='left', fontsize=12)
+  for i, (axis, (title, curves)) in enumerate(zip(axes, panels.items())):
+    for name, c in curves.items():
+      axis.plot(c['x'], c['y'], label=name, **styles[name])
+      if np.any(c['low'] != c['high']):
+        color = styles[name]['color']
+        band = {'color': color, 'alpha': 0.15, 'lw': 0}
+        axis.fill_between(c['x'], c['low'], c['high'], **band)
+    _scale(axis, picture, title, curves)
+    letter = f'({string.ascii_lowercase[i % 26]}) '
+    axis.set_title(letter + title, loc='left', fontsize=9)
+    axis.set_xlabel(picture.xlabel, fontsize=9)
+    axis.set_ylabel(_of(picture.ylabel, title), fontsize=9)
+    axis.tick_params(labelsize=8)
+    axis.grid(alpha=0.3, lw=0.4)
+  for axis in axes[len(panels) :]:
+    axis.axis('off')
+  plots.save(figure, path)
+
+
+def _of(value, title):
+  """A string for all panels, or by a word of their titles."""
+  if isinstance(value, str):
+    return value
+  return next(v for word, v in value.items() if word in title)
+
+
+def _scale(axis, picture, title, curves):
+  from matplotlib.ticker import FuncFormatter
+
+  y = [c['y'] for c in curves.values()]
+  values = np.concatenate(y)
+  if not len(values):  # nothing is finite
+    return
+  if picture.xscale == 'log':
+    axis.set_xscale('log')
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f'{x:g}'))
+  if _of(picture.yscale, title) == 'linear':
+    axis.axhline(0, color='black', lw=0.5, zorder=0)
+    if picture.reach:
+      top = picture.reach * np.abs(y[0]).max(initial=1e-12)
+      axis.set_ylim(-top, top)
+  elif np.all(values > 0):
+    axis.set_yscale('log')
+    axis.set_ylim(values.min() / 1.5, values.max() * 1.5)
+    plots.plain_numbers(axis)
+  else:
+    sizes = np.abs(values[values != 0])
+    small = np.quantile(sizes, 0.2) if len(sizes) else 1.0
+    axis.set_yscale('symlog', linthresh=small)
