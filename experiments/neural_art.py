@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
+import optax
 
 from experiments.common import (
   bptt,
@@ -31,9 +32,9 @@ from experiments.common import (
 )
 from experiments.common.comparison import Comparison, Panel
 from experiments.common.problems import Problem
+from l2o_jax.evaluation import learning_curves
 from l2o_jax.learned_optimizers import lstm_log_and_sign
 from l2o_jax.optimizees.neural_art import neural_art, to_pixels
-from l2o_jax.unroll import unroll
 
 HELD_OUT = 8  # photographs, of those to train on, for validation and tuning
 SHOWN = 3  # contents of each panel in pictures.png
@@ -93,10 +94,10 @@ class Settings(NamedTuple):
   pictures: Pictures = Pictures()
   lstm: Lstm = Lstm()
   bptt: settings.Bptt = settings.Bptt(
-    unroll_length=32, learning_rate=3e-3, weights='all'
+    unroll_length=32, learning_rate=3e-3, weights='rising'
   )
   comparison: Comparison = Comparison(
-    num_test=vision.NUM_TEST,
+    num_test=20,
     num_tuning=2,
     baselines=('SGD', 'momentum', 'NAG', 'RMSprop', 'ADAM'),
   )
@@ -106,7 +107,7 @@ class Settings(NamedTuple):
 EXPERIMENT = settings.Experiment(
   'neural_art',
   Settings(),
-  {'quick': {'num_epochs': 200}, 'full': {'num_epochs': 2000}},
+  {'quick': {'num_epochs': 300}, 'full': {'num_epochs': 2000}},
   __doc__,
 )
 
@@ -114,8 +115,15 @@ EXPERIMENT = settings.Experiment(
 def each_once(optimizee, what: str, count: int) -> jax.Array:
   """Keys [count'] of runs with different contents, as many as there are."""
   keys = problems.keys(what, 64 * count)
-  which = jax.jit(jax.vmap(lambda f, key: f.init(key)[1][0], (None, 0)))
-  _, first = np.unique(np.asarray(which(optimizee, keys)), return_index=True)
+
+  @jax.jit
+  def number(
+    f, keys
+  ):  # of the content that a run has; no step is needed for it
+    judge = {'objective': lambda x, task: task[0]}
+    return learning_curves(f, optax.set_to_zero(), keys, 1, **judge)[:, 0]
+
+  _, first = np.unique(np.asarray(number(optimizee, keys)), return_index=True)
   return keys[first[:count]]
 
 
@@ -132,43 +140,36 @@ def make_optimizee(s: Settings, net, contents, style):
   )
 
 
-def paint(problem: Problem, make_opt, key) -> np.ndarray:
-  """The picture at the end of a run, [H, W, 3] in [0, 1]."""
+def paint(problem: Problem, make_opt, keys):
+  """Numbers of the contents [B], and the pictures at the end [B, H, W, 3]."""
+  steps = problem.num_steps
 
   @jax.jit
-  def end(optimizee, key):
-    key_init, key_run = jax.random.split(key)
-    x, task = optimizee.init(key_init)
-    loss = lambda x, key: optimizee.loss(x, task, key)
-    opt, keys = make_opt(), jax.random.split(key_run, problem.num_steps + 1)
-    (x, _), _ = unroll(loss, opt, x, opt.init(x), keys)
-    return to_pixels(x)
+  def ends(optimizee, keys):
+    see = {'objective': lambda x, task: (task[0], to_pixels(x)), 'every': steps}
+    return learning_curves(optimizee, make_opt(), keys, steps, 1, **see)
 
-  return np.clip(np.asarray(end(problem.optimizee, key)), 0, 1)
+  numbers, pictures = ends(problem.optimizee, keys)
+  return np.asarray(numbers[:, 0]), np.clip(np.asarray(pictures[:, 1]), 0, 1)
 
 
 def draw(path, panels, mine, summary) -> None:
   """pictures.png: content, style, and what each optimizer painted."""
   rows = {}
-  for (panel, style), contents in panels:
-    which = jax.vmap(lambda key, f=panel.test.optimizee: f.init(key)[1][0])
-    keys = panel.test.keys[:SHOWN]
-    found = {name: s['setting'] for name, s in summary[panel.title].items()}
-    makers = {
-      name: functools.partial(mine[name][0].transform, mine[name][1])
-      if name in mine
-      else functools.partial(problems.make_baseline, name, setting)
-      for name, setting in found.items()
-    }
-    columns = {
-      'content': [contents[i] / 255 for i in np.asarray(which(keys))],
+  for panel, style, contents in panels:
+    keys, columns = panel.test.keys[:SHOWN], {}
+    for name, row in summary[panel.title].items():
+      if name in mine:
+        learned, theta = mine[name]
+        make = functools.partial(learned.transform, theta)
+      else:
+        make = functools.partial(problems.make_baseline, name, row['setting'])
+      numbers, columns[name] = paint(panel.test, make, keys)
+    given = {
+      'content': contents[numbers] / 255,
       'style': [style / 255] * len(keys),
-      **{
-        name: [paint(panel.test, make, key) for key in keys]
-        for name, make in makers.items()
-      },
     }
-    rows[panel.title] = columns
+    rows[panel.title] = given | columns
   plots.pictures(path / 'pictures.png', rows)
 
 
@@ -212,10 +213,10 @@ def main(s: Settings) -> None:
     for title, size, style in (of_panel[name] for name in own.panels):
       tuning = problem(size(held_out), style, 'tuning', s.comparison.num_tuning)
       test = problem(size(unseen), style, 'test', s.comparison.num_test)
-      panels.append(((Panel(title, tuning, test), style), size(unseen)))
+      panels.append((Panel(title, tuning, test), style, size(unseen)))
     mine = comparison.contenders(learned, progress.best_theta, s, others)
     facts['validation_loss'] = float(progress.best)
-    only = [panel for (panel, _), _ in panels]
+    only = [panel for panel, *_ in panels]
     comparison.compare(path, mine, only, s.comparison, extra=facts)
     if run.is_writer():
       rows = json.loads(run.read_text(path / 'summary.json'))['panels']

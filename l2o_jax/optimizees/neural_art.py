@@ -10,6 +10,7 @@ from jax.tree_util import Partial
 from l2o_jax.base import Optimizee
 from l2o_jax.checks import require
 
+_UNIT = 64 * 64  # pixels; f of so many is the weighted sum of its terms
 # Pixels x are in units in which most lie between -1 and 1.
 _MIDDLE, _RANGE = 0.5, 0.25
 
@@ -29,7 +30,7 @@ def neural_art(
   smoothness: float = 0.1,
   initial_std: float = 0.3,
 ) -> Optimizee:
-  r"""f(x) = α content + β style + γ smoothness (Andrychowicz et al., 3.4).
+  r"""f(x) = H W / 64² (α content + β style + γ smoothness), (2016, 3.4).
 
       content    = mean (F(x) - F(c))² / mean F(c)²
       style      = mean over layers of |G_l(x) - G_l(s)|² / |G_l(s)|²
@@ -38,8 +39,11 @@ def neural_art(
   F are activations of one layer of a trained net, G_l = A_l^T A_l / (H W) the
   Gram matrix of layer l's activations A_l [H W, C] (Gatys et al. 2015).  Both
   terms are relative, so that weights mean the same for every net and picture;
-  the paper does not say its own.  x_0 is noise, and the task of a run is a
-  content picture, drawn at random: (its number, F(c)).
+  the paper does not say its own.  f grows with the number of pixels, as sums
+  over them do, so that the gradient of a pixel does not depend on the size.
+
+  x_0 is noise, and the task of a run is a content picture, drawn at random:
+  (its number, F(c)).
 
   Args:
     contents: uint8 [N, H, W, 3].
@@ -94,7 +98,8 @@ def neural_art(
       sum(style) / len(style),
       jnp.mean(jnp.diff(x, axis=0) ** 2) + jnp.mean(jnp.diff(x, axis=1) ** 2),
     )
-    return sum(weight * part for weight, part in zip(weights, parts))
+    total = sum(weight * part for weight, part in zip(weights, parts))
+    return size[0] * size[1] / _UNIT * total
 
   _, grams = jax.jit(activations)(net, jnp.asarray(style) / 255)
   objective = lambda net, grams, x, task: loss(net, grams, x, task, None)

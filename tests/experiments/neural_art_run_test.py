@@ -6,6 +6,7 @@ import tempfile
 from unittest import mock
 
 import numpy as np
+import optax
 from absl.testing import absltest
 
 from experiments import neural_art
@@ -50,8 +51,11 @@ class NeuralArtTest(absltest.TestCase):
     make = neural_art.neural_art
     f = make(contents, contents[0], net)
     keys = neural_art.each_once(f, 'test', 5)
-    found = [int(f.init(key)[1][0]) for key in keys]
-    self.assertEqual(found, [0, 1, 2, 3, 4])
+    sgd = lambda: optax.sgd(0.1)
+    problem = neural_art.Problem(f, keys, 2, 1)
+    found, pictures = neural_art.paint(problem, sgd, keys)
+    self.assertEqual(pictures.shape, (5, 4, 4, 3))
+    self.assertEqual(found.tolist(), [0, 1, 2, 3, 4])
     self.assertLen(neural_art.each_once(f, 'test', 2), 2)
 
 

@@ -43,6 +43,7 @@ class NeuralArtTest(absltest.TestCase):
     style = error(gram(a), gram(s)) + error(gram(a**2), gram(s**2))
     smooth = (np.diff(x, axis=0) ** 2).mean() + (np.diff(x, axis=1) ** 2).mean()
     expected = 2 * error(a, c) + 0.5 * style / 2 + 0.3 * smooth
+    expected *= 30 / 64**2
     loss = quick.jit(lambda f, x: f.loss(x, task, None))(f, jnp.float32(x))
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     again = f.objective(jnp.float32(x), task)
