@@ -31,6 +31,8 @@ from l2o_jax import checkpoint, files, learned_optimizers
 EXPERIMENTS = (  # those that train
   'quadratics',
   'mnist',
+  'cifar10',
+  'neural_art',
   'learning_to_optimize',
   'predicted_step_descent',
   'robust',
