@@ -32,7 +32,7 @@ from experiments.common.comparison import Comparison, Panel
 from experiments.common.problems import Problem
 from experiments.common.settings import UsageError
 from l2o_jax import datasets
-from l2o_jax.base import Optimizee
+from l2o_jax.base import LearnedOptimizer, Optimizee
 from l2o_jax.groups import by_label, merge, split
 from l2o_jax.learned_optimizers import lstm_log_and_sign
 from l2o_jax.optimizees.classifier import classifier
@@ -188,12 +188,17 @@ def in_vectors(f: Optimizee) -> Optimizee:
   )
 
 
+def make_learned(s: Lstm) -> LearnedOptimizer:
+  """Two LSTMs, or one."""
+  labels = None if s.shared else GROUPS
+  return lstm_log_and_sign(s.preprocessing_p, s.output_scale, labels)
+
+
 def main(s: Settings) -> None:
   """Meta-trains and compares."""
   if comparison.shown(EXPERIMENT, s):
     return
-  p, scale = s.lstm.preprocessing_p, s.lstm.output_scale
-  learned = lstm_log_and_sign(p, scale, None if s.lstm.shared else GROUPS)
+  learned = make_learned(s.lstm)
   theta = training.given_theta(learned, s)
   train, held_out, test = load(s.images)
   count = int(train[1].max()) + 1

@@ -8,8 +8,10 @@ import jax.numpy as jnp
 from absl.testing import absltest, parameterized
 
 from experiments import (
+  cifar10,
   learning_to_optimize,
   mnist,
+  neural_art,
   predicted_step_descent,
   quadratics,
   robust,
@@ -23,6 +25,7 @@ from l2o_jax.learned_optimizers import (
   robust_optimizer,
 )
 from l2o_jax.optimizees.classifier import classifier, mlp
+from l2o_jax.optimizees.convnet import convnet
 from l2o_jax.optimizees.quadratic import quadratic
 
 
@@ -45,6 +48,22 @@ def of_mnist(s):
   net = mlp((784, 20, 10), initial_std=s.images.initial_std)
   size = s.images.batch_size
   return by_bptt(s, learned, classifier(images, labels, net, size))
+
+
+def of_cifar10(s):
+  images, labels = jnp.zeros((9, 8, 8, 3), jnp.uint8), jnp.arange(9)
+  net = convnet((8, 8, 3), 9)
+  optimizee = classifier(images, labels, net, s.images.batch_size)
+  learned = cifar10.make_learned(s.lstm)
+  return by_bptt(s, learned, cifar10.in_vectors(optimizee))
+
+
+def of_neural_art(s):
+  images = jnp.ones((2, 6, 6, 3), jnp.uint8)
+  net = lambda pixels: (pixels, [pixels])
+  learned = lstm_log_and_sign(s.lstm.preprocessing_p, s.lstm.output_scale)
+  optimizee = neural_art.make_optimizee(s, net, images, images[0])
+  return by_bptt(s, learned, optimizee)
 
 
 def of_learning_to_optimize(s):
@@ -83,6 +102,8 @@ def of_robust(s):
 BINARIES = {
   'quadratics': (quadratics, of_quadratics),
   'mnist': (mnist, of_mnist),
+  'cifar10': (cifar10, of_cifar10),
+  'neural_art': (neural_art, of_neural_art),
   'learning_to_optimize': (learning_to_optimize, of_learning_to_optimize),
   'predicted_step_descent': (predicted_step_descent, of_predicted_step_descent),
   'robust': (robust, of_robust),

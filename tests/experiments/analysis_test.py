@@ -159,9 +159,9 @@ class AnalysisTest(absltest.TestCase):
     return toy.make_settings(self.path, analysis.EXPERIMENT, **flags)
 
   def test_a_whole_run(self):
-    """Also of coordinates that communicate; the second time nothing is run."""
+    """Of coordinates that communicate; the second time nothing is run."""
     tiny = {'num_steps': 8, 'window': 4, 'times': (1, 3), 'coordinates': 3}
-    theta = ('quadratics', 'quadratics_averaging')
+    theta = ('quadratics_averaging',)
     few = {'num_tuning': 2, 'baselines': ('ADAM',)}
     s = self.settings(task='quadratic', theta=theta, **tiny, **few)
     analysis.check(s)
@@ -172,7 +172,8 @@ class AnalysisTest(absltest.TestCase):
     names = sorted(f'{name}.png' for name in anatomy.PICTURES)
     self.assertEqual([path.name for path in pictures], names)
     text = '\n'.join(call.args[0] for call in self.said.call_args_list)
-    self.assertIn('quadratics: mean lag of an additional gradient', text)
+    words = 'quadratics_averaging: mean lag of an additional gradient'
+    self.assertIn(words, text)
     before = [path.read_bytes() for path in pictures]
     for path in pictures:
       path.unlink()
