@@ -14,7 +14,9 @@ takes finished runs with others into the comparison.  Writes theta.npz,
 curves.csv, summary.json and learning_curves.png to --workdir.
 """
 
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
+
+import numpy as np
 
 from experiments.common import (
   bptt,
@@ -31,6 +33,7 @@ from experiments.common.baselines import TABLE
 from experiments.common.comparison import Comparison, Panel
 from experiments.common.policies import COSTS
 from experiments.common.problems import Problem
+from l2o_jax.optimizees.rescaled import rescaled
 
 # Projection (0: as in meta-training), multiples of --inputs, --hidden and
 # --num_steps, minibatch.
@@ -44,6 +47,11 @@ PANELS = {
 }
 
 
+# What theta may be selected on: {name: (panel, images; 0: all)}.
+VALIDATE = {name: (name, 0) for name in PANELS}
+VALIDATE |= {f'small_{name}': (name, 400) for name in PANELS}
+
+
 class Images(NamedTuple):
   """Images and nets.
 
@@ -54,6 +62,9 @@ class Images(NamedTuple):
       --dataset, with another projection.
     data_dir: Where prepared data sets are; $TFDS_DATA_DIR or
       ~/tensorflow_datasets by default.
+    test_images: Of each of them only so many images, drawn at random, which a
+      net can learn by heart; 0: all.
+    test_classes: Of each of them only the first so many classes; 0: all.
     panels: Problems of the comparison, a flag for each; same: the objective of
       meta-training, other x_0; base: another projection, as in all that follow;
       wide: larger nets; noisy: minibatches of 10; long: twice the steps.
@@ -66,11 +77,21 @@ class Images(NamedTuple):
     minibatch: Images per minibatch in meta-training, >= 1.
     objective_size: Images that make the exact objective in meta-training and
       tuning, at most.
+    smallest_part: In meta-training every rollout has a part of the images only,
+      of so many or more, at random; 0: all images.
+    rescale: In meta-training the parameters of every rollout are multiplied by
+      exp(U(-r, r)), r >= 0.
+    validate_on: Other problems that theta is selected on, a flag for each: the
+      problems of the comparison, on images of meta-training and a projection
+      that is not in it; small_...: on 400 of them; by default the objective of
+      meta-training.
   """
 
   dataset: str = 'mnist_5k'
   test_data: tuple[str, ...] = ()
   data_dir: str | None = None
+  test_images: Annotated[int, 0, 10**6] = 0
+  test_classes: Annotated[int, 0, 10**3] = 0
   panels: tuple[Literal[tuple(PANELS)], ...] = tuple(PANELS)
   tune_each: bool = False
   inputs: settings.Count = 48
@@ -78,6 +99,9 @@ class Images(NamedTuple):
   initial_std: settings.Positive = 0.1
   minibatch: settings.Count = 64
   objective_size: settings.Count = 10**6
+  smallest_part: Annotated[int, 0, 10**6] = 0
+  rescale: Annotated[float, 0.0, 10.0] = 0.0
+  validate_on: tuple[Literal[tuple(VALIDATE)], ...] = ()
 
 
 class Settings(NamedTuple):
@@ -157,22 +181,54 @@ EXPERIMENT = settings.Experiment(
 )
 
 
+def make_optimizee(s: Settings, data, panel, **parts):
+  """(the net of a panel on these data, number of steps)."""
+  seed, wider, more, runs, minibatch = panel
+  inputs = round(wider * s.images.inputs)
+  hidden = round(more * s.images.hidden)
+  sizes = inputs, hidden, minibatch
+  how = {'seed': seed, 'std': s.images.initial_std, **parts}
+  return projected.make_optimizee(data, *sizes, **how), runs * s.run.num_steps
+
+
 def make_panels(s: Settings, test_data: dict, tuning: Problem):
   """The problems of the comparison, one after the other."""
   for data_name, data in test_data.items():
     for name in s.images.panels:
-      seed, wider, more, runs, minibatch = PANELS[name]
-      inputs = round(wider * s.images.inputs)
-      hidden = round(more * s.images.hidden)
-      std, steps = s.images.initial_std, runs * s.run.num_steps
-      optimizee = projected.make_optimizee(
-        data, inputs, hidden, minibatch, seed=seed, std=std
-      )
+      optimizee, steps = make_optimizee(s, data, PANELS[name])
       test = make_problem(optimizee, 'test', s.comparison.num_test, steps)
       keys = problems.keys('tuning', s.comparison.num_tuning)
       own = test._replace(keys=keys) if s.images.tune_each else tuning
       what = name.replace('_', ', ')
       yield Panel(f'{data_name}, {what}', own, test)
+
+
+def make_validation(s: Settings, learned, data, own: Problem):
+  """theta -> losses; of several problems, their mean relative to the start.
+
+      exp(mean of log(f_t / f_0) over the problems)
+
+  A problem whose f goes to 0 counts as much as another.
+  """
+  if not s.images.validate_on:
+    return problems.mean_curve(own, learned)
+  curves = []
+  for name in s.images.validate_on:
+    panel, count = VALIDATE[name]
+    panel = (2, *PANELS[panel][1:])  # a projection of its own
+    size = {'objective_size': s.images.objective_size}
+    few = projected.few(data, count)
+    optimizee, steps = make_optimizee(s, few, panel, **size)
+    each = len(own.keys)
+    problem = make_problem(optimizee, 'validation', each, steps)
+    curves.append(problems.mean_curve(problem, learned))
+
+  def validate(theta):
+    found = [curve(theta) for curve in curves]
+    logs = [np.log(np.maximum(f / f[0], 1e-30)) for f in found]
+    return np.exp(np.mean(logs, 0))
+
+  return validate
 
 
 def make_problem(optimizee, what, count, num_steps) -> Problem:
@@ -190,6 +246,8 @@ def main(s: Settings) -> None:
   own = s.images
   data = projected.load(own.dataset, own.data_dir)
   test_data = projected.load_all(own.test_data or [own.dataset], own.data_dir)
+  fewer = own.test_images, own.test_classes
+  test_data = {k: projected.few(v, *fewer) for k, v in test_data.items()}
   optimizee = projected.make_optimizee(
     data,
     own.inputs,
@@ -204,14 +262,22 @@ def main(s: Settings) -> None:
   )
   validation = problem('validation', s.run.num_validation)
   tuning = problem('tuning', s.comparison.num_tuning)
-  validate = problems.mean_curve(validation, learned)
+  validate = make_validation(s, learned, data, validation)
+  trained_on = optimizee
+  if own.smallest_part:
+    part = {'objective_size': own.objective_size}
+    part['smallest_part'] = own.smallest_part
+    panel = (0, 1, 1, 1, own.minibatch)
+    trained_on, _ = make_optimizee(s, data, panel, **part)
+  if own.rescale:
+    trained_on = rescaled(trained_on, own.rescale, 'function')
 
   parts = {'validate': validate, 'by': 'mean'}
   if s.policy.trainer == 'bptt':
     parts['sharding'] = bptt.sharding(s.bptt.num_optimizees)
 
   with run.opened(EXPERIMENT, s) as path:
-    t = training.prepare(EXPERIMENT, s, path, learned, optimizee, **parts)
+    t = training.prepare(EXPERIMENT, s, path, learned, trained_on, **parts)
     if s.policy.trainer == 'bptt':
       if theta is None:
         start = learned.init(training.first_keys(s.run.seed)[0])
@@ -219,7 +285,7 @@ def main(s: Settings) -> None:
       progress, facts = bptt.train(t, s.bptt, theta)
     else:
       tuned = problems.tune(tuning, s.search.initial, 'mean')
-      stages = policies.make_stages(s, learned, tuned)
+      stages = policies.make_stages(s, tuned)
       progress, facts = (
         training.meta_train(t._replace(stages=stages), theta),
         {},

@@ -88,6 +88,7 @@ def classifier(
   net: tuple[Callable, Callable],
   batch_size: int = 128,
   objective_size: int | None = None,
+  smallest_part: int | None = None,
 ) -> Optimizee:
   """f(x) = mean cross-entropy of a net on a fresh random minibatch.
 
@@ -103,9 +104,12 @@ def classifier(
     batch_size: images per minibatch.
     objective_size: `objective` is the mean over so many images, the first; all
       by default.
+    smallest_part: k: every f has only a part of the images, n of them from a
+      random place on, with log n uniform in log k ... log N.  A net can learn
+      a small part by heart, so that f goes to 0.  None: all f have all images.
 
   Returns:
-    Optimizee with task ().
+    Optimizee with task (), with parts (where, n).
 
   Raises:
     ValueError: images are neither uint8 nor float32, labels are not as many as
@@ -113,11 +117,25 @@ def classifier(
   """
   _check(images, labels, net)
   size = 1 if objective_size is None else objective_size
-  positive('classifier', batch_size=batch_size, objective_size=size)
+  least = 1 if smallest_part is None else smallest_part
+  positive(
+    'classifier',
+    batch_size=batch_size,
+    objective_size=size,
+    smallest_part=least,
+  )
   init_net, apply = net
 
   def init(key):
-    return init_net(key), ()
+    if smallest_part is None:
+      return init_net(key), ()
+    key_net, key_part, key_size = jax.random.split(key, 3)
+    N = images.shape[0]
+    low = math.log(min(smallest_part, N))
+    log_n = jax.random.uniform(key_size, (), minval=low, maxval=math.log(N))
+    n = jnp.round(jnp.exp(log_n)).astype(jnp.int32)
+    start = jax.random.randint(key_part, (), 0, N)
+    return init_net(key_net), (start, n)
 
   def cross_entropy(params, images, labels):
     x = images.reshape(images.shape[0], -1)
@@ -128,14 +146,21 @@ def classifier(
     return jnp.mean(losses)
 
   def loss(images, labels, params, task, key):
-    del task
-    rows = jax.random.randint(key, (batch_size,), 0, images.shape[0])
+    N = images.shape[0]
+    if task:
+      rows = jax.random.randint(key, (batch_size,), 0, task[1])
+      rows = (task[0] + rows) % N
+    else:
+      rows = jax.random.randint(key, (batch_size,), 0, N)
     return cross_entropy(params, images[rows], labels[rows])
 
   def objective(images, labels, params, task):
-    del task
-    first = slice(objective_size)
-    return cross_entropy(params, images[first], labels[first])
+    rows = slice(objective_size)
+    if task:
+      N = images.shape[0]
+      rows = jnp.arange(N if objective_size is None else min(N, objective_size))
+      rows = (task[0] + rows % task[1]) % N
+    return cross_entropy(params, images[rows], labels[rows])
 
   data = jnp.asarray(images), jnp.asarray(labels)
   return Optimizee(init, Partial(loss, *data), Partial(objective, *data))

@@ -59,7 +59,7 @@ class PredictedStepDescentTest(parameterized.TestCase):
   def check_stages(self, s, tuned):
     """All programs can be traced, and theta goes from one into the next."""
     learned = policies.learned_optimizer(s.policy)
-    stages = policies.make_stages(s, learned, tuned)
+    stages = policies.make_stages(s, tuned)
     key, theta = jax.random.key(0), learned.init(jax.random.key(1))
     for stage in stages:
       state = stage.trainer.init(key)._replace(theta=theta)
