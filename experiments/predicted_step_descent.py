@@ -52,6 +52,9 @@ VALIDATE = {name: (name, 0) for name in PANELS}
 VALIDATE |= {f'small_{name}': (name, 400) for name in PANELS}
 
 
+PARTS = ('smallest_part', 'smallest_batch')
+
+
 class Images(NamedTuple):
   """Images and nets.
 
@@ -79,6 +82,8 @@ class Images(NamedTuple):
       tuning, at most.
     smallest_part: In meta-training every rollout has a part of the images only,
       of so many or more, at random; 0: all images.
+    smallest_batch: In meta-training every rollout has minibatches of a size of
+      its own, so small or up to --minibatch, at random; 0: --minibatch.
     rescale: In meta-training the parameters of every rollout are multiplied by
       exp(U(-r, r)), r >= 0.
     validate_on: Other problems that theta is selected on, a flag for each: the
@@ -100,6 +105,7 @@ class Images(NamedTuple):
   minibatch: settings.Count = 64
   objective_size: settings.Count = 10**6
   smallest_part: Annotated[int, 0, 10**6] = 0
+  smallest_batch: Annotated[int, 0, 10**6] = 0
   rescale: Annotated[float, 0.0, 10.0] = 0.0
   validate_on: tuple[Literal[tuple(VALIDATE)], ...] = ()
 
@@ -264,11 +270,11 @@ def main(s: Settings) -> None:
   tuning = problem('tuning', s.comparison.num_tuning)
   validate = make_validation(s, learned, data, validation)
   trained_on = optimizee
-  if own.smallest_part:
-    part = {'objective_size': own.objective_size}
-    part['smallest_part'] = own.smallest_part
+  parts = {k: getattr(own, k) or None for k in PARTS}
+  if any(parts.values()):
+    parts['objective_size'] = own.objective_size
     panel = (0, 1, 1, 1, own.minibatch)
-    trained_on, _ = make_optimizee(s, data, panel, **part)
+    trained_on, _ = make_optimizee(s, data, panel, **parts)
   if own.rescale:
     trained_on = rescaled(trained_on, own.rescale, 'function')
 

@@ -23,9 +23,9 @@ from l2o_jax.features import (
   history,
   log_and_sign,
   relative_changes,
-  scale_free,
 )
 from l2o_jax.groups import by_label, grouped
+from l2o_jax.scale_free import scale_free
 
 # The constructors that a file of theta may name; nothing else in a file selects
 # code.

@@ -73,7 +73,7 @@ def make_optimizee(
   seed=0,
   std=0.1,
   objective_size=None,
-  smallest_part=None,
+  **parts,
 ) -> Optimizee:
   """A net with one layer of ReLUs on projected images.
 
@@ -85,12 +85,12 @@ def make_optimizee(
     seed: of the projection.
     std: standard deviation of initial weights and biases.
     objective_size: images that make the exact objective; all by default.
-    smallest_part: every f has a part of the images; see `classifier`.
+    **parts: every f has parts or minibatches of its own; see `classifier`.
   """
   images, labels = data
   net = mlp((inputs, hidden, int(labels.max()) + 1), 'relu', std)
   x = project(images, inputs, seed)
-  return classifier(x, labels, net, batch_size, objective_size, smallest_part)
+  return classifier(x, labels, net, batch_size, objective_size, **parts)
 
 
 def every(num_steps: int) -> int:
