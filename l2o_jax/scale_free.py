@@ -15,7 +15,7 @@ class Magnitudes(NamedTuple):
   Attributes:
     step: t, the number of updates seen.
     m: averages of g of two lengths, [2, ...].
-    v: average of g² over some 100 steps, and its mean over all steps, [2, ...].
+    v: average of g² over some 20 steps, and its mean over all steps, [2, ...].
     x: x(t - 1) [...].
     u: average of the squared steps [...].
     f: average of the losses [].
@@ -29,11 +29,11 @@ class Magnitudes(NamedTuple):
   f: chex.Array
 
 
-def scale_free(age: float = 10.0) -> Features:
+def scale_free(age: float = 20.0) -> Features:
   r"""Ψ with ratios where the paper has "+ 1": F = 7.
 
       m / √v,  b / √v              m, b, v: averages of g, g and g² with decays
-                                   0.5, 0.9 and 0.99 and without their bias
+                                   0.5, 0.9 and 0.95 and without their bias
       g / √(mean of g(0)² ... g(t)²)
       (f(t) - f̄) / (|f(t)| + |f̄|)  f̄: average of the earlier f, decay 0.9
       log √(v / mean of g(0)² ... g(t)²)
@@ -67,9 +67,9 @@ def scale_free(age: float = 10.0) -> Features:
     g = jnp.clip(g, -largest, largest)  # g² stays finite
     started, t = old.step > 0, (old.step + 1).astype(g.dtype)
     m = [b * m + (1 - b) * g for b, m in zip((0.5, 0.9), old.m)]
-    v = 0.99 * old.v[0] + 0.01 * g**2
+    v = 0.95 * old.v[0] + 0.05 * g**2
     mean = old.v[1] + (g**2 - old.v[1]) / t
-    recent = v / (1 - 0.99**t)
+    recent = v / (1 - 0.95**t)
     ratios = [m / (1 - b**t) / root(recent) for b, m in zip((0.5, 0.9), m)]
     ratios.append(jnp.clip(g / root(mean), -10, 10))
     fall = jnp.clip(jnp.log(root(recent) / root(mean)), -10, 10)

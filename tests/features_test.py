@@ -81,7 +81,7 @@ def slow_scale_free(x, g, f, age):
   for t in range(len(f)):
     for n in range(x.shape[1]):
       past, row = g[: t + 1, n], out[t, n]
-      v, whole = average(past**2, 0.99), np.mean(past**2)
+      v, whole = average(past**2, 0.95), np.mean(past**2)
       row[0] = average(past, 0.5) / v**0.5
       row[1] = average(past, 0.9) / v**0.5
       row[2] = np.clip(g[t, n] / whole**0.5, -10, 10)
@@ -134,7 +134,7 @@ class FeaturesTest(parameterized.TestCase):
   def test_scale_free(self, scale):
     """A factor of f or of x changes nothing."""
     x, g, f = run_data(30)
-    want = slow_scale_free(x, g, f, 10.0)
+    want = slow_scale_free(x, g, f, 20.0)
     features = scale_free()
     self.assertEqual(features.size, 7)
     for factors in ((1, scale, scale), (scale, 1, 1)):
