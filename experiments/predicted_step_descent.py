@@ -214,6 +214,19 @@ def make_optimizee(s: Settings, data, panel, **parts):
   return projected.make_optimizee(data, *sizes, **how), runs * s.run.num_steps
 
 
+def make_trained_on(s: Settings, data, optimizee):
+  """`optimizee`, the objective of meta-training, or a family of its parts."""
+  own = s.images
+  parts = {name: getattr(own, name) or None for name in PARTS}
+  if any(parts.values()):
+    parts['objective_size'] = own.objective_size
+    panel = (0, 1, 1, 1, own.minibatch)
+    optimizee, _ = make_optimizee(s, data, panel, **parts)
+  if own.rescale:
+    optimizee = rescaled(optimizee, own.rescale, 'function')
+  return optimizee
+
+
 def make_panels(s: Settings, test_data: dict, tuning: Problem):
   """The problems of the comparison, one after the other."""
   for data_name, data in test_data.items():
@@ -244,6 +257,8 @@ def make_validation(s: Settings, learned, data, own: Problem):
     optimizee, steps = make_optimizee(s, few, panel, **size)
     each = len(own.keys)
     problem = make_problem(optimizee, 'validation', each, steps)
+    every = own.every * steps // own.num_steps  # as many points as others
+    problem = problem._replace(every=every)
     curves.append(problems.mean_curve(problem, learned))
 
   def validate(theta):
@@ -260,6 +275,21 @@ def make_problem(optimizee, what, count, num_steps) -> Problem:
   return Problem(optimizee, keys, num_steps, 1, every, objective=True)
 
 
+def meta_train(s: Settings, t, theta, tuning: Problem):
+  """(theta that validation selects, facts), by the trainer of the flags."""
+  if s.policy.trainer == 'bptt':
+    t = t._replace(sharding=bptt.sharding(s.bptt.num_optimizees))
+    if theta is None:
+      start = t.learned.init(training.first_keys(s.run.seed)[0])
+      theta = policies.scaled(start, s.scale.output_scale)
+    progress, facts = bptt.train(t, s.bptt, theta)
+  else:
+    tuned = problems.tune(tuning, s.search.initial, 'mean')
+    t = t._replace(stages=policies.make_stages(s, tuned))
+    progress, facts = training.meta_train(t, theta), {}
+  return progress.best_theta, facts | {'validation_loss': float(progress.best)}
+
+
 def main(s: Settings) -> None:
   """Meta-trains and compares."""
   if comparison.shown(EXPERIMENT, s):
@@ -271,50 +301,21 @@ def main(s: Settings) -> None:
   test_data = projected.load_all(own.test_data or [own.dataset], own.data_dir)
   fewer = own.test_images, own.test_classes
   test_data = {k: projected.few(v, *fewer) for k, v in test_data.items()}
-  optimizee = projected.make_optimizee(
-    data,
-    own.inputs,
-    own.hidden,
-    own.minibatch,
-    std=own.initial_std,
-    objective_size=own.objective_size,
-  )
+  panel = (0, 1, 1, 1, own.minibatch)
+  size = {'objective_size': own.objective_size}
+  optimizee, steps = make_optimizee(s, data, panel, **size)
   others = comparison.rivals(s.comparison.rivals, optimizee)
-  problem = lambda what, count: make_problem(
-    optimizee, what, count, s.run.num_steps
-  )
-  validation = problem('validation', s.run.num_validation)
+  problem = lambda what, count: make_problem(optimizee, what, count, steps)
   tuning = problem('tuning', s.comparison.num_tuning)
+  validation = problem('validation', s.run.num_validation)
   validate = make_validation(s, learned, data, validation)
-  trained_on = optimizee
-  parts = {k: getattr(own, k) or None for k in PARTS}
-  if any(parts.values()):
-    parts['objective_size'] = own.objective_size
-    panel = (0, 1, 1, 1, own.minibatch)
-    trained_on, _ = make_optimizee(s, data, panel, **parts)
-  if own.rescale:
-    trained_on = rescaled(trained_on, own.rescale, 'function')
-
+  family = make_trained_on(s, data, optimizee)
   parts = {'validate': validate, 'by': 'mean'}
-  if s.policy.trainer == 'bptt':
-    parts['sharding'] = bptt.sharding(s.bptt.num_optimizees)
 
   with run.opened(EXPERIMENT, s) as path:
-    t = training.prepare(EXPERIMENT, s, path, learned, trained_on, **parts)
-    if s.policy.trainer == 'bptt':
-      if theta is None:
-        start = learned.init(training.first_keys(s.run.seed)[0])
-        theta = policies.scaled(start, s.scale.output_scale)
-      progress, facts = bptt.train(t, s.bptt, theta)
-    else:
-      tuned = problems.tune(tuning, s.search.initial, 'mean')
-      stages = policies.make_stages(s, tuned)
-      progress, facts = (
-        training.meta_train(t._replace(stages=stages), theta),
-        {},
-      )
-    mine = comparison.contenders(learned, progress.best_theta, s, others)
-    facts['validation_loss'] = float(progress.best)
+    t = training.prepare(EXPERIMENT, s, path, learned, family, **parts)
+    best, facts = meta_train(s, t, theta, tuning)
+    mine = comparison.contenders(learned, best, s, others)
     panels = make_panels(s, test_data, tuning)
     comparison.compare(path, mine, panels, s.comparison, by='mean', extra=facts)
 
