@@ -118,10 +118,7 @@ def quartiles(z) -> dict:
 def measure(s: Steps) -> dict:
   """{what: {optimizer: quartiles}}."""
   data = projected.few(projected.load(s.dataset, s.data_dir), s.images)
-  wanted = PSD.defaults._replace(
-    images=PSD.defaults.images._replace(inputs=48, hidden=48)
-  )
-  optimizee, _ = make_optimizee(wanted, data, PANELS[s.panel])
+  optimizee, _ = make_optimizee(PSD.defaults, data, PANELS[s.panel])
   panels = {'loss': {}, '|gradient|': {}, '|feature|': {}, '|step|': {}}
   contenders = {}
   for path in s.theta:
