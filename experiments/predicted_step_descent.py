@@ -284,7 +284,9 @@ def meta_train(s: Settings, t, theta, tuning: Problem):
       theta = policies.scaled(start, s.scale.output_scale)
     progress, facts = bptt.train(t, s.bptt, theta)
   else:
-    tuned = problems.tune(tuning, s.search.initial, 'mean')
+    tuned = {'rate': 1.0, 'momentum': 0.0}
+    if s.run.num_epochs:  # otherwise nobody starts from it
+      tuned = problems.tune(tuning, s.search.initial, 'mean')
     t = t._replace(stages=policies.make_stages(s, tuned))
     progress, facts = training.meta_train(t, theta), {}
   return progress.best_theta, facts | {'validation_loss': float(progress.best)}
