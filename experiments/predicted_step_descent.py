@@ -176,6 +176,7 @@ SCALE_FREE = {
   'features': 'scale_free',
   'lstm_units': 8,
   'initial': 'ADAM_fading',
+  'initial_rate': 0.55,
   'num_validation': 2,
   'validate_on': (
     'base',
