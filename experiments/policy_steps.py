@@ -124,7 +124,7 @@ def measure(s: Steps) -> dict:
   for path in s.theta:
     learned, theta = load_learned(path)
     call = learned.call['arguments']
-    kind = call['features']
+    kind = call.get('features', 'changes')
     features = policy_parts(call['hidden'], kind)[0]
     title = f'policy, {pathlib.Path(path).parent.name}'
     opt = learned.transform(theta)

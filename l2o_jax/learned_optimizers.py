@@ -30,6 +30,8 @@ from l2o_jax.scale_free import scale_free
 # The constructors that a file of theta may name; nothing else in a file selects
 # code.
 _BY_NAME = {}
+# Arguments that older files lack: at these values a file does not name them.
+_LATER = {'predicted_step_descent': {'features': 'changes'}}
 
 
 def _named(constructor):
@@ -39,7 +41,11 @@ def _named(constructor):
   def build_and_say(*args, **kwargs):
     bound = inspect.signature(constructor).bind(*args, **kwargs)
     bound.apply_defaults()
-    call = {'name': constructor.__name__, 'arguments': dict(bound.arguments)}
+    name, said = constructor.__name__, dict(bound.arguments)
+    for argument, value in _LATER.get(name, {}).items():
+      if said[argument] == value:
+        del said[argument]
+    call = {'name': name, 'arguments': said}
     return constructor(*args, **kwargs)._replace(call=call)
 
   _BY_NAME[constructor.__name__] = build_and_say
