@@ -14,7 +14,9 @@ takes finished runs with others into the comparison.  Writes theta.npz,
 curves.csv, summary.json and learning_curves.png to --workdir.
 """
 
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
+
+import numpy as np
 
 from experiments.common import (
   bptt,
@@ -31,6 +33,7 @@ from experiments.common.baselines import TABLE
 from experiments.common.comparison import Comparison, Panel
 from experiments.common.policies import COSTS
 from experiments.common.problems import Problem
+from l2o_jax.optimizees.rescaled import rescaled
 
 # Projection (0: as in meta-training), multiples of --inputs, --hidden and
 # --num_steps, minibatch.
@@ -44,6 +47,16 @@ PANELS = {
 }
 
 
+# What theta may be selected on: {name: (panel, images; 0: all)}.
+VALIDATE = {name: (name, 0) for name in PANELS}
+VALIDATE |= {f'small_{name}': (name, 400) for name in PANELS}
+
+
+# Starts for imitation, which the paper does not compare; and NAG.
+NOT_COMPARED = ('NAG', 'ADAM_decaying', 'ADAM_fading')
+PARTS = ('smallest_part', 'smallest_batch')
+
+
 class Images(NamedTuple):
   """Images and nets.
 
@@ -54,6 +67,9 @@ class Images(NamedTuple):
       --dataset, with another projection.
     data_dir: Where prepared data sets are; $TFDS_DATA_DIR or
       ~/tensorflow_datasets by default.
+    test_images: Of each of them only so many images, drawn at random, which a
+      net can learn by heart; 0: all.
+    test_classes: Of each of them only the first so many classes; 0: all.
     panels: Problems of the comparison, a flag for each; same: the objective of
       meta-training, other x_0; base: another projection, as in all that follow;
       wide: larger nets; noisy: minibatches of 10; long: twice the steps.
@@ -66,11 +82,23 @@ class Images(NamedTuple):
     minibatch: Images per minibatch in meta-training, >= 1.
     objective_size: Images that make the exact objective in meta-training and
       tuning, at most.
+    smallest_part: In meta-training every rollout has a part of the images only,
+      of so many or more, at random; 0: all images.
+    smallest_batch: In meta-training every rollout has minibatches of a size of
+      its own, so small or up to --minibatch, at random; 0: --minibatch.
+    rescale: In meta-training the parameters of every rollout are multiplied by
+      exp(U(-r, r)), r >= 0.
+    validate_on: Other problems that theta is selected on, a flag for each: the
+      problems of the comparison, on images of meta-training and a projection
+      that is not in it; small_...: on 400 of them; by default the objective of
+      meta-training.
   """
 
   dataset: str = 'mnist_5k'
   test_data: tuple[str, ...] = ()
   data_dir: str | None = None
+  test_images: Annotated[int, 0, 10**6] = 0
+  test_classes: Annotated[int, 0, 10**3] = 0
   panels: tuple[Literal[tuple(PANELS)], ...] = tuple(PANELS)
   tune_each: bool = False
   inputs: settings.Count = 48
@@ -78,6 +106,10 @@ class Images(NamedTuple):
   initial_std: settings.Positive = 0.1
   minibatch: settings.Count = 64
   objective_size: settings.Count = 10**6
+  smallest_part: Annotated[int, 0, 10**6] = 0
+  smallest_batch: Annotated[int, 0, 10**6] = 0
+  rescale: Annotated[float, 0.0, 10.0] = 0.0
+  validate_on: tuple[Literal[tuple(VALIDATE)], ...] = ()
 
 
 class Settings(NamedTuple):
@@ -100,7 +132,7 @@ class Settings(NamedTuple):
     num_test=5,
     num_tuning=4,
     tune='all',
-    baselines=tuple(n for n in TABLE if n not in ('NAG', 'ADAM_decaying')),
+    baselines=tuple(n for n in TABLE if n not in NOT_COMPARED),
   )
 
 
@@ -125,26 +157,42 @@ def check(s: Settings) -> None:
   )
 
 
+FULL = {
+  'num_epochs': 8,
+  'num_steps': 400,
+  'objective_size': 6000,
+  'initial': 'ADAM_decaying',
+  'initial_rate': 0.75,
+  'imitation_epochs': 3,
+  'imitation_rate': 3e-3,
+  'imitation_scale': 1.0,
+  'kl_step': 0.2,
+  'max_noise': 0.1,
+  'regression_steps': 100,
+  'regression_rate': 2e-5,
+  'num_coordinates': 128,
+}
+SCALE_FREE = {
+  'features': 'scale_free',
+  'lstm_units': 8,
+  'initial': 'ADAM_fading',
+  'initial_rate': 0.55,
+  'num_validation': 2,
+  'validate_on': (
+    'base',
+    'noisy',
+    'wide_noisy',
+    'small_base',
+    'small_wide_noisy',
+  ),
+}
 EXPERIMENT = settings.Experiment(
   'predicted_step_descent',
   Settings(),
   {
     'quick': {'inputs': 16, 'hidden': 16},
-    'full': {
-      'num_epochs': 8,
-      'num_steps': 400,
-      'objective_size': 6000,
-      'initial': 'ADAM_decaying',
-      'initial_rate': 0.75,
-      'imitation_epochs': 3,
-      'imitation_rate': 3e-3,
-      'imitation_scale': 1.0,
-      'kl_step': 0.2,
-      'max_noise': 0.1,
-      'regression_steps': 100,
-      'regression_rate': 2e-5,
-      'num_coordinates': 128,
-    },
+    'full': FULL,
+    'scale_free': FULL | SCALE_FREE,
   },
   __doc__,
   {
@@ -157,17 +205,34 @@ EXPERIMENT = settings.Experiment(
 )
 
 
+def make_optimizee(s: Settings, data, panel, **parts):
+  """(the net of a panel on these data, number of steps)."""
+  seed, wider, more, runs, minibatch = panel
+  inputs = round(wider * s.images.inputs)
+  hidden = round(more * s.images.hidden)
+  sizes = inputs, hidden, minibatch
+  how = {'seed': seed, 'std': s.images.initial_std, **parts}
+  return projected.make_optimizee(data, *sizes, **how), runs * s.run.num_steps
+
+
+def make_trained_on(s: Settings, data, optimizee):
+  """`optimizee`, the objective of meta-training, or a family of its parts."""
+  own = s.images
+  parts = {name: getattr(own, name) or None for name in PARTS}
+  if any(parts.values()):
+    parts['objective_size'] = own.objective_size
+    panel = (0, 1, 1, 1, own.minibatch)
+    optimizee, _ = make_optimizee(s, data, panel, **parts)
+  if own.rescale:
+    optimizee = rescaled(optimizee, own.rescale, 'function')
+  return optimizee
+
+
 def make_panels(s: Settings, test_data: dict, tuning: Problem):
   """The problems of the comparison, one after the other."""
   for data_name, data in test_data.items():
     for name in s.images.panels:
-      seed, wider, more, runs, minibatch = PANELS[name]
-      inputs = round(wider * s.images.inputs)
-      hidden = round(more * s.images.hidden)
-      std, steps = s.images.initial_std, runs * s.run.num_steps
-      optimizee = projected.make_optimizee(
-        data, inputs, hidden, minibatch, seed=seed, std=std
-      )
+      optimizee, steps = make_optimizee(s, data, PANELS[name])
       test = make_problem(optimizee, 'test', s.comparison.num_test, steps)
       keys = problems.keys('tuning', s.comparison.num_tuning)
       own = test._replace(keys=keys) if s.images.tune_each else tuning
@@ -175,10 +240,57 @@ def make_panels(s: Settings, test_data: dict, tuning: Problem):
       yield Panel(f'{data_name}, {what}', own, test)
 
 
+def make_validation(s: Settings, learned, data, own: Problem):
+  """theta -> losses; of several problems, their mean relative to the start.
+
+      exp(mean of log(f_t / f_0) over the problems)
+
+  A problem whose f goes to 0 counts as much as another.
+  """
+  if not s.images.validate_on:
+    return problems.mean_curve(own, learned)
+  curves = []
+  for name in s.images.validate_on:
+    panel, count = VALIDATE[name]
+    panel = (2, *PANELS[panel][1:])  # a projection of its own
+    size = {'objective_size': s.images.objective_size}
+    few = projected.few(data, count)
+    optimizee, steps = make_optimizee(s, few, panel, **size)
+    each = len(own.keys)
+    problem = make_problem(optimizee, 'validation', each, steps)
+    every = own.every * steps // own.num_steps  # as many points as others
+    problem = problem._replace(every=every)
+    curves.append(problems.mean_curve(problem, learned))
+
+  def validate(theta):
+    found = [curve(theta) for curve in curves]
+    logs = [np.log(np.maximum(f / f[0], 1e-30)) for f in found]
+    return np.exp(np.mean(logs, 0))
+
+  return validate
+
+
 def make_problem(optimizee, what, count, num_steps) -> Problem:
   """Some 50 values of the exact objective along each run."""
   keys, every = problems.keys(what, count), projected.every(num_steps)
   return Problem(optimizee, keys, num_steps, 1, every, objective=True)
+
+
+def meta_train(s: Settings, t, theta, tuning: Problem):
+  """(theta that validation selects, facts), by the trainer of the flags."""
+  if s.policy.trainer == 'bptt':
+    t = t._replace(sharding=bptt.sharding(s.bptt.num_optimizees))
+    if theta is None:
+      start = t.learned.init(training.first_keys(s.run.seed)[0])
+      theta = policies.scaled(start, s.scale.output_scale)
+    progress, facts = bptt.train(t, s.bptt, theta)
+  else:
+    tuned = {'rate': 1.0, 'momentum': 0.0}
+    if s.run.num_epochs:  # otherwise nobody starts from it
+      tuned = problems.tune(tuning, s.search.initial, 'mean')
+    t = t._replace(stages=policies.make_stages(s, tuned))
+    progress, facts = training.meta_train(t, theta), {}
+  return progress.best_theta, facts | {'validation_loss': float(progress.best)}
 
 
 def main(s: Settings) -> None:
@@ -190,42 +302,23 @@ def main(s: Settings) -> None:
   own = s.images
   data = projected.load(own.dataset, own.data_dir)
   test_data = projected.load_all(own.test_data or [own.dataset], own.data_dir)
-  optimizee = projected.make_optimizee(
-    data,
-    own.inputs,
-    own.hidden,
-    own.minibatch,
-    std=own.initial_std,
-    objective_size=own.objective_size,
-  )
+  fewer = own.test_images, own.test_classes
+  test_data = {k: projected.few(v, *fewer) for k, v in test_data.items()}
+  panel = (0, 1, 1, 1, own.minibatch)
+  size = {'objective_size': own.objective_size}
+  optimizee, steps = make_optimizee(s, data, panel, **size)
   others = comparison.rivals(s.comparison.rivals, optimizee)
-  problem = lambda what, count: make_problem(
-    optimizee, what, count, s.run.num_steps
-  )
-  validation = problem('validation', s.run.num_validation)
+  problem = lambda what, count: make_problem(optimizee, what, count, steps)
   tuning = problem('tuning', s.comparison.num_tuning)
-  validate = problems.mean_curve(validation, learned)
-
+  validation = problem('validation', s.run.num_validation)
+  validate = make_validation(s, learned, data, validation)
+  family = make_trained_on(s, data, optimizee)
   parts = {'validate': validate, 'by': 'mean'}
-  if s.policy.trainer == 'bptt':
-    parts['sharding'] = bptt.sharding(s.bptt.num_optimizees)
 
   with run.opened(EXPERIMENT, s) as path:
-    t = training.prepare(EXPERIMENT, s, path, learned, optimizee, **parts)
-    if s.policy.trainer == 'bptt':
-      if theta is None:
-        start = learned.init(training.first_keys(s.run.seed)[0])
-        theta = policies.scaled(start, s.scale.output_scale)
-      progress, facts = bptt.train(t, s.bptt, theta)
-    else:
-      tuned = problems.tune(tuning, s.search.initial, 'mean')
-      stages = policies.make_stages(s, learned, tuned)
-      progress, facts = (
-        training.meta_train(t._replace(stages=stages), theta),
-        {},
-      )
-    mine = comparison.contenders(learned, progress.best_theta, s, others)
-    facts['validation_loss'] = float(progress.best)
+    t = training.prepare(EXPERIMENT, s, path, learned, family, **parts)
+    best, facts = meta_train(s, t, theta, tuning)
+    mine = comparison.contenders(learned, best, s, others)
     panels = make_panels(s, test_data, tuning)
     comparison.compare(path, mine, panels, s.comparison, by='mean', extra=facts)
 

@@ -75,6 +75,7 @@ from l2o_jax.learned_optimizers import (
   save_learned,
 )
 from l2o_jax.pretrained import pretrained, pretrained_optimizer
+from l2o_jax.scale_free import scale_free
 from l2o_jax.truncated_bptt import meta_loss, truncated_bptt
 from l2o_jax.unroll import unroll
 
@@ -126,6 +127,7 @@ __all__ = (
   'robust_optimizer',
   'save',
   'save_learned',
+  'scale_free',
   'schedule_free',
   'standardised',
   'state_features',

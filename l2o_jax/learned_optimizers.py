@@ -15,6 +15,7 @@ from l2o_jax.cells.mlp import mlp_cell
 from l2o_jax.cells.ntm_bfgs import ntm_bfgs_cell
 from l2o_jax.cells.schedule_free import schedule_free
 from l2o_jax.cells.standardised import standardised
+from l2o_jax.checks import require
 from l2o_jax.coordinatewise import coordinatewise
 from l2o_jax.features import (
   adam_ratios,
@@ -24,10 +25,13 @@ from l2o_jax.features import (
   relative_changes,
 )
 from l2o_jax.groups import by_label, grouped
+from l2o_jax.scale_free import scale_free
 
 # The constructors that a file of theta may name; nothing else in a file selects
 # code.
 _BY_NAME = {}
+# Arguments that older files lack: at these values a file does not name them.
+_LATER = {'predicted_step_descent': {'features': 'changes'}}
 
 
 def _named(constructor):
@@ -37,7 +41,11 @@ def _named(constructor):
   def build_and_say(*args, **kwargs):
     bound = inspect.signature(constructor).bind(*args, **kwargs)
     bound.apply_defaults()
-    call = {'name': constructor.__name__, 'arguments': dict(bound.arguments)}
+    name, said = constructor.__name__, dict(bound.arguments)
+    for argument, value in _LATER.get(name, {}).items():
+      if said[argument] == value:
+        del said[argument]
+    call = {'name': name, 'arguments': said}
     return constructor(*args, **kwargs)._replace(call=call)
 
   _BY_NAME[constructor.__name__] = build_and_say
@@ -75,20 +83,44 @@ def _policy(features, cell, labels):
   return learned if labels is None else grouped(learned, by_label(labels))
 
 
+def policy_parts(hidden: int = 128, features: str = 'changes'):
+  """(Features, Cell) of `predicted_step_descent`, without `standardised`.
+
+  Raises:
+    ValueError: there are no features of that name.
+  """
+  if features == 'scale_free':
+    # In units of the first actions: no step is longer than ten of them.
+    cell = gated_cell(hidden, scale=10.0, rate=1.0, even=4)
+    return scale_free(), cell
+  known = "predicted_step_descent: features must be 'changes' or 'scale_free'"
+  require(features == 'changes', f'{known}, got {features!r}')
+  return relative_changes(), lstm_cell((hidden,), scale=1.0)
+
+
 @_named
-def predicted_step_descent(labels=None, hidden: int = 128) -> LearnedOptimizer:
+def predicted_step_descent(
+  labels=None, hidden: int = 128, features: str = 'changes'
+) -> LearnedOptimizer:
   """Predicted Step Descent (Li & Malik 2017, sections 3.5 and 4).
 
   One LSTM layer sees the relative changes of value, gradient and step.
   `update` needs `value` and `params`.
+
+  With `features='scale_free'` the changes are ratios at every scale, and the
+  LSTM sets the length of the step: -10 tanh(d) σ(m) in units of the first
+  actions, with d a mix of the steps of Adam and AdaGrad (`gated_cell`).  A
+  factor of f then changes no step.
 
   Args:
     labels: tree of group names like the parameters; each group has its own
       theta.  In the paper every weight matrix and every bias vector is a group.
       None: one theta for all.
     hidden: units of the LSTM; 128 in the paper.
+    features: 'changes', Ψ as in the paper (`relative_changes`), or
+      'scale_free'.
   """
-  return _policy(relative_changes(), lstm_cell((hidden,), scale=1.0), labels)
+  return _policy(*policy_parts(hidden, features), labels)
 
 
 @_named

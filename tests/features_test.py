@@ -15,6 +15,7 @@ from l2o_jax.features import (
   relative_changes,
   state_features,
 )
+from l2o_jax.scale_free import scale_free
 from tests import quick
 
 
@@ -69,10 +70,35 @@ def slow_state_features(x, g, f, lag, depth):
   return out
 
 
+def slow_scale_free(x, g, f, age):
+  """Averages as sums over all earlier steps, one number at a time."""
+
+  def average(values, decay):
+    weights = decay ** np.arange(len(values))[::-1]
+    return weights @ values / weights.sum()
+
+  out = np.zeros((len(f), x.shape[1], 7))
+  for t in range(len(f)):
+    for n in range(x.shape[1]):
+      past, row = g[: t + 1, n], out[t, n]
+      v, whole = average(past**2, 0.95), np.mean(past**2)
+      row[0] = average(past, 0.5) / v**0.5
+      row[1] = average(past, 0.9) / v**0.5
+      row[2] = np.clip(g[t, n] / whole**0.5, -10, 10)
+      row[4] = 0.5 * np.log(v / whole)
+      row[6] = np.log(1 + t / age)
+      if t:
+        f_bar, steps = average(f[:t], 0.9), np.diff(x[: t + 1, n])
+        row[3] = (f[t] - f_bar) / (abs(f[t]) + abs(f_bar))
+        row[5] = abs(steps[-1]) / average(steps**2, 0.9) ** 0.5
+  return out
+
+
 ALL = {
   'state': state_features(3, 4),
   'changes': relative_changes(),
   'history': history(6),
+  'scale_free': scale_free(),
 }
 
 
@@ -104,6 +130,40 @@ class FeaturesTest(parameterized.TestCase):
       along(relative_changes(), x, g, f), want, rtol=1e-10, atol=1e-12
     )
 
+  @parameterized.parameters(1.0, 1e-9, 1e9)
+  def test_scale_free(self, scale):
+    """A factor of f or of x changes nothing."""
+    x, g, f = run_data(30)
+    want = slow_scale_free(x, g, f, 20.0)
+    features = scale_free()
+    self.assertEqual(features.size, 7)
+    for factors in ((1, scale, scale), (scale, 1, 1)):
+      data = (z * factor for z, factor in zip((x, g, f), factors))
+      np.testing.assert_allclose(
+        along(features, *data), want, rtol=1e-9, atol=1e-12
+      )
+
+  def test_scale_free_at_nothing(self):
+    """At g = 0, after large g and at f = 0 all is finite, bounded by 10."""
+    with self.assertRaisesRegex(ValueError, 'age must be positive, got 0'):
+      scale_free(0)
+    features = scale_free()
+    x, f = jnp.zeros(3), jnp.float32(0)
+
+    def seen(memory, g):
+      return features.update(memory, x, g, f)[1]
+
+    memory = features.init(x)
+    for g in (0.0, 1e-30, 1e30, 0.0, -3e38):
+      g = jnp.full(3, g, jnp.float32)
+      slopes = quick.jit(jax.jacfwd(seen, 1))(memory, g)
+      self.assertTrue(np.isfinite(slopes).all())
+      memory, found = quick.jit(features.update)(memory, x, g, f)
+      self.assertTrue(np.isfinite(found).all())
+      self.assertLessEqual(np.abs(found).max(), 10)
+    never = features.update(features.init(x), x, jnp.zeros(3), f)[1]
+    np.testing.assert_array_equal(never, np.zeros((3, 7)))
+
   def test_history(self):
     x, g, f = run_data(10)
     want = np.zeros((10, 2, 8))
@@ -127,7 +187,7 @@ class FeaturesTest(parameterized.TestCase):
     self.assertGreater(abs(before[11] - after[11]).max(), 0)
 
   @parameterized.named_parameters(
-    ('changes', 'changes'), ('history', 'history')
+    ('changes', 'changes'), ('history', 'history'), ('free', 'scale_free')
   )
   def test_losses_that_are_not_finite_or_zero(self, name):
     x, g, f = run_data(12)

@@ -125,6 +125,18 @@ class FilesTest(parameterized.TestCase):
     with self.assertRaisesRegex(checkpoint.CheckpointError, 'has shape'):
       load_learned(self.path)
 
+  def test_a_file_that_does_not_name_the_features(self):
+    """They are the paper's; so wrote versions that had no others."""
+    learned = predicted_step_descent(hidden=4)
+    theta = theta_of(learned)
+    old = {'name': 'predicted_step_descent', 'arguments': {'labels': None}}
+    old['arguments']['hidden'] = 4
+    checkpoint.save(self.path, theta, metadata={'optimizer': old})
+    again, same = load_learned(self.path, expected=learned)
+    self.assertEqual(again.call, old)
+    self.assertEqual(learned.call, old)
+    chex.assert_trees_all_equal(same, theta)
+
   def test_parts_of_ones_own_cannot_be_rebuilt(self):
     learned = coordinatewise(gradient(), lstm_cell((2,)))
     self.assertIsNone(learned.call)
@@ -166,6 +178,7 @@ class NamedTest(parameterized.TestCase):
       (lambda: lstm_log_and_sign(p=0.0), 'got 0.0'),
       (lambda: autonomous_optimizer(LABELS, coordinates=3), 'has no labels'),
       (lambda: predicted_step_descent(hidden=0), 'got'),
+      (lambda: predicted_step_descent(features='x'), "got 'x'"),
       (lambda: build({'name': 'exit', 'arguments': {}}), 'no learned optim'),
     ):
       with self.assertRaisesRegex(ValueError, message):

@@ -14,7 +14,7 @@ PACKAGE = ROOT / 'l2o_jax'
 # From bottom to top; a module may import those of lower floors only.
 FLOORS = (
   ('base', 'checks', 'cpu', 'files', 'gps.linalg', 'leaves'),
-  ('cells.layers', 'checkpoint', 'features', 'guard', 'unroll'),
+  ('cells.layers', 'checkpoint', 'features', 'guard', 'scale_free', 'unroll'),
   ('cells.lstm', 'cells.mlp', 'cells.standardised'),
   ('cells.gated', 'cells.ntm_bfgs', 'cells.schedule_free', 'coordinatewise'),
   ('evaluation', 'groups', 'truncated_bptt'),

@@ -58,6 +58,15 @@ def _adam_decaying(rate):
   return optax.adam(lambda t: rate / jnp.sqrt(1 + t / 10), 0.5, 0.99)
 
 
+def _adam_fading(rate):
+  """A rate that falls sooner and further, and a second moment of 20 steps.
+
+  Where gradients fall fast, as on separable data, a longer second moment is
+  one of gradients long gone, and the steps shrink with the gradients.
+  """
+  return optax.adam(lambda t: rate / (1 + t / 20) ** 0.7, 0.5, 0.95)
+
+
 def _lbfgs(rate, memory):
   return optax.lbfgs(rate, memory_size=memory, linesearch=None)
 
@@ -80,6 +89,7 @@ TABLE = {
   'RMSprop': Baseline(_rmsprop, {'decay': (0.99, 0.9)}),
   'ADAM': Baseline(optax.adam),
   'ADAM_decaying': Baseline(_adam_decaying),
+  'ADAM_fading': Baseline(_adam_fading),
   'AdaGrad': Baseline(_adagrad),
   'CG': Baseline(conjugate_gradient, _RULES),
   'CG, line search': Baseline(_cg_search, _RULES, True),

@@ -223,6 +223,44 @@ def save(figure, path, handlelength: float = 3.5) -> None:
     figure.savefig(f, format='png', dpi=120)
 
 
+def traces(path, panels: dict, learned: Sequence[str]) -> None:
+  """Anything positive along a run, logarithmic, with all that there is.
+
+  Args:
+    path: of the PNG.
+    panels: {what: {optimizer: {'mean', 'quartile_1', 'quartile_3'}}}.
+    learned: names drawn solid and wide, with bands.
+  """
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+  from matplotlib.figure import Figure
+
+  size = SIZE[0] * 2 + LEGEND, SIZE[1] * -(-len(panels) // 2)
+  figure = Figure(figsize=size, layout='constrained')
+  FigureCanvasAgg(figure)
+  axes = figure.subplots(-(-len(panels) // 2), 2, squeeze=False).flat
+  names = dict.fromkeys(name for curves in panels.values() for name in curves)
+  styles = _styles(list(names), learned)
+  for axis, (title, curves) in zip(axes, panels.items()):
+    for name, curve in curves.items():
+      steps = np.arange(len(curve['mean']))
+      axis.plot(steps, curve['mean'], label=name, **styles[name])
+      if name in learned:
+        band = curve['quartile_1'], curve['quartile_3']
+        color = styles[name]['color']
+        axis.fill_between(steps, *band, color=color, alpha=0.15, lw=0)
+    axis.set_yscale('log')
+    axis.set_xlabel('step')
+    axis.set_title(title, loc='left', fontsize=11)
+    axis.grid(alpha=0.3, lw=0.4)
+  handles = {}
+  for axis in figure.axes:
+    handles |= dict(zip(*reversed(axis.get_legend_handles_labels())))
+  where = {'loc': 'outside right upper', 'frameon': False}
+  figure.legend(handles.values(), handles.keys(), handlelength=3.5, **where)
+  with files.replacing(path) as f:
+    figure.savefig(f, format='png', dpi=120)
+
+
 def _panel(axis, curves, styles):
   means = np.concatenate([curve['mean'] for curve in curves.values()])
   linear = bool(np.any(means[np.isfinite(means)] <= 0))

@@ -9,16 +9,21 @@ import optax
 from experiments.common import problems, settings, training
 from experiments.common.baselines import TABLE
 from l2o_jax.cells.lstm import lstm_cell
-from l2o_jax.features import log_and_sign, relative_changes, state_features
+from l2o_jax.features import log_and_sign, state_features
 from l2o_jax.gps import costs
+from l2o_jax.gps import policy as gps
 from l2o_jax.gps.badmm import badmm
 from l2o_jax.gps.guided_policy_search import guided_policy_search
 from l2o_jax.gps.mirror_descent import mirror_descent
-from l2o_jax.gps.policy import Regression, make_policy
+from l2o_jax.gps.policy import Regression
 from l2o_jax.gps.rollouts import Rollouts
 from l2o_jax.groups import by_label
 from l2o_jax.imitation import imitation
-from l2o_jax.learned_optimizers import lstm_policy, predicted_step_descent
+from l2o_jax.learned_optimizers import (
+  lstm_policy,
+  policy_parts,
+  predicted_step_descent,
+)
 
 COSTS = {
   'gradient_share': costs.gradient_share,
@@ -37,15 +42,16 @@ class Policy(NamedTuple):
     trainer: Guided policy search by mirror descent (mdgps) or by the papers'
       Bregman ADMM (badmm), or truncated back-propagation through time (bptt).
     features: changes: relative changes and one LSTM layer (Li & Malik);
-      log_and_sign: of the gradient, and two layers of 20 units (Andrychowicz et
-      al.).
-    lstm_units: With --features=changes: units of the LSTM, >= 1; 128 in the
-      paper.
+      scale_free: ratios at every scale, and an LSTM that sets the length of
+      steps; log_and_sign: of the gradient, and two layers of 20 units
+      (Andrychowicz et al.).
+    lstm_units: Units of the LSTM, >= 1, but with --features=log_and_sign; 128
+      in the paper.
     shared: One theta for all weights and biases instead of one for each.
   """
 
   trainer: Literal['mdgps', 'badmm', 'bptt'] = 'mdgps'
-  features: Literal['changes', 'log_and_sign'] = 'changes'
+  features: Literal['changes', 'scale_free', 'log_and_sign'] = 'changes'
   lstm_units: Annotated[int, 1, 10**4] = 32
   shared: bool = False
 
@@ -120,24 +126,29 @@ def learned_optimizer(policy: Policy):
   labels = None if policy.shared else LABELS
   if policy.features == 'log_and_sign':
     return lstm_policy(labels)
-  return predicted_step_descent(labels, policy.lstm_units)
+  return predicted_step_descent(labels, policy.lstm_units, policy.features)
 
 
-def make_stages(s, learned, tuned: dict) -> list[training.Stage]:
+def make_policy(policy: Policy) -> gps.Policy:
+  """The policy in parts, as guided policy search trains it."""
+  if policy.features == 'log_and_sign':
+    parts = log_and_sign(), lstm_cell(scale=1.0)
+  else:
+    parts = policy_parts(policy.lstm_units, policy.features)
+  how = {'shared': policy.shared, 'in_units': policy.features == 'scale_free'}
+  made = gps.make_policy(*parts, by_label(LABELS), **how)
+  return made._replace(learned=learned_optimizer(policy))
+
+
+def make_stages(s, tuned: dict) -> list[training.Stage]:
   """Imitation if there is any, then guided policy search.
 
   Args:
     s: the flags.
-    learned: the policy as an optimizer.
     tuned: setting of --initial.
   """
   own = s.search
-  if s.policy.features == 'log_and_sign':
-    parts = log_and_sign(), lstm_cell(scale=1.0)
-  else:
-    parts = relative_changes(), lstm_cell((s.policy.lstm_units,), scale=1.0)
-  policy = make_policy(*parts, by_label(LABELS), shared=s.policy.shared)
-  policy, given = policy._replace(learned=learned), s.run.theta is not None
+  policy, given = make_policy(s.policy), s.run.theta is not None
   rollouts = Rollouts(
     s.run.num_steps,
     num_rollouts=own.num_rollouts,

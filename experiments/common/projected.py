@@ -35,6 +35,27 @@ def load_all(names: Sequence[str], data_dir: str | None = None) -> dict:
   return {title: load(name, data_dir) for title, name in zip(titles, names)}
 
 
+def few(data, count: int = 0, classes: int = 0, seed: int = 0):
+  """So many images at random, of the first so many classes; 0: all.
+
+  A net can learn a few hundred images by heart: the loss goes to 0.
+
+  Args:
+    data: (images, labels).
+    count: of images.
+    classes: of labels.
+    seed: of the draw.
+  """
+  if not (count or classes):
+    return data
+  images, labels = data
+  rows = np.random.default_rng(seed).permutation(len(labels))
+  if classes:
+    rows = rows[labels[rows] < classes]
+  rows = rows[: count or None]
+  return images[rows], labels[rows]
+
+
 def project(images: np.ndarray, size: int, seed: int) -> np.ndarray:
   """Random Gaussian projections, each of mean 0 and variance 1, [N, size]."""
   shape = math.prod(images.shape[1:]), size
@@ -44,7 +65,15 @@ def project(images: np.ndarray, size: int, seed: int) -> np.ndarray:
 
 
 def make_optimizee(
-  data, inputs, hidden, batch_size, *, seed=0, std=0.1, objective_size=None
+  data,
+  inputs,
+  hidden,
+  batch_size,
+  *,
+  seed=0,
+  std=0.1,
+  objective_size=None,
+  **parts,
 ) -> Optimizee:
   """A net with one layer of ReLUs on projected images.
 
@@ -56,11 +85,12 @@ def make_optimizee(
     seed: of the projection.
     std: standard deviation of initial weights and biases.
     objective_size: images that make the exact objective; all by default.
+    **parts: every f has parts or minibatches of its own; see `classifier`.
   """
   images, labels = data
   net = mlp((inputs, hidden, int(labels.max()) + 1), 'relu', std)
   x = project(images, inputs, seed)
-  return classifier(x, labels, net, batch_size, objective_size)
+  return classifier(x, labels, net, batch_size, objective_size, **parts)
 
 
 def every(num_steps: int) -> int:

@@ -13,13 +13,13 @@ from l2o_jax.checks import require
 from l2o_jax.cpu import sigmoid, tanh
 
 
-def _even(x):
+def _even(x, even):
   """What does not change with the sign of a coordinate.
 
-  |x_i|, then x_i x_j for i < j, all through tanh, then the last feature as it
-  is: [F, ...] -> [E, ...], E = (F - 1) F / 2 + 1.
+  |x_i|, then x_i x_j for i < j, all through tanh, then the last `even` features
+  as they are: [F, ...] -> [E, ...], E = R (R + 1) / 2 + even, R = F - even.
   """
-  ratios, rest = x[:-1], x[-1:]
+  ratios, rest = x[:-even], x[-even:]
   pairs = itertools.combinations(ratios, 2)
   products = [a * b for a, b in pairs]
   seen = jnp.stack([*jnp.abs(ratios), *products])
@@ -27,7 +27,11 @@ def _even(x):
 
 
 def gated_cell(
-  hidden: int = 8, scale: float = 0.3, rate: float = 0.03, direction: int = 0
+  hidden: int = 8,
+  scale: float = 0.3,
+  rate: float = 0.03,
+  direction: int = 0,
+  even: int = 1,
 ) -> Cell:
   r"""Adam's direction, and a learned gate on the length of the step.
 
@@ -36,11 +40,11 @@ def gated_cell(
       delta = -scale tanh(d) σ(m)
 
   e is what does not change if the coordinate is turned round: |x_i|, x_i x_j,
-  and the last feature.  Turning a coordinate round therefore turns its step
-  round, whatever theta is.  No step is longer than `scale`, and the gate σ can
-  make it shorter by orders of magnitude: where m is negative, σ(m) is nearly
-  exp(m).  With a feature log(1 + t / age) the length of steps can fall as a
-  power of time, at any t.
+  and the last features, which are even.  Turning a coordinate round therefore
+  turns its step round, whatever theta is.  No step is longer than `scale`, and
+  the gate σ can make it shorter by orders of magnitude: where m is negative,
+  σ(m) is nearly exp(m).  With a feature log(1 + t / age) the length of steps
+  can fall as a power of time, at any t.
 
   Made for `adam_ratios` with an age.  At the start theta is Adam with a rate
   that falls as the root of time: d is one feature, m the last one times -1/2,
@@ -51,26 +55,31 @@ def gated_cell(
     hidden: H; 0: no LSTM.
     scale: bound of a step, in units of the parameters.
     rate: length of a step of size 1 at the start, 0 < rate < scale.
-    direction: which of the F - 1 first features is d at the start, as an index.
+    direction: which of the F - even first features is d at the start, as an
+      index.
+    even: how many features, the last, do not change with the coordinate's sign,
+      >= 1.
 
   Returns:
-    A whole Cell with theta {'lstm': [{'w', 'b'}], 'direction': [F - 1], 'gate':
-    {'w': [H + E, 1], 'b': [1]}} and state ((h [H, ...], c [H, ...]),); without
-    an LSTM 'lstm' is [] and the state ().
+    A whole Cell with theta {'lstm': [{'w', 'b'}], 'direction': [F - even],
+    'gate': {'w': [H + E, 1], 'b': [1]}} and state ((h [H, ...], c [H, ...]),);
+    without an LSTM 'lstm' is [] and the state ().
 
   Raises:
-    ValueError: H is negative, the rate is out of bounds, or (from `init`) there
-      are fewer than two features.
+    ValueError: H is negative, the rate is out of bounds, `even` is not
+      positive, or (from `init`) all features are even.
   """
   require(hidden >= 0, f'gated_cell: hidden must not be negative: {hidden}')
   within = f'gated_cell: rate must be in (0, {scale}), got {rate!r}'
   require(0 < rate < scale, within)
+  require(even > 0, f'gated_cell: even must be positive, got {even!r}')
 
   def init(key, num_features):
-    enough = f'gated_cell: needs two features or more, got {num_features}'
-    require(num_features > 1, enough)
+    ratios = num_features - even
+    enough = f'gated_cell: needs more than {even} features, got {num_features}'
+    require(ratios > 0, enough)
     key_lstm, key_h = jax.random.split(key)
-    size = (num_features - 1) * num_features // 2 + 1  # E
+    size = ratios * (ratios + 1) // 2 + even  # E
     lstm = [lstm_layer_init(key_lstm, size, hidden)] if hidden else []
     of_h = 0.1 * truncated_normal(key_h, max(hidden, 1), (hidden, 1))
     zeros = functools.partial(jnp.zeros, dtype=jnp.float32)
@@ -79,7 +88,7 @@ def gated_cell(
       'w': jnp.concatenate([of_h, of_e]),
       'b': jnp.log(jnp.array([rate / (scale - rate)], jnp.float32)),
     }
-    of_x = zeros(num_features - 1).at[direction].set(1.0)
+    of_x = zeros(ratios).at[direction].set(1.0)
     return {'lstm': lstm, 'direction': of_x, 'gate': gate}
 
   def initial_state(n):
@@ -87,12 +96,12 @@ def gated_cell(
     return ((zero, zero),) if hidden else ()
 
   def step(theta, x, state):
-    e, new_state = _even(x), ()
+    e, new_state = _even(x, even), ()
     seen = e
     if hidden:
       h, c = lstm_layer(theta['lstm'][0], e, state[0])  # [H, ...] each
       seen, new_state = jnp.concatenate([h, e]), ((h, c),)
-    d = jnp.einsum('f,f...->...', theta['direction'], x[:-1])
+    d = jnp.einsum('f,f...->...', theta['direction'], x[:-even])
     m = linear(theta['gate'], seen)[0]
     return -scale * tanh(d) * sigmoid(m), new_state
 

@@ -26,6 +26,8 @@ class Policy(NamedTuple):
     shared: one theta for all groups; else theta is {group: theta}.
     coordinates: n, if the cell sees and moves all of them; None: one.
     learned: the same as an optimizer.
+    in_units: the features are ratios; mean and std of `standardised` stay as
+      they are.
   """
 
   features: Features
@@ -34,6 +36,7 @@ class Policy(NamedTuple):
   shared: bool
   coordinates: int | None
   learned: LearnedOptimizer
+  in_units: bool = False
 
 
 def make_policy(
@@ -43,6 +46,7 @@ def make_policy(
   *,
   shared: bool = False,
   coordinates: int | None = None,
+  in_units: bool = False,
 ) -> Policy:
   """A policy to be trained; `standardised` is put around its cell.
 
@@ -53,6 +57,8 @@ def make_policy(
     shared: one theta for all groups, although each has its own guide.
     coordinates: n, for a cell that communicates: it sees and moves all n
       coordinates of a function at once (Li & Malik 2016).
+    in_units: the features are ratios already, and a cell that is odd in some of
+      them would not be after a shift: only the unit of the steps is measured.
 
   Raises:
     ValueError: groups and coordinates are both given, or coordinates without a
@@ -68,7 +74,8 @@ def make_policy(
   if not shared:
     learned = grouped(learned, groups)
   groups = groups or ONE_GROUP
-  return Policy(features, cell, groups, shared, coordinates, learned)
+  parts = features, cell, groups, shared, coordinates, learned
+  return Policy(*parts, in_units)
 
 
 class Regression(NamedTuple):
@@ -136,6 +143,8 @@ def _unpool(policy: Policy, x: chex.Array, shape) -> chex.Array:
 def calibrated(policy: Policy, theta: Theta, observations, actions) -> Theta:
   """theta in the units of samples: mean, std and output of `standardised`.
 
+  With `in_units` only the output.
+
   Args:
     policy: whose theta.
     theta: its weights.
@@ -144,11 +153,10 @@ def calibrated(policy: Policy, theta: Theta, observations, actions) -> Theta:
   """
   o, a = _pool(policy, observations), _pool(policy, actions)
   std = jnp.std(o, (1, 2))
-  units = {
-    'mean': jnp.mean(o, (1, 2)),  # [M or 1, F A]
-    'std': jnp.where(std > 1e-6, std, 1),
-    'output': jnp.sqrt(jnp.mean(a**2, (1, 2, 3))),
-  }
+  units = {'output': jnp.sqrt(jnp.mean(a**2, (1, 2, 3)))}
+  if not policy.in_units:
+    mean, std = jnp.mean(o, (1, 2)), jnp.where(std > 1e-6, std, 1)
+    units |= {'mean': mean, 'std': std}  # [M or 1, F A]
   return _unstack(policy, {**_stack(policy, theta), **units})
 
 

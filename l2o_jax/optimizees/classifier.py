@@ -82,12 +82,21 @@ def _check(images, labels, net):
   require(0 <= low and high < classes, between)
 
 
+def _log_uniform(key, low, high):
+  """An integer in low ... high whose logarithm is uniform; None: high."""
+  low = math.log(high if low is None else min(low, high))
+  log = jax.random.uniform(key, (), minval=low, maxval=math.log(high))
+  return jnp.round(jnp.exp(log)).astype(jnp.int32)
+
+
 def classifier(
   images: chex.Array,
   labels: chex.Array,
   net: tuple[Callable, Callable],
   batch_size: int = 128,
   objective_size: int | None = None,
+  smallest_part: int | None = None,
+  smallest_batch: int | None = None,
 ) -> Optimizee:
   """f(x) = mean cross-entropy of a net on a fresh random minibatch.
 
@@ -103,9 +112,15 @@ def classifier(
     batch_size: images per minibatch.
     objective_size: `objective` is the mean over so many images, the first; all
       by default.
+    smallest_part: k: every f has only a part of the images, n of them from a
+      random place on, with log n uniform in log k ... log N.  A net can learn
+      a small part by heart, so that f goes to 0.  None: all f have all images.
+    smallest_batch: k: every f has minibatches of a size of its own, with its
+      logarithm uniform in log k ... log batch_size.  None: all have batch_size.
 
   Returns:
-    Optimizee with task ().
+    Optimizee with task (), or (where, n, size of minibatches) if f's have parts
+    or minibatches of their own.
 
   Raises:
     ValueError: images are neither uint8 nor float32, labels are not as many as
@@ -113,11 +128,20 @@ def classifier(
   """
   _check(images, labels, net)
   size = 1 if objective_size is None else objective_size
-  positive('classifier', batch_size=batch_size, objective_size=size)
+  sizes = {'batch_size': batch_size, 'objective_size': size}
+  own = {'smallest_part': smallest_part, 'smallest_batch': smallest_batch}
+  own = {name: k for name, k in own.items() if k is not None}
+  positive('classifier', **sizes, **own)
   init_net, apply = net
 
   def init(key):
-    return init_net(key), ()
+    if not own:
+      return init_net(key), ()
+    N, (key_net, *keys) = images.shape[0], jax.random.split(key, 4)
+    start = jax.random.randint(keys[0], (), 0, N)
+    n = _log_uniform(keys[1], smallest_part, N)
+    size = _log_uniform(keys[2], smallest_batch, batch_size)
+    return init_net(key_net), (start, n, size)
 
   def cross_entropy(params, images, labels):
     x = images.reshape(images.shape[0], -1)
@@ -128,14 +152,20 @@ def classifier(
     return jnp.mean(losses)
 
   def loss(images, labels, params, task, key):
-    del task
-    rows = jax.random.randint(key, (batch_size,), 0, images.shape[0])
+    start, n, size = task or (0, images.shape[0], batch_size)
+    rows = jax.random.randint(key, (batch_size,), 0, n)
+    if task:  # the first `size` again and again
+      rows = rows[jnp.arange(batch_size) % size]
+      rows = (start + rows) % images.shape[0]
     return cross_entropy(params, images[rows], labels[rows])
 
   def objective(images, labels, params, task):
-    del task
-    first = slice(objective_size)
-    return cross_entropy(params, images[first], labels[first])
+    rows = slice(objective_size)
+    if task:
+      N = images.shape[0]
+      rows = jnp.arange(N)[rows]
+      rows = (task[0] + rows % task[1]) % N
+    return cross_entropy(params, images[rows], labels[rows])
 
   data = jnp.asarray(images), jnp.asarray(labels)
   return Optimizee(init, Partial(loss, *data), Partial(objective, *data))

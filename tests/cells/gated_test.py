@@ -54,8 +54,10 @@ class GatedCellTest(parameterized.TestCase):
       gated_cell(-1)
     with self.assertRaisesRegex(ValueError, r'rate must be in \(0, 0.1\)'):
       gated_cell(scale=0.1, rate=0.2)
-    with self.assertRaisesRegex(ValueError, 'needs two features or more'):
+    with self.assertRaisesRegex(ValueError, 'needs more than 1 features'):
       gated_cell().init(jax.random.key(0), 1)
+    with self.assertRaisesRegex(ValueError, 'even must be positive, got 0'):
+      gated_cell(even=0)
 
 
 if __name__ == '__main__':

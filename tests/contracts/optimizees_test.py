@@ -34,6 +34,9 @@ OPTIMIZEES = {
   'classifier_of_floats': classifier(
     np.float32(IMAGES) / 100, LABELS, mlp((16, 5, 3)), 8
   ),
+  'classifier_of_parts': classifier(
+    IMAGES, LABELS, mlp((16, 5, 3)), 8, smallest_part=6, smallest_batch=2
+  ),
   'rescaled_classifier': rescaled(
     classifier(IMAGES, LABELS, mlp((16, 5, 3)), 8), each='any'
   ),

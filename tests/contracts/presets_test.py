@@ -86,7 +86,7 @@ def of_predicted_step_descent(s):
   tuned = {'rate': 0.1}
   if s.search.initial == 'momentum':
     tuned['momentum'] = 0.9
-  stages = policies.make_stages(s, learned, tuned)
+  stages = policies.make_stages(s, tuned)
   assert sum(stage.num_epochs for stage in stages) == s.run.num_epochs
   return learned, [stage.trainer for stage in stages], None
 

@@ -63,6 +63,7 @@ LEARNED = {
     log_and_sign(), standardised(mlp_cell((5, 4)))
   ),
   'predicted_step_descent': predicted_step_descent(hidden=4),
+  'scale_free': predicted_step_descent(hidden=4, features='scale_free'),
   'lstm_policy': lstm_policy(),
   'autonomous': autonomous_optimizer(depth=3, hidden=5),
   'grouped': grouped(
@@ -75,8 +76,8 @@ LEARNED = {
   # One net for all coordinates, 20 as in `tree`.
   'joint': autonomous_optimizer(coordinates=20, depth=3, hidden=5),
 }
-NEED_VALUE = ('predicted_step_descent', 'autonomous', 'joint')
-NEED_PARAMS = ('predicted_step_descent',)
+NEED_VALUE = ('predicted_step_descent', 'scale_free', 'autonomous', 'joint')
+NEED_PARAMS = ('predicted_step_descent', 'scale_free')
 COMMUNICATE = ('averaged', 'ntm_bfgs', 'joint')
 OF_ANY_SIZE = [name for name in LEARNED if name != 'joint']
 SEPARABLE = [name for name in LEARNED if name not in COMMUNICATE]

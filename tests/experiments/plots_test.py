@@ -38,6 +38,17 @@ class PlotsTest(absltest.TestCase):
     self.assertEqual(path.read_bytes()[:4], b'\x89PNG')
     return saved[0]
 
+  def test_traces(self):
+    """All that there is, in a panel for each quantity."""
+    directory = self.enterContext(tempfile.TemporaryDirectory())
+    path = pathlib.Path(directory) / 'traces.png'
+    mine, other = curve([1, 1e-3, 1e-6]), curve([1, 0.1])
+    panels = {'loss': {'mine': mine, 'SGD': other}, '|step|': {'mine': mine}}
+    with warnings.catch_warnings():
+      warnings.simplefilter('error')
+      plots.traces(path, panels, ['mine'])
+    self.assertEqual(path.read_bytes()[:4], b'\x89PNG')
+
   def test_one_legend_and_letters(self):
     """Names once, outside of the panels; panels (a), (b), ..."""
     curves = {'mine': curve([2, 1, 0.3]), 'SGD': curve([2, 1.5, 1])}

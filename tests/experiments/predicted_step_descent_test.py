@@ -6,6 +6,7 @@ import tempfile
 from unittest import mock
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
@@ -19,6 +20,7 @@ from experiments.common import (
   training,
 )
 from l2o_jax.datasets import DatasetError
+from l2o_jax.gps.policy import calibrated
 from tests.experiments import toy
 
 TINY = {
@@ -59,7 +61,7 @@ class PredictedStepDescentTest(parameterized.TestCase):
   def check_stages(self, s, tuned):
     """All programs can be traced, and theta goes from one into the next."""
     learned = policies.learned_optimizer(s.policy)
-    stages = policies.make_stages(s, learned, tuned)
+    stages = policies.make_stages(s, tuned)
     key, theta = jax.random.key(0), learned.init(jax.random.key(1))
     for stage in stages:
       state = stage.trainer.init(key)._replace(theta=theta)
@@ -82,6 +84,47 @@ class PredictedStepDescentTest(parameterized.TestCase):
     how = {'initial': 'ADAM_decaying', 'imitation_epochs': 2}
     s = self.settings(**how, imitation_scale=1.0)
     self.assertEqual(self.check_stages(s, {'rate': 0.1}), [2, 1])
+
+  def test_scale_free(self):
+    """Only the unit of steps is measured: the features are ratios."""
+    how = {'features': 'scale_free', 'initial': 'ADAM_fading'}
+    s = self.settings(**how, imitation_epochs=2)
+    self.assertEqual(self.check_stages(s, {'rate': 0.1}), [2, 1])
+    policy = policies.make_policy(s.policy)
+    self.assertTrue(policy.in_units)
+    theta = policy.learned.init(jax.random.key(0))
+    seen = jax.random.normal(jax.random.key(1), (1, 4, 2, 3, 7))
+    units = calibrated(policy, theta, 5 + seen, 3 * jnp.ones((1, 4, 2, 3, 1)))
+    np.testing.assert_array_equal(units['w0']['mean'], np.zeros(7))
+    np.testing.assert_array_equal(units['w0']['std'], np.ones(7))
+    self.assertEqual(float(units['w0']['output']), 3)
+
+  def test_validation_on_other_problems(self):
+    """The mean of the logarithms, relative to the start of each."""
+    s = self.settings(validate_on=('base', 'small_noisy'))
+    problem = psd.make_problem(OPTIMIZEE, 'validation', 2, 4)
+    curves = iter(([4.0, 2.0, 1.0], [2.0, 1.0, 2e-6]))
+    fake = lambda *_: lambda theta: np.array(next(curves))
+    with mock.patch.object(psd.problems, 'mean_curve', fake):
+      validate = psd.make_validation(s, None, DATA, problem)
+      got = validate(None)
+    np.testing.assert_allclose(got, [1, 0.5, (0.25 * 1e-6) ** 0.5], rtol=1e-6)
+
+  def test_parts_of_the_images(self):
+    """Meta-training on parts, minibatches and units drawn at random."""
+    how = {'smallest_part': 5, 'smallest_batch': 2, 'rescale': 1.0}
+    s = self.settings(**how)
+    params, task = psd.make_trained_on(s, DATA, OPTIMIZEE).init(
+      jax.random.key(0)
+    )
+    (start, n, size), scales = task
+    self.assertBetween(int(n), 5, 30)
+    self.assertBetween(int(size), 2, 64)
+    self.assertLess(int(start), 30)
+    leaves = jax.tree.leaves(scales)
+    self.assertLen(np.unique([x.ravel()[0] for x in leaves]), 1)
+    same = psd.make_trained_on(self.settings(), DATA, OPTIMIZEE)
+    self.assertIs(same, OPTIMIZEE)
 
   def test_a_smaller_scale(self):
     """Only the output of each group's policy."""

@@ -22,6 +22,15 @@ class ProjectedTest(absltest.TestCase):
     np.testing.assert_allclose(fit, x, atol=1e-4)
     self.assertGreater(np.abs(x - projected.project(IMAGES, 5, 1)).max(), 1)
 
+  def test_few(self):
+    """Of the first classes, each image once, and the labels still its own."""
+    images = np.arange(30, dtype=np.uint8)[:, None, None, None]
+    few, labels = projected.few((images, LABELS), 7, 2)
+    self.assertEqual((few.shape, labels.max()), ((7, 1, 1, 1), 1))
+    self.assertLen(np.unique(few), 7)
+    np.testing.assert_array_equal(few.ravel() % 3, labels)
+    self.assertIs(projected.few((images, LABELS))[0], images)
+
   def test_curves_of_the_objective(self):
     """Minibatches of nearly all images: gradient descent step by step."""
     optimizee = projected.make_optimizee((IMAGES, LABELS), 5, 4, 2_000)

@@ -48,6 +48,30 @@ class ClassifierTest(absltest.TestCase):
     np.testing.assert_allclose(of_seven, each[:7].mean(), rtol=1e-5)
     np.testing.assert_allclose(of_floats, want, rtol=1e-5)
 
+  def test_parts_and_minibatches_of_their_own(self):
+    """The objective of a part, by a slow loop; repeats do not change a mean."""
+    net = mlp((16, 5, 3), 'tanh', 1.0)
+    parts = {'smallest_part': 6, 'smallest_batch': 2}
+    optimizee = classifier(IMAGES, LABELS, net, 8, **parts)
+    draw = quick.jit(jax.vmap(optimizee.init))
+    keys = jax.random.split(jax.random.key(0), 300)
+    _, (start, n, size) = draw(keys)
+    self.assertEqual((n.min(), size.min(), size.max()), (6, 2, 8))
+    self.assertBetween(np.median(n), 14, 21)  # log-uniform: sqrt(6 * 50) = 17
+    self.assertGreater(len(np.unique(start)), 40)
+
+    params = jax.tree.map(lambda x: x[0], draw(keys)[0])
+    logits = np.asarray(net[1](params, IMAGES.reshape(50, 16) / 255.0))
+    each = np.log(np.exp(logits).sum(1)) - logits[np.arange(50), LABELS]
+    part = each[[48, 49, 0, 1, 2]]
+    task = tuple(map(jnp.int32, (48, 5, 1)))
+    objective = quick.jit(optimizee.objective)(params, task)
+    np.testing.assert_allclose(objective, part.mean(), rtol=1e-5)
+    losses = quick.jit(jax.vmap(optimizee.loss, (None, None, 0)))
+    one = losses(params, task, keys)  # minibatches of one image
+    near = np.abs(one[:, None] - part).min(1)
+    np.testing.assert_allclose(near, 0, atol=1e-5)
+
   def test_initial_net_is_drawn_by_a_key_for_each_array(self):
     net, _ = mlp((16, 5, 3), initial_std=0.1)
     key = jax.random.key(4)

@@ -1,0 +1,161 @@
+"""What a policy sees and does on images that a net learns by heart.
+
+Copy and paste:
+  python -m experiments.policy_steps
+  python -m experiments.policy_steps --theta=runs/psd/theta.npz
+
+Runs the thetas of Predicted Step Descent and two hand-designed optimizers on a
+few images, and draws along the run the loss, the gradients, what the features
+make of them, and the steps: medians and quartiles over weights of the first
+layer.  Writes policy_steps.png and policy_steps.json to --workdir.
+"""
+
+import pathlib
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.common import cli, plots, problems, projected, run, settings
+from experiments.predicted_step_descent import EXPERIMENT as PSD
+from experiments.predicted_step_descent import PANELS, make_optimizee
+from l2o_jax.learned_optimizers import load_learned, policy_parts
+from l2o_jax.unroll import unroll
+
+KEPT = 'experiments/results/predicted_step_descent'
+# As tuned on the objective of meta-training, MNIST and 400 steps.
+RIVALS = {'RMSprop': {'rate': 0.01, 'decay': 0.99}, 'AdaGrad': {'rate': 0.1}}
+# Which feature has the gradient in it.
+SLOPE = {'changes': 1, 'scale_free': 2}
+
+
+class Steps(NamedTuple):
+  """What is run, and where the picture goes.
+
+  Attributes:
+    preset: Values of the flags that are not given; see below.
+    workdir: Directory of the results, made if missing.
+    resume: auto: draw again what is there; never: refuse a --workdir with a
+      run in it; must: refuse one without.
+    theta: Files of theta, a flag for each.
+    panel: Problem, as in experiments.predicted_step_descent.
+    dataset: Images, a name of python -m l2o_jax.datasets or an .npz.
+    data_dir: Where prepared data sets are.
+    images: How many of them, drawn at random.
+    num_steps: Steps of the run.
+    coordinates: Weights that are looked at, at most.
+  """
+
+  preset: str = ''
+  workdir: str = 'runs/policy_steps'
+  resume: Literal['auto', 'never', 'must'] = 'auto'
+  theta: tuple[str, ...] = (
+    f'{KEPT}/full/theta.npz',
+    f'{KEPT}/scale_free/theta.npz',
+  )
+  panel: Literal[tuple(PANELS)] = 'base'
+  dataset: str = 'mnist_5k'
+  data_dir: str | None = None
+  images: settings.Count = 400
+  num_steps: settings.Count = 400
+  coordinates: settings.Count = 512
+
+
+class Settings(NamedTuple):
+  """All flags."""
+
+  run: Steps = Steps()
+
+
+EXPERIMENT = settings.Experiment(
+  'policy_steps', Settings(), {'quick': {}}, __doc__
+)
+
+
+def trace(optimizee, opt, num_steps: int, coordinates: int):
+  """Along one run: (exact objective [T], x, g, u, values), x ... [T, n]."""
+
+  @jax.jit
+  def of_run(key):
+    key_init, key_loss, key_rows = jax.random.split(key, 3)
+    params, task = optimizee.init(key_init)
+    size = params[0]['w'].size
+    rows = jax.random.permutation(key_rows, size)[:coordinates]
+    pick = lambda tree: tree[0]['w'].ravel()[rows]
+
+    def record(step):
+      f = optimizee.objective(step.params, task)
+      seen = map(pick, (step.params, step.gradients, step.updates))
+      return f, *seen, step.loss
+
+    loss = lambda x, key: optimizee.loss(x, task, key)
+    keys = jax.random.split(key_loss, num_steps + 1)
+    start = params, opt.init(params)
+    return unroll(loss, opt, *start, keys, record=record, remat=False)[1].record
+
+  return of_run(problems.keys('validation', 1)[0])
+
+
+def slopes(features, which: int, x, g, values):
+  """|the feature with the gradient in it| along a run, [T, n]."""
+
+  def along(x, g, values):
+    update = lambda memory, inputs: features.update(memory, *inputs)
+    inputs = (x, g, values)
+    return jax.lax.scan(update, features.init(x[0]), inputs)[1]
+
+  return jnp.abs(jax.jit(along)(x, g, values)[..., which])
+
+
+def quartiles(z) -> dict:
+  """Of [T] or [T, n], over the weights, as `plots.traces` wants them."""
+  z = np.abs(np.asarray(z, np.float64)).reshape(len(z), -1)
+  low, middle, high = np.quantile(z, (0.25, 0.5, 0.75), 1)
+  return {'mean': middle, 'quartile_1': low, 'quartile_3': high}
+
+
+def measure(s: Steps) -> dict:
+  """{what: {optimizer: quartiles}}."""
+  data = projected.few(projected.load(s.dataset, s.data_dir), s.images)
+  optimizee, _ = make_optimizee(PSD.defaults, data, PANELS[s.panel])
+  panels = {'loss': {}, '|gradient|': {}, '|feature|': {}, '|step|': {}}
+  contenders = {}
+  for path in s.theta:
+    learned, theta = load_learned(path)
+    call = learned.call['arguments']
+    kind = call.get('features', 'changes')
+    features = policy_parts(call['hidden'], kind)[0]
+    title = f'policy, {pathlib.Path(path).parent.name}'
+    opt = learned.transform(theta)
+    contenders[title] = opt, features, SLOPE[kind]
+  for name, setting in RIVALS.items():
+    contenders[name] = problems.make_baseline(name, setting), None, 0
+  for name, (opt, features, which) in contenders.items():
+    f, x, g, u, values = trace(optimizee, opt, s.num_steps, s.coordinates)
+    found = {'loss': f, '|gradient|': g, '|step|': u}
+    if features is not None:
+      found['|feature|'] = slopes(features, which, x, g, values)
+    for what, z in found.items():
+      panels[what][name] = quartiles(z)
+    cli.log(f'{name}: loss {f[-1]:.3g} in the end')
+  return panels
+
+
+def main(s: Settings) -> None:
+  """Runs and draws."""
+  with run.opened(EXPERIMENT, s) as path:
+    panels = measure(s.run)
+    learned = [name for name in panels['loss'] if name not in RIVALS]
+    plots.traces(path / 'policy_steps.png', panels, learned)
+    ends = {
+      what: {name: float(z['mean'][-1]) for name, z in curves.items()}
+      for what, curves in panels.items()
+    }
+    run.write_json(path / 'policy_steps.json', ends)
+    cli.say(f'written: {path}/policy_steps.png policy_steps.json')
+    run.note(path, finished=True)
+
+
+if __name__ == '__main__':
+  cli.run(main, EXPERIMENT)

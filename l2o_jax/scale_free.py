@@ -1,0 +1,95 @@
+"""Relative changes of value, gradient and step, whatever their scale."""
+
+from typing import NamedTuple
+
+import chex
+import jax.numpy as jnp
+
+from l2o_jax.base import Features
+from l2o_jax.checks import require
+
+
+class Magnitudes(NamedTuple):
+  """Running magnitudes, and the last iterate.
+
+  Attributes:
+    step: t, the number of updates seen.
+    m: averages of g of two lengths, [2, ...].
+    v: average of g² over some 20 steps, and its mean over all steps, [2, ...].
+    x: x(t - 1) [...].
+    u: average of the squared steps [...].
+    f: average of the losses [].
+  """
+
+  step: chex.Array
+  m: chex.Array
+  v: chex.Array
+  x: chex.Array
+  u: chex.Array
+  f: chex.Array
+
+
+def scale_free(age: float = 20.0) -> Features:
+  r"""Ψ with ratios where the paper has "+ 1": F = 7.
+
+      m / √v,  b / √v              m, b, v: averages of g, g and g² with decays
+                                   0.5, 0.9 and 0.95 and without their bias
+      g / √(mean of g(0)² ... g(t)²)
+      (f(t) - f̄) / (|f(t)| + |f̄|)  f̄: average of the earlier f, decay 0.9
+      log √(v / mean of g(0)² ... g(t)²)
+      |u| / √(average of u²)       u = x(t) - x(t-1), decay 0.9
+      log(1 + t / age)
+
+  `relative_changes` sees nothing where |g| ≪ 1 and |u| ≪ 0.1.  Here a factor of
+  f changes nothing and one of x neither, whatever their size, from g of 1e-15
+  to 1e15 in float32.  The first two are the steps of Adam, the third is that of
+  AdaGrad times √(t + 1), cut at ±10; the first three change their sign with the
+  coordinate, the rest does not.  All but the last are bounded.  A ratio is 0
+  where its denominator is.  `update` needs `params` and `value`.
+
+  Args:
+    age: > 0, in steps.
+
+  Raises:
+    ValueError: the age is not positive.
+  """
+  require(age > 0, f'scale_free: age must be positive, got {age!r}')
+
+  def init(x):
+    zero, f = jnp.zeros_like(x), jnp.zeros((), x.dtype)
+    two = jnp.stack([zero, zero])
+    return Magnitudes(jnp.zeros((), jnp.int32), two, two, zero, zero, f)
+
+  def update(old, x, g, value):
+    limits = jnp.finfo(g.dtype)
+    tiny, largest = limits.tiny, 0.5 * limits.max**0.5
+    root = lambda z: jnp.sqrt(jnp.maximum(z, tiny))  # of a finite derivative
+    g = jnp.clip(g, -largest, largest)  # g² stays finite
+    started, t = old.step > 0, (old.step + 1).astype(g.dtype)
+    m = [b * m + (1 - b) * g for b, m in zip((0.5, 0.9), old.m)]
+    v = 0.95 * old.v[0] + 0.05 * g**2
+    mean = old.v[1] + (g**2 - old.v[1]) / t
+    recent = v / (1 - 0.95**t)
+    ratios = [m / (1 - b**t) / root(recent) for b, m in zip((0.5, 0.9), m)]
+    ratios.append(jnp.clip(g / root(mean), -10, 10))
+    fall = jnp.clip(jnp.log(root(recent) / root(mean)), -10, 10)
+
+    f = jnp.asarray(value, old.f.dtype)
+    f_bar = old.f / jnp.where(started, 1 - 0.9 ** (t - 1), 1)
+    size = jnp.abs(f) + jnp.abs(f_bar)
+    known = started & jnp.isfinite(size) & (size > 0)
+    change = jnp.where(known, f - f_bar, 0) / jnp.where(known, size, 1)
+    f = jnp.where(jnp.isfinite(f), f, f_bar)
+    moved = jnp.where(started, x - old.x, 0)
+    u = 0.9 * old.u + 0.1 * moved**2
+    length = jnp.where(started, 1 - 0.9 ** (t - 1), 1)
+    length = jnp.abs(moved) / root(u / length)
+
+    scalars = [change, jnp.log1p((t - 1) / age)]
+    change, clock = (jnp.broadcast_to(z, x.shape) for z in scalars)
+    seen = jnp.stack([*ratios, change, fall, length, clock], -1)
+    f = 0.9 * old.f + 0.1 * f
+    v = jnp.stack([v, mean])
+    return Magnitudes(old.step + 1, jnp.stack(m), v, x, u, f), seen
+
+  return Features(7, init, update, frozenset({'params', 'value'}))
