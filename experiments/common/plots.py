@@ -239,7 +239,7 @@ def traces(path, panels: dict, learned: Sequence[str]) -> None:
   FigureCanvasAgg(figure)
   axes = figure.subplots(-(-len(panels) // 2), 2, squeeze=False).flat
   names = dict.fromkeys(name for curves in panels.values() for name in curves)
-  styles = _styles(list(names), learned)
+  styles = looks(list(names), learned)
   for axis, (title, curves) in zip(axes, panels.items()):
     for name, curve in curves.items():
       steps = np.arange(len(curve['mean']))
