@@ -31,7 +31,10 @@ from l2o_jax.scale_free import scale_free
 # code.
 _BY_NAME = {}
 # Arguments that older files lack: at these values a file does not name them.
-_LATER = {'predicted_step_descent': {'features': 'changes'}}
+_LATER = {
+  'predicted_step_descent': {'features': 'changes'},
+  'lstm_log_and_sign': {'labels': None},
+}
 
 
 def _named(constructor):
