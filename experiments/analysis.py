@@ -1,9 +1,10 @@
 """What a learned optimizer has learned (Andrychowicz et al., appendix B).
 
 Copy and paste:
-  python -m experiments.analysis                      # two minutes
-  python -m experiments.analysis --preset=quadratics
-  python -m experiments.analysis --theta=runs/mnist --theta=robust
+  python -m experiments.analysis                      # a minute
+  python -m experiments.analysis --preset=quadratics --workdir=runs/quadratic
+  python -m experiments.analysis --theta=predicted_step_descent \
+      --workdir=runs/policy
 
 Runs each learned optimizer once and records what it saw.  Then it is shown the
 record again, with other gradients in it: what would it do?  SGD and ADAM,

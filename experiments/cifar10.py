@@ -4,7 +4,8 @@ Copy and paste:
   python -m l2o_jax.datasets prepare cifar10         # or: --from DIR
   python -m experiments.cifar10                      # 16 x 16 pixels
   python -m experiments.cifar10 --train_on=other_labels --workdir=runs/sub
-  python -m experiments.cifar10 --rivals=runs/sub --rivals=robust
+  python -m experiments.cifar10 --rivals=runs/sub --rivals=robust \
+      --workdir=runs/cifar10_and_sub
 
 Meta-trains one LSTM for convolutional and one for fully connected layers, and
 compares them with `robust` and with tuned SGD, NAG, RMSprop and ADAM on images
@@ -50,13 +51,13 @@ class Images(NamedTuple):
       l2o_jax.datasets.read_npz.
     data_dir: Where prepared data sets are; $TFDS_DATA_DIR or
       ~/tensorflow_datasets by default.
-    side: Pixels to which images are averaged, a divisor of theirs; 0: as they
-      are.
+    side: Side, in pixels, to which images are reduced by averaging; must divide
+      theirs; 0: no reduction.
     batch_size: Images per minibatch, >= 1.
-    train_on: Images of meta-training; all_labels, or other_labels: of those
-      that CIFAR-5 and CIFAR-2 do not have (LSTM-sub in the paper).
-    panels: Problems of the comparison, a flag for each: images of all labels,
-      of the first five, of the first two.
+    train_on: Images of meta-training; other_labels: only the labels from the
+      sixth on, which CIFAR-5 and CIFAR-2 do not have (LSTM-sub in the paper).
+    panels: Problems of the comparison, a flag for each: images of the first ten
+      labels, five or two.
     test_steps: Steps in the comparison, >= 1.
   """
 
@@ -123,10 +124,10 @@ def averaged(images: np.ndarray, side: int) -> np.ndarray:
   """Means of squares of pixels, uint8 [N, H, H, C] -> [N, side, side, C].
 
   Raises:
-    UsageError: side does not divide H.
+    UsageError: side does not divide H and W.
   """
   N, H, W, C = images.shape
-  if not side or side == H:
+  if not side or side == H == W:
     return images
   if H % side or W % side:
     raise UsageError(f'--side={side} does not divide {H} x {W} pixels')
@@ -134,7 +135,7 @@ def averaged(images: np.ndarray, side: int) -> np.ndarray:
   return np.round(squares.mean((2, 4))).astype(np.uint8)
 
 
-def of_labels(data, labels) -> tuple[np.ndarray, np.ndarray]:
+def of_labels(data, labels, what) -> tuple[np.ndarray, np.ndarray]:
   """The images of these labels, which become 0, 1 ...
 
   Raises:
@@ -143,7 +144,7 @@ def of_labels(data, labels) -> tuple[np.ndarray, np.ndarray]:
   images, found = data
   missing = sorted(set(labels) - set(found.tolist()))
   if missing:
-    raise UsageError(f'the images have no label {missing[0]}; see --panels')
+    raise UsageError(f'{what}: no image has label {missing[0]}')
   rows = np.isin(found, labels)
   return images[rows], np.searchsorted(labels, found[rows]).astype(np.int32)
 
@@ -205,16 +206,21 @@ def main(s: Settings) -> None:
   known = range(count)
   if s.images.train_on == 'other_labels':
     known = range(PANELS['five'], count)
+    what = f'--train_on=other_labels: there are only {count} labels'
+    settings.refuse({what: len(known) < 2})
 
-  def optimizee(data, labels):
-    images, y = of_labels(data, list(labels))
-    net = convnet(images.shape[1:], len(labels))
-    # An objective of so many images would be the mean over one large batch.
+  def optimizee(data, labels, what='meta-training'):
+    images, y = of_labels(data, list(labels), what)
+    try:
+      net = convnet(images.shape[1:], len(labels))
+    except ValueError as error:
+      raise UsageError(f'{error}; see --side') from None
+    # Normalised over one batch, so of 1,000 images; no figure uses it.
     return in_vectors(classifier(images, y, net, s.images.batch_size, 1000))
 
   def problem(data, labels, what, count, steps):
     keys = problems.keys(what, count)
-    return Problem(optimizee(data, labels), keys, steps, 1)
+    return Problem(optimizee(data, labels, what), keys, steps, 1)
 
   base, steps = optimizee(train, known), s.run.num_steps
   validation = problem(
@@ -229,8 +235,8 @@ def main(s: Settings) -> None:
     t = training.prepare(EXPERIMENT, s, path, learned, base, **parts)
     progress, facts = bptt.train(t, s.bptt, theta)
     panels, steps = [], s.images.test_steps
-    for name in s.images.panels:
-      labels = range(min(PANELS[name], count))
+    sizes = dict.fromkeys(min(PANELS[n], count) for n in s.images.panels)
+    for labels in map(range, sizes):
       tuned = problem(
         held_out, labels, 'tuning', s.comparison.num_tuning, steps
       )

@@ -2,7 +2,8 @@
 
 Copy and paste:
   python -m experiments.neural_art
-  python -m experiments.neural_art --contents=MY_PHOTOS --new_style=PAINTING.jpg
+  python -m experiments.neural_art --contents=PHOTOS --new_style=PAINTING.jpg \
+      --workdir=runs/photos
 
 Meta-trains an LSTM to paint photographs of 64 x 64 pixels in one style, and
 compares it with tuned SGD, momentum, NAG, RMSprop and ADAM on photographs that
@@ -12,7 +13,6 @@ to --workdir.
 """
 
 import functools
-import json
 from typing import Literal, NamedTuple
 
 import jax
@@ -44,10 +44,11 @@ class Pictures(NamedTuple):
   """Pictures and the loss.
 
   Attributes:
-    contents: Directory of pictures of 128 x 128 pixels or more; a fifth of them
-      are for the test.  By default 83 photographs that come with this program.
+    contents: Directory of 5 or more pictures (.jpg, .jpeg, .png, .webp) of 128
+      x 128 pixels or more, which are cropped to squares; the last fifth by name
+      is for the test.  By default 83 photographs that come with this program.
     style: Style of meta-training: starry_night, great_wave, or a file.
-    new_style: Style of the comparison at 128 x 128: the same.
+    new_style: Style of the panel `new`: starry_night, great_wave, or a file.
     net_weights: Trained net whose activations are compared, an .npz; by default
       the first layers of SqueezeNet, which come with this program.
     panels: Problems of the comparison, a flag for each; same: unseen contents
@@ -86,7 +87,6 @@ class Settings(NamedTuple):
 
   run: settings.Run = settings.Run(
     workdir='runs/neural_art',
-    num_epochs=400,
     num_steps=128,
     evaluation_period=20,
     num_validation=8,
@@ -113,7 +113,7 @@ EXPERIMENT = settings.Experiment(
 
 
 def each_once(optimizee, what: str, count: int) -> jax.Array:
-  """Keys [count'] of runs with different contents, as many as there are."""
+  """At most `count` keys, of runs with different contents."""
   keys = problems.keys(what, 64 * count)
 
   @jax.jit
@@ -153,12 +153,12 @@ def paint(problem: Problem, make_opt, keys):
   return np.asarray(numbers[:, 0]), np.clip(np.asarray(pictures[:, 1]), 0, 1)
 
 
-def draw(path, panels, mine, summary) -> None:
+def draw(path, panels, mine, results) -> None:
   """pictures.png: content, style, and what each optimizer painted."""
   rows = {}
   for panel, style, contents in panels:
     keys, columns = panel.test.keys[:SHOWN], {}
-    for name, row in summary[panel.title].items():
+    for name, row in results[panel.title].items():
       if name in mine:
         learned, theta = mine[name]
         make = functools.partial(learned.transform, theta)
@@ -217,10 +217,9 @@ def main(s: Settings) -> None:
     mine = comparison.contenders(learned, progress.best_theta, s, others)
     facts['validation_loss'] = float(progress.best)
     only = [panel for panel, *_ in panels]
-    comparison.compare(path, mine, only, s.comparison, extra=facts)
-    if run.is_writer():
-      rows = json.loads(run.read_text(path / 'summary.json'))['panels']
-      draw(path, panels, mine, rows)
+    paint_all = functools.partial(draw, path, panels, mine)
+    how = {'extra': facts, 'also': paint_all}
+    comparison.compare(path, mine, only, s.comparison, **how)
 
 
 if __name__ == '__main__':

@@ -14,7 +14,7 @@ class Magnitudes(NamedTuple):
 
   Attributes:
     step: t, the number of updates seen.
-    m: averages of g of two lengths, [2, ...].
+    m: a short and a long average of g, [2, ...].
     v: average of g² over some 20 steps, and its mean over all steps, [2, ...].
     x: x(t - 1) [...].
     u: average of the squared steps [...].
@@ -40,12 +40,12 @@ def scale_free(age: float = 20.0) -> Features:
       |u| / √(average of u²)       u = x(t) - x(t-1), decay 0.9
       log(1 + t / age)
 
-  `relative_changes` sees nothing where |g| ≪ 1 and |u| ≪ 0.1.  Here a factor of
-  f changes nothing and one of x neither, whatever their size, from g of 1e-15
-  to 1e15 in float32.  The first two are the steps of Adam, the third is that of
-  AdaGrad times √(t + 1), cut at ±10; the first three change their sign with the
-  coordinate, the rest does not.  All but the last are bounded.  A ratio is 0
-  where its denominator is.  `update` needs `params` and `value`.
+  `relative_changes` sees nothing where |g| ≪ 1 and |u| ≪ 0.1.  Here neither a
+  factor of f nor one of x changes anything, from g of 1e-15 to 1e15 in float32.
+  The first two are the steps of Adam, the third is that of AdaGrad times √(t +
+  1), cut at ±10; the first three change their sign with the coordinate, the
+  others do not.  All but the last are bounded.  A ratio is 0 where its
+  denominator is.  `update` needs `params` and `value`.
 
   Args:
     age: > 0, in steps.

@@ -4,7 +4,7 @@ import json
 import pathlib
 import resource
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -137,6 +137,7 @@ def compare(
   margin_over: Sequence[str] = (),
   horizon: int = 0,
   extra: dict[str, Any] | None = None,
+  also: Callable[[dict], None] = lambda rows: None,
 ) -> None:
   """Tunes, runs, ranks; writes all results, then prints them.
 
@@ -150,10 +151,13 @@ def compare(
       on the last panel; none: no margins.
     horizon: of meta-training, for the margins.
     extra: for summary.json.
+    also: makes more of the results, {panel: {optimizer: statistics}}, before
+      the run counts as finished.
   """
   if not run_lib.is_writer():
     return
   curves, rows, steps, tuned_on, began = {}, {}, {}, None, time.monotonic()
+  count = 0
   for panel in panels:
     if panel.tuning is not tuned_on:
       tuned_on = panel.tuning
@@ -161,11 +165,12 @@ def compare(
     curves[panel.title] = _run_all(panel.test, learned, settings)
     rows[panel.title] = report.statistics(curves[panel.title], settings)
     steps[panel.title] = panel.test.every
+    count = max(count, len(panel.test.keys))
     log(f'compared on {panel.title}')
   summary = {
     'panels': rows,
     'mean_rank': report.mean_ranks(rows),
-    'num_test': s.num_test,
+    'num_test': count,
     'by': by,
     'learned': list(learned),
     **(extra or {}),
@@ -178,6 +183,7 @@ def compare(
   report.write_curves(path / 'curves.csv', curves, steps)
   run_lib.write_json(path / 'summary.json', report.without_nan(summary))
   report.draw(path)
+  also(rows)
   finish(path, began)
   report.show(path)
 

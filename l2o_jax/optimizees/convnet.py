@@ -22,7 +22,7 @@ def convnet(
   """Convolutions, then fully connected layers (Andrychowicz et al., 3.3).
 
       x <- max_pool(relu(norm(x * w_l) + b_l))    for each l, 2 x 2 pools
-      x <- relu(norm(x w + b_h)); logits = x v + c
+      x <- relu(norm(x w) + b_h); logits = x v + c
 
   `norm` is batch normalisation without a scale, as in the released code.  It
   takes mean and variance over the batch that it sees, in training and in test:
@@ -50,6 +50,8 @@ def convnet(
   height, width, depth = (*image_shape, 1)[:3]
   positive('convnet', outputs=outputs, hidden=hidden, size=size)
   halvings = len(channels)
+  some = f'convnet: channels must be positive numbers, got {channels!r}'
+  require(halvings and min(channels) > 0, some)
   small = (
     f'convnet: {height} x {width} images are too small to be halved '
     f'{halvings} times'

@@ -10,7 +10,7 @@ from jax.tree_util import Partial
 from l2o_jax.base import Optimizee
 from l2o_jax.checks import require
 
-_UNIT = 64 * 64  # pixels; f of so many is the weighted sum of its terms
+_UNIT = 64 * 64  # for so many pixels f is the plain weighted sum of its terms
 # Pixels x are in units in which most lie between -1 and 1.
 _MIDDLE, _RANGE = 0.5, 0.25
 
@@ -34,13 +34,14 @@ def neural_art(
 
       content    = mean (F(x) - F(c))² / mean F(c)²
       style      = mean over layers of |G_l(x) - G_l(s)|² / |G_l(s)|²
-      smoothness = mean of squared differences between neighbouring pixels
+      smoothness = mean (x - below)² + mean (x - right)², its neighbours
 
   F are activations of one layer of a trained net, G_l = A_l^T A_l / (H W) the
-  Gram matrix of layer l's activations A_l [H W, C] (Gatys et al. 2015).  Both
-  terms are relative, so that weights mean the same for every net and picture;
-  the paper does not say its own.  f grows with the number of pixels, as sums
-  over them do, so that the gradient of a pixel does not depend on the size.
+  Gram matrix of layer l's activations A_l [H W, C] (Gatys et al. 2015). Content
+  and style are relative, so that weights mean the same for every net and
+  picture; the paper does not give its weights. f grows with the number of
+  pixels, as sums over them do, so that the gradient of a pixel does not depend
+  on the size.
 
   x_0 is noise, and the task of a run is a content picture, drawn at random:
   (its number, F(c)).
@@ -48,8 +49,9 @@ def neural_art(
   Args:
     contents: uint8 [N, H, W, 3].
     style: uint8 [H', W', 3].
-    net: pixels [1, H, W, 3] in [0, 1] -> (F, [A_l [1, H_l, W_l, C_l], ...]); a
-      `Partial`, if its weights are to be arguments of a jitted function.
+    net: pixels [1, H, W, 3], of a picture in [0, 1] -> (F, [A_l [1, H_l, W_l,
+      C_l], ...]); a `Partial`, if its weights are to be arguments of a jitted
+      function.
     content_weight: α >= 0.
     style_weight: β >= 0.
     smoothness: γ >= 0.

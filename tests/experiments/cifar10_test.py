@@ -97,11 +97,20 @@ class Cifar10Test(absltest.TestCase):
     with self.assertRaisesRegex(UsageError, '--side=3 does not divide 4 x 4'):
       cifar10.averaged(images, 3)
     data = np.arange(6)[:, None], np.array([0, 5, 7, 5, 9, 7])
-    images, labels = cifar10.of_labels(data, [5, 7])
+    images, labels = cifar10.of_labels(data, [5, 7], 'test')
     self.assertEqual(images[:, 0].tolist(), [1, 2, 3, 5])
     self.assertEqual(labels.tolist(), [0, 1, 0, 1])
-    with self.assertRaisesRegex(UsageError, 'no label 6'):
-      cifar10.of_labels(data, [5, 6])
+    with self.assertRaisesRegex(UsageError, 'test: no image has label 6'):
+      cifar10.of_labels(data, [5, 6], 'test')
+
+  def test_what_is_refused(self):
+    images = self.images(classes=5)
+    for flags, message in (
+      ({'side': 4}, '4 x 4 images are too small .* see --side'),
+      ({'train_on': 'other_labels'}, 'there are only 5 labels'),
+    ):
+      with self.assertRaisesRegex(UsageError, message):
+        self.run_it(dataset=images, **flags)
 
   def test_data_that_are_not_there(self):
     with self.assertRaisesRegex(DatasetError, 'prepare cifar10'):

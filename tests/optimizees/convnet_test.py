@@ -66,6 +66,8 @@ class ConvnetTest(absltest.TestCase):
   def test_what_is_refused(self):
     with self.assertRaisesRegex(ValueError, '7 x 32 images are too small'):
       convnet((7, 32), 10)
+    with self.assertRaisesRegex(ValueError, 'channels must be positive'):
+      convnet((8, 8), 10, channels=())
     with self.assertRaisesRegex(ValueError, 'hidden'):
       convnet((8, 8), 10, hidden=0)
 
