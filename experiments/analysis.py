@@ -1,4 +1,4 @@
-"""What a learned optimizer has learned (Andrychowicz et al., appendix B).
+r"""What a learned optimizer has learned (Andrychowicz et al., appendix B).
 
 Copy and paste:
   python -m experiments.analysis                      # a minute

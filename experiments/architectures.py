@@ -1,4 +1,4 @@
-"""Learned optimizers on nets of other sizes (Andrychowicz et al., Fig. 6).
+r"""Learned optimizers on nets of other sizes (Andrychowicz et al., Fig. 6).
 
 Copy and paste:
   python -m experiments.architectures              # 17 minutes of one core

@@ -1,4 +1,4 @@
-"""Two LSTMs on a convolutional net (Andrychowicz et al., section 3.3).
+r"""Two LSTMs on a convolutional net (Andrychowicz et al., section 3.3).
 
 Copy and paste:
   python -m l2o_jax.datasets prepare cifar10         # or: --from DIR

@@ -1,4 +1,4 @@
-"""Neural art with a learned optimizer (Andrychowicz et al., section 3.4).
+r"""Neural art with a learned optimizer (Andrychowicz et al., section 3.4).
 
 Copy and paste:
   python -m experiments.neural_art

@@ -106,7 +106,7 @@ class Cifar10Test(absltest.TestCase):
   def test_what_is_refused(self):
     images = self.images(classes=5)
     for flags, message in (
-      ({'side': 4}, '4 x 4 images are too small .* see --side'),
+      ({'side': 1}, '1 x 1 images are too small .* see --side'),
       ({'train_on': 'other_labels'}, 'there are only 5 labels'),
     ):
       with self.assertRaisesRegex(UsageError, message):
