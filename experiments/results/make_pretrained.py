@@ -20,6 +20,7 @@ NAMES = {
   'quadratics_averaging': 'quadratics/averaging',
   'quadratics_ntm_bfgs': 'quadratics/ntm_bfgs',
   'mnist_lstm': 'mnist/quick',
+  'cifar10': 'cifar10/quick',
   'predicted_step_descent': 'predicted_step_descent/full',
 }
 INTRODUCTION = """\
