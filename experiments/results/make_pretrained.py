@@ -22,6 +22,7 @@ NAMES = {
   'mnist_lstm': 'mnist/quick',
   'cifar10': 'cifar10/quick',
   'predicted_step_descent': 'predicted_step_descent/full',
+  'scale_free': 'predicted_step_descent/scale_free',
 }
 INTRODUCTION = """\
 # Pretrained optimizers

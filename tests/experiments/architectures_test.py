@@ -63,7 +63,7 @@ class TogetherTest(absltest.TestCase):
     want = comparison_test.by_hand(found['SGD']['rate'])
     np.testing.assert_allclose(curves['SGD'], want, rtol=1e-4, atol=1e-6)
     own = problems.runner(problem, toy.LEARNED.transform)(theta)
-    np.testing.assert_allclose(curves['mine'], own, rtol=1e-4)
+    np.testing.assert_allclose(curves['mine'], own, rtol=1e-4, atol=1e-6)
 
 
 class ArchitecturesTest(absltest.TestCase):
