@@ -21,6 +21,7 @@ NAMES = {
   'quadratics_ntm_bfgs': 'quadratics/ntm_bfgs',
   'mnist_lstm': 'mnist/quick',
   'cifar10': 'cifar10/quick',
+  'neural_art': 'neural_art/quick',
   'predicted_step_descent': 'predicted_step_descent/full',
   'scale_free': 'predicted_step_descent/scale_free',
 }
