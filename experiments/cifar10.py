@@ -14,7 +14,7 @@ CIFAR-2).
 Writes theta.npz, learning_curves.png, summary.json and curves.csv to --workdir.
 """
 
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -83,7 +83,7 @@ class Lstm(NamedTuple):
 
   shared: bool = False
   output_scale: settings.Positive = 0.01
-  preprocessing_p: settings.Positive = 7.0
+  preprocessing_p: Annotated[float, 1e-3, 50.0] = 7.0
 
 
 class Settings(NamedTuple):

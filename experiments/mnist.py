@@ -13,7 +13,7 @@ images.  Writes theta.npz, learning_curves.png, summary.json and curves.csv to
 """
 
 import math
-from typing import Annotated, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from experiments.common import (
   bptt,
@@ -63,26 +63,12 @@ class Images(NamedTuple):
   initial_std: settings.Positive = 0.1
 
 
-class Lstm(NamedTuple):
-  """Learned optimizer.
-
-  Attributes:
-    output_scale: Factor of the LSTM's output, > 0; smaller means smaller steps
-      at the start.
-    preprocessing_p: p of the gradient's preprocessing, > 0: gradients under
-      exp(-p) are seen linearly.
-  """
-
-  output_scale: settings.Positive = 0.01
-  preprocessing_p: Annotated[float, 1e-3, 50.0] = 7.0
-
-
 class Settings(NamedTuple):
   """All flags."""
 
   run: settings.Run = settings.Run(workdir='runs/mnist')
   images: Images = Images()
-  lstm: Lstm = Lstm()
+  lstm: settings.Lstm = settings.Lstm()
   bptt: settings.Bptt = settings.Bptt(learning_rate=2e-3)
   comparison: Comparison = Comparison(
     num_test=100,

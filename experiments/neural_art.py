@@ -68,20 +68,6 @@ class Pictures(NamedTuple):
   smoothness: settings.NotNegative = 0.3
 
 
-class Lstm(NamedTuple):
-  """Learned optimizer.
-
-  Attributes:
-    output_scale: Factor of the LSTM's output, > 0; smaller means smaller steps
-      at the start.
-    preprocessing_p: p of the gradient's preprocessing, > 0: gradients under
-      exp(-p) are seen linearly.
-  """
-
-  output_scale: settings.Positive = 0.1
-  preprocessing_p: settings.Positive = 10.0
-
-
 class Settings(NamedTuple):
   """All flags."""
 
@@ -92,7 +78,7 @@ class Settings(NamedTuple):
     num_validation=8,
   )
   pictures: Pictures = Pictures()
-  lstm: Lstm = Lstm()
+  lstm: settings.Lstm = settings.Lstm(0.1, 10.0)
   bptt: settings.Bptt = settings.Bptt(
     unroll_length=32, learning_rate=3e-3, weights='rising'
   )

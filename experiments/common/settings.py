@@ -80,6 +80,20 @@ class Run(NamedTuple):
   max_nonfinite: Count = 100
 
 
+class Lstm(NamedTuple):
+  """Learned optimizer.
+
+  Attributes:
+    output_scale: Factor of the LSTM's output, > 0; smaller means smaller steps
+      at the start.
+    preprocessing_p: p of the gradient's preprocessing, > 0: gradients under
+      exp(-p) are seen linearly.
+  """
+
+  output_scale: Positive = 0.01
+  preprocessing_p: Annotated[float, 1e-3, 50.0] = 7.0
+
+
 class Bptt(NamedTuple):
   """Truncated back-propagation through time.
 
