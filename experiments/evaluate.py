@@ -2,6 +2,7 @@
 
 Copy and paste:
   python -m experiments.evaluate                  # two tasks, some minutes
+  python -m experiments.evaluate --preset=small   # those with small nets, hours
   python -m experiments.evaluate --preset=full    # all of them, a day
   python -m experiments.evaluate --theta=runs/robust/theta.npz --theta=robust
 
@@ -52,6 +53,8 @@ class Judgement(NamedTuple):
       a file of theta.
     tune_theta: Tune a factor of the learned optimizers' steps, with as many
       trials as the rivals' rates; they are judged with and without it.
+    weight_decay: Judge the learned optimizers with weight decay, too: with
+      optax.add_decayed_weights of this strength before them, a flag for each.
     task: Tasks, a flag for each.
     horizons: Steps of a run, a flag for each; multiples of 100.
     baselines: Hand-designed optimizers, a flag for each; ADAM is always there,
@@ -67,6 +70,7 @@ class Judgement(NamedTuple):
   resume: Literal['auto', 'never', 'must'] = 'auto'
   theta: tuple[str, ...] = ('robust',)
   tune_theta: bool = False
+  weight_decay: tuple[settings.Positive, ...] = ()
   task: tuple[Literal[tuple(tasks.KINDS)], ...] = ('wide', 'residual')
   horizons: tuple[settings.Count, ...] = (100, 500, 2000)
   baselines: tuple[Literal[BASELINES], ...] = ('ADAM, cosine',)
@@ -92,18 +96,24 @@ def check(s: Settings) -> None:
   )
 
 
+SLOW = ('conv_norm', 'resnet', 'char_lstm', 'transformer')
+_SCEPTICAL = {
+  'baselines': ('NAG', 'RMSprop', *SCHEDULED, *MODERN),
+  'num_test': 10,
+  'num_tuning': 2,
+  'tune_theta': True,
+  'weight_decay': (1e-4, 1e-3),
+}
 EXPERIMENT = settings.Experiment(
   'evaluate',
   Settings(),
   {
     'quick': {},
-    'full': {
-      'task': tuple(tasks.KINDS),
-      'baselines': ('NAG', 'RMSprop', *SCHEDULED, *MODERN),
-      'num_test': 10,
-      'num_tuning': 2,
-      'tune_theta': True,
+    'small': {
+      'task': tuple(name for name in tasks.KINDS if name not in SLOW),
+      **_SCEPTICAL,
     },
+    'full': {'task': tuple(tasks.KINDS), **_SCEPTICAL},
   },
   __doc__,
   check=check,
@@ -129,6 +139,14 @@ def learned_contenders(s: Judgement) -> dict[str, Contender]:
       factors = tuple(10 ** np.linspace(-1.5, 0.5, len(judging.RATES)))
       tuned = f'{label}, steps tuned'
       found[tuned] = Contender(make, factors, arguments=(theta,))
+    for decay in s.weight_decay:
+
+      def decayed(rate, steps, theta, make=make, decay=decay):
+        before = optax.add_decayed_weights(decay)
+        return optax.chain(before, make(rate, steps, theta))
+
+      name = f'{label}, decay {decay:g}'
+      found[name] = Contender(decayed, (1.0,), arguments=(theta,))
   return found
 
 

@@ -33,6 +33,7 @@ _KINDS = {
   float: flags.DEFINE_float,
   str: flags.DEFINE_string,
 }
+_SEVERAL = {int: flags.DEFINE_multi_integer, float: flags.DEFINE_multi_float}
 
 
 class NonFinite(Exception):
@@ -77,9 +78,9 @@ def _define(values: flags.FlagValues, name: str, hint, default) -> None:
     define = flags.DEFINE_multi_enum if several else flags.DEFINE_enum
     define(name, default, list(typing.get_args(hint)), '', flag_values=values)
   elif several and typing.get_origin(hint) is typing.Annotated:
-    low, high = hint.__metadata__
+    kind, low, high = hint.__origin__, *hint.__metadata__
     limits = {'lower_bound': low, 'upper_bound': high}
-    flags.DEFINE_multi_integer(name, default, '', flag_values=values, **limits)
+    _SEVERAL[kind](name, default, '', flag_values=values, **limits)
   elif several:
     flags.DEFINE_multi_string(name, default, '', flag_values=values)
   elif typing.get_origin(hint) is typing.Annotated:
@@ -137,7 +138,8 @@ def parse(experiment: Experiment, argv: list[str]):
 
 def _check(experiment, settings, given: dict[str, Any]) -> None:
   for name, value in settings_lib.flat(settings).items():
-    if isinstance(value, float) and not math.isfinite(value):
+    several = value if isinstance(value, tuple) else (value,)
+    if any(isinstance(v, float) and not math.isfinite(v) for v in several):
       raise UsageError(f'--{name} must be finite, got {value}')
   for name, what in settings_lib.unused(experiment, settings).items():
     if name in given:

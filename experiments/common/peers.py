@@ -51,6 +51,8 @@ def plain_jax(features: Features, scale: float) -> LearnedOptimizer:
 def torch_epoch(workload: str, compiled: bool, images=None, labels=None):
   """A function that runs one epoch in PyTorch, with `LSTMCell`.
 
+  It runs where JAX runs.
+
   Args:
     workload: 'quadratics' or 'mnist'.
     compiled: whether the optimizer goes through `torch.compile`.
@@ -58,6 +60,9 @@ def torch_epoch(workload: str, compiled: bool, images=None, labels=None):
     labels: [N].
   """
   import torch  # heavy, and not a dependency
+
+  on_gpu = jax.default_backend() == 'gpu' and torch.cuda.is_available()
+  device = torch.device('cuda' if on_gpu else 'cpu')
 
   class Optimizer(torch.nn.Module):
     def __init__(self, num_features, scale):
@@ -95,8 +100,8 @@ def torch_epoch(workload: str, compiled: bool, images=None, labels=None):
       return ((torch.bmm(w, x.view(128, 10, 1))[..., 0] - y) ** 2).sum()
   else:
     net, n, task = Optimizer(2, 0.1), 784 * 20 + 20 + 20 * 10 + 10, tuple
-    images = torch.from_numpy(images).reshape(len(images), -1)
-    labels = torch.from_numpy(labels).long()
+    images = torch.from_numpy(images).reshape(len(images), -1).to(device)
+    labels = torch.from_numpy(labels).long().to(device)
 
     def loss(x, task):
       del task
@@ -107,10 +112,17 @@ def torch_epoch(workload: str, compiled: bool, images=None, labels=None):
         hidden @ w2.view(20, 10) + b2, labels[rows]
       )
 
+  net.to(device)
   forward = torch.compile(net, dynamic=False) if compiled else net
   meta_optimizer = torch.optim.Adam(net.parameters(), 1e-3)
 
   def epoch():
+    with device:
+      train()
+    if on_gpu:
+      torch.cuda.synchronize()
+
+  def train():
     f = task()
     x = 0.01 * torch.randn(n)
     state = tuple((torch.zeros(n, 20), torch.zeros(n, 20)) for _ in range(2))

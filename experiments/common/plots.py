@@ -115,7 +115,7 @@ def ratios(path, panels: dict, learned: Sequence[str]) -> None:
   Args:
     path: of the PNG.
     panels: {horizon: {task: {optimizer: ratio}}}.
-    learned: names drawn large and filled.
+    learned: names drawn filled, the first of them large and on top.
   """
   from matplotlib.ticker import FuncFormatter, NullFormatter
 
@@ -131,7 +131,8 @@ def ratios(path, panels: dict, learned: Sequence[str]) -> None:
       mine, color = name in learned, styles[name]['color']
       marker = styles[name].get('marker', 'D')
       filled = {'facecolors': color if mine or marker in 'x+*' else 'none'}
-      look = {'s': 55 if mine else 28, 'zorder': 3 if mine else 2, **filled}
+      first = name == learned[0]
+      look = {'s': 55 if first else 28, 'zorder': 2 + mine + first, **filled}
       edge = {} if marker in 'x+' else {'edgecolors': color}
       if marker in 'x+':
         look.pop('facecolors')

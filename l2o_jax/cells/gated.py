@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from l2o_jax.base import Cell
-from l2o_jax.cells.layers import linear, truncated_normal
+from l2o_jax.cells.layers import truncated_normal
 from l2o_jax.cells.lstm import lstm_layer, lstm_layer_init
 from l2o_jax.checks import require
 from l2o_jax.cpu import sigmoid, tanh
@@ -17,13 +17,16 @@ def _even(x, even):
   """What does not change with the sign of a coordinate.
 
   |x_i|, then x_i x_j for i < j, all through tanh, then the last `even` features
-  as they are: [F, ...] -> [E, ...], E = R (R + 1) / 2 + even, R = F - even.
+  as they are: [F, ...] -> E = R (R + 1) / 2 + even arrays [...], R = F - even.
   """
   ratios, rest = x[:-even], x[-even:]
-  pairs = itertools.combinations(ratios, 2)
-  products = [a * b for a, b in pairs]
-  seen = jnp.stack([*jnp.abs(ratios), *products])
-  return jnp.concatenate([tanh(seen), rest])
+  products = [a * b for a, b in itertools.combinations(ratios, 2)]
+  return [*map(tanh, [*map(jnp.abs, ratios), *products]), *rest]
+
+
+def _weighted(w, x):
+  """Σ w_k x_k; a matrix product would be one more pass through memory."""
+  return sum(w_k * x_k for w_k, x_k in zip(w, x, strict=True))
 
 
 def gated_cell(
@@ -97,12 +100,11 @@ def gated_cell(
 
   def step(theta, x, state):
     e, new_state = _even(x, even), ()
-    seen = e
+    (u,), (b,) = theta['gate']['w'].T, theta['gate']['b']  # u: [H + E]
     if hidden:
-      h, c = lstm_layer(theta['lstm'][0], e, state[0])  # [H, ...] each
-      seen, new_state = jnp.concatenate([h, e]), ((h, c),)
-    d = jnp.einsum('f,f...->...', theta['direction'], x[:-even])
-    m = linear(theta['gate'], seen)[0]
+      h, c = lstm_layer(theta['lstm'][0], jnp.stack(e), state[0])  # [H, ...]
+      e, new_state = [*h, *e], ((h, c),)
+    d, m = _weighted(theta['direction'], x[:-even]), _weighted(u, e) + b
     return -scale * tanh(d) * sigmoid(m), new_state
 
   return Cell(init, initial_state, step, whole=True)
