@@ -1,10 +1,12 @@
 """Every attack of the battery, few times."""
 
+import pytest
 from absl.testing import absltest, parameterized
 
 from tests.battery.__main__ import BATTERY, run
 
 
+@pytest.mark.slow
 class BatteryTest(parameterized.TestCase):
   @parameterized.named_parameters((name, name) for name in BATTERY)
   def test(self, name):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 
+import pytest
 from absl.testing import absltest
 
 import l2o_jax
@@ -22,12 +23,14 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 class ExamplesTest(absltest.TestCase):
+  @pytest.mark.slow
   def test_use_pretrained(self):
     learned, in_bfloat16, adam = use_pretrained.main(20)
     self.assertLess(learned, 1.2 * adam)
     self.assertLess(in_bfloat16, 1.2 * adam)
     self.assertLess(learned, 1.2)  # from 2.3
 
+  @pytest.mark.slow
   def test_train_your_own(self):
     folder = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
     with quick.optimized():
@@ -35,6 +38,7 @@ class ExamplesTest(absltest.TestCase):
     self.assertLess(learned[-1], 0.5 * learned[0])
     self.assertLess(learned[-1], 1.2 * adam[-1])
 
+  @pytest.mark.slow
   def test_your_task(self):
     """Flax with batch norm, and Equinox: theta, figure and losses."""
     folder = self.enter_context(tempfile.TemporaryDirectory())
@@ -50,10 +54,12 @@ class ExamplesTest(absltest.TestCase):
       learned, _ = l2o_jax.load_learned(pathlib.Path(folder) / f'{name}.npz')
       self.assertEqual(learned.call['name'], 'robust_optimizer')
 
+  @pytest.mark.slow
   def test_new_cell(self):
     learned, sgd = new_cell.main(20, 64)
     self.assertLess(learned, 0.8 * sgd)
 
+  @pytest.mark.slow
   def test_sharded(self):
     """In a process of its own: the number of devices is fixed at the start."""
     code = 'from experiments.examples import sharded; print(sharded.main())'

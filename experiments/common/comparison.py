@@ -18,6 +18,7 @@ from experiments.common.cli import log
 from experiments.common.problems import (
   Problem,
   make_baseline,
+  rate_and_choice,
   runner,
   together,
   tune,
@@ -161,8 +162,9 @@ def compare(
   for panel in panels:
     if panel.tuning is not tuned_on:
       tuned_on = panel.tuning
-      settings = {n: tune(tuned_on, n, by, s.tune) for n in s.baselines}
-    curves[panel.title] = _run_all(panel.test, learned, settings)
+      run = _one_program(tuned_on, s)
+      settings = {n: tune(tuned_on, n, by, s.tune, run) for n in s.baselines}
+    curves[panel.title] = _run_all(panel.test, learned, settings, s)
     rows[panel.title] = report.statistics(curves[panel.title], settings)
     steps[panel.title] = panel.test.every
     count = max(count, len(panel.test.keys))
@@ -217,22 +219,31 @@ def measure(panel: Panel, learned: dict, s: Comparison, by='final') -> tuple:
   tuning, test = (together(problem, s.baselines, how) for problem in panel[1:])
   for name in s.baselines:
     found[name] = tune(panel.tuning, name, by, how, tuning)
-    rate, choice = found[name].get('rate', 1.0), dict(found[name])
-    choice.pop('rate', None)
-    curves[name] = test(name, rate, choice.values())
+    curves[name] = test(name, *rate_and_choice(found[name]))
   return curves, found
 
 
-def _run_all(problem, learned, settings):
+def _one_program(problem, s: Comparison):
+  """`together` where only rates are tuned: what is compiled once, not n times.
+
+  Else None: with all settings tuned it would hold too many optimizers.
+  """
+  rates_alone = s.tune == 'rate' and s.baselines
+  return together(problem, s.baselines, s.tune) if rates_alone else None
+
+
+def _run_all(problem, learned, settings, s: Comparison):
   """{optimizer: losses [B, K + 1]}."""
-  run = lambda make, *args: np.asarray(runner(problem, make)(*args))
+  own = lambda make, *args: np.asarray(runner(problem, make)(*args))
   found = {
-    name: run(one.transform, theta) for name, (one, theta) in learned.items()
+    name: own(one.transform, theta) for name, (one, theta) in learned.items()
   }
+  run = _one_program(problem, s)
   for name, setting in settings.items():
-    found[name] = run(
-      lambda name=name, setting=setting: make_baseline(name, setting)
-    )
+    if run is None:
+      found[name] = own(lambda n=name, x=setting: make_baseline(n, x))
+    else:
+      found[name] = run(name, *rate_and_choice(setting))
   return found
 
 

@@ -204,6 +204,12 @@ def _mean_scores(problem, make, choice, score):
 
 def make_baseline(name: str, setting: dict):
   """The optax transformation of a `tune`d setting."""
+  rate, choice = rate_and_choice(setting)
+  return TABLE[name].make(rate, *choice)
+
+
+def rate_and_choice(setting: dict) -> tuple[float, tuple]:
+  """The learning rate and the other parameters of a `tune`d setting."""
   values = dict(setting)
   rate = values.pop('rate', 1.0)
-  return TABLE[name].make(rate, *values.values())
+  return rate, tuple(values.values())

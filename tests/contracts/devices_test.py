@@ -4,6 +4,7 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
 from absl.testing import absltest
 
 from tests.contracts.on_devices import SUBJECTS
@@ -12,6 +13,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 class DevicesTest(absltest.TestCase):
+  @pytest.mark.slow
   def test_state_and_updates_are_where_the_parameters_are(self):
     run = subprocess.run(
       [sys.executable, '-W', 'error', '-m', 'tests.contracts.on_devices'],

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from absl.testing import absltest, parameterized
 
 from experiments import analysis
@@ -158,6 +159,7 @@ class AnalysisTest(absltest.TestCase):
   def settings(self, **flags):
     return toy.make_settings(self.path, analysis.EXPERIMENT, **flags)
 
+  @pytest.mark.slow
   def test_a_whole_run(self):
     """Of coordinates that communicate; the second time nothing is run."""
     tiny = {'num_steps': 8, 'window': 4, 'times': (1, 3), 'coordinates': 3}

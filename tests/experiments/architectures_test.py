@@ -5,6 +5,7 @@ from unittest import mock
 
 import numpy as np
 import optax
+import pytest
 from absl.testing import absltest
 from matplotlib.figure import Figure
 
@@ -87,6 +88,7 @@ class ArchitecturesTest(absltest.TestCase):
     s = self.settings(units=(5,), depths=(2,), activations=())
     self.assertEqual(list(architectures.nets(s.run)), ['2 x 5, sigmoid'])
 
+  @pytest.mark.slow
   def test_a_whole_run(self):
     """On a tiny net, twice; the second time nothing is run."""
     tiny = {'units': (3,), 'depths': (1,), 'activations': ()}

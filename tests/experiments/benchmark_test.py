@@ -5,6 +5,7 @@ import pathlib
 import tempfile
 from unittest import mock
 
+import pytest
 from absl.testing import absltest
 
 from experiments import benchmark
@@ -12,6 +13,7 @@ from experiments.common import cli
 
 
 class BenchmarkTest(absltest.TestCase):
+  @pytest.mark.slow
   def test_update(self):
     directory = self.enterContext(tempfile.TemporaryDirectory())
     sizes = {'workloads': ('update',), 'runs': 2, 'coordinates': 3000}

@@ -8,6 +8,7 @@ from unittest import mock
 
 import jax
 import numpy as np
+import pytest
 from absl.testing import absltest
 
 from experiments import cifar10
@@ -61,6 +62,7 @@ class Cifar10Test(absltest.TestCase):
     cifar10.main(toy.make_settings(path, cifar10.EXPERIMENT, **flags))
     return path
 
+  @pytest.mark.slow
   def test_two_lstms(self):
     path = self.run_it(dataset=self.images(), train_on='other_labels')
     summary = json.loads((path / 'summary.json').read_text())

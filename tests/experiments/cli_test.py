@@ -11,6 +11,7 @@ import time
 from unittest import mock
 
 import jax
+import pytest
 from absl.testing import absltest, parameterized
 
 from experiments.common import cli, comparison, report, run, settings
@@ -177,6 +178,7 @@ class MessagesTest(parameterized.TestCase):
     workdir = f'--workdir={self.path}'
     return '-m', 'experiments.quadratics', *words, workdir
 
+  @pytest.mark.slow
   def test_standard_streams(self):
     """Full, closed, left by its reader, ASCII only (B.5)."""
     words = self.finished_run()

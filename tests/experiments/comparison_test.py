@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from absl.testing import absltest
 
 from experiments.common import baselines, cli, comparison, problems, report, run
@@ -225,6 +226,7 @@ class CompareTest(absltest.TestCase):
     for name in ('summary.json', 'curves.csv', 'learning_curves.png'):
       self.assertTrue((self.path / name).exists(), name)
 
+  @pytest.mark.slow
   def test_a_finished_run_is_shown_again(self):
     """At once, from its files; not where one of them is lost (G.4)."""
     theta = toy.LEARNED.init(jax.random.key(0))

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from absl.testing import absltest, parameterized
 
 from experiments import evaluate
@@ -170,6 +171,7 @@ class EvaluateTest(absltest.TestCase):
     flags = {**FLAGS, **flags}
     return toy.make_settings(self.path, evaluate.EXPERIMENT, **flags)
 
+  @pytest.mark.slow
   def test_a_whole_run(self):
     """All files and tables; a row that is there is not run again."""
     s = self.settings(tune_theta=True)

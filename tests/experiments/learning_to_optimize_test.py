@@ -7,6 +7,7 @@ from unittest import mock
 
 import jax
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 from experiments import learning_to_optimize as lto
@@ -72,6 +73,7 @@ class LearningToOptimizeTest(parameterized.TestCase):
       lto.main(self.settings(**flags))
     return json.loads((self.path / 'summary.json').read_text())
 
+  @pytest.mark.slow
   def test_a_whole_run(self):
     summary = self.run_it()
     titles = ['logistic, 3 steps', 'logistic, 6 steps']
@@ -82,6 +84,7 @@ class LearningToOptimizeTest(parameterized.TestCase):
     self.assertEqual(set(curves), {*titles, 'margin of victory'})
     self.assertLen(curves['margin of victory']['CG']['mean'], 7)
 
+  @pytest.mark.slow
   def test_a_policy_that_diverges(self):
     """Table, summary and picture all the same (B.6)."""
     summary = self.run_it(1e3, num_epochs=3, baselines=('momentum',))

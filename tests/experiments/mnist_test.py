@@ -5,6 +5,7 @@ import pathlib
 import tempfile
 from unittest import mock
 
+import pytest
 from absl.testing import absltest
 
 from experiments import mnist
@@ -39,6 +40,7 @@ class MnistTest(absltest.TestCase):
     flags = {**tiny, **flags}
     mnist.main(toy.make_settings(self.path, mnist.EXPERIMENT, **flags))
 
+  @pytest.mark.slow
   def test_a_whole_run(self):
     self.run_it()
     summary = json.loads((self.path / 'summary.json').read_text())

@@ -7,6 +7,7 @@ from unittest import mock
 
 import numpy as np
 import optax
+import pytest
 from absl.testing import absltest
 
 from experiments import neural_art
@@ -23,6 +24,7 @@ class NeuralArtTest(absltest.TestCase):
       self.enterContext(mock.patch.object(module, 'log'))
     self.enterContext(mock.patch.object(report, 'say'))
 
+  @pytest.mark.slow
   def test_a_whole_run(self):
     tiny = {
       'num_epochs': 0,

@@ -6,6 +6,7 @@ import tempfile
 from unittest import mock
 
 import numpy as np
+import pytest
 from absl.testing import absltest
 
 from experiments import policy_steps
@@ -30,6 +31,7 @@ class PolicyStepsTest(absltest.TestCase):
     want = [[2 / 3, 0.5], [1, 0.5], [2, 0.5]]
     np.testing.assert_allclose(got, want, rtol=1e-6)
 
+  @pytest.mark.slow
   def test_a_run(self):
     directory = self.enterContext(tempfile.TemporaryDirectory())
     path = pathlib.Path(directory)

@@ -8,6 +8,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 from experiments import predicted_step_descent as psd
@@ -80,11 +81,13 @@ class PredictedStepDescentTest(parameterized.TestCase):
     tuned = {'rate': 0.1, 'momentum': 0.9}
     self.assertEqual(self.check_stages(self.settings(**how), tuned), [3])
 
+  @pytest.mark.slow
   def test_imitation_then_guided_policy_search(self):
     how = {'initial': 'ADAM_decaying', 'imitation_epochs': 2}
     s = self.settings(**how, imitation_scale=1.0)
     self.assertEqual(self.check_stages(s, {'rate': 0.1}), [2, 1])
 
+  @pytest.mark.slow
   def test_scale_free(self):
     """Only the unit of steps is measured: the features are ratios."""
     how = {'features': 'scale_free', 'initial': 'ADAM_fading'}
@@ -135,6 +138,7 @@ class PredictedStepDescentTest(parameterized.TestCase):
     small['w0']['output'] = theta['w0']['output']
     jax.tree.map(np.testing.assert_array_equal, small['w0'], theta['w0'])
 
+  @pytest.mark.slow
   def test_a_run_by_back_propagation(self):
     """With two --test_data of one stem, told apart (D.1)."""
     data = []

@@ -5,6 +5,7 @@ from unittest import mock
 
 import jax
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 from experiments import robust
@@ -47,6 +48,7 @@ class RobustTest(parameterized.TestCase):
     flags = {**TINY, **flags}
     robust.main(toy.make_settings(self.path, robust.EXPERIMENT, **flags))
 
+  @pytest.mark.slow
   def test_a_whole_run(self):
     """And its second half once more: families are drawn by seed and epoch."""
     self.run_it()

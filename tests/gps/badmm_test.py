@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest
 
 from l2o_jax.cells.mlp import mlp_cell
@@ -18,6 +19,7 @@ from tests.gps.problems import QUICKLY
 
 
 class BadmmTest(absltest.TestCase):
+  @pytest.mark.slow
   def test_joint_guides_one_per_function(self):
     """Every guide gets better, and penalties change once an iteration."""
     policy = make_policy(
