@@ -114,7 +114,7 @@ EXPERIMENT = settings.Experiment(
       'batch_size': 32,
       'test_steps': 200,
     },
-    'full': {'num_epochs': 2000},
+    'full': {'num_epochs': 240, 'num_steps': 500},
   },
   __doc__,
 )

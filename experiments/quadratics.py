@@ -115,7 +115,7 @@ EXPERIMENT = settings.Experiment(
   'quadratics',
   Settings(),
   {
-    'quick': {'num_epochs': 600, **_LONG},
+    'quick': {'num_epochs': 400, **_LONG},
     'full': {'num_epochs': 6000, **_LONG},
     'averaging': {'num_epochs': 2000, 'optimizer': 'averaging', **_TOGETHER},
     'ntm_bfgs': {

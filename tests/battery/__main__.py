@@ -17,17 +17,17 @@ from tests.battery import devices, files, inputs, numbers, programs, runs
 
 # name: (attack, arguments in the tests, arguments in full)
 BATTERY = {
-  'kill_and_resume': (runs.kill_and_resume, (1, 2), (25, 4)),
+  'kill_and_resume': (runs.kill_and_resume, (1, 1), (25, 4)),
   'kill_in_save_loop': (files.kill_in_save_loop, (20,), (500,)),
-  'stop_and_resume': (runs.stop_and_resume, (2,), (50,)),
+  'stop_and_resume': (runs.stop_and_resume, (1,), (50,)),
   'damaged_files': (files.damaged_files, (500,), (10_000,)),
   'malicious_files': (files.malicious_files, (0,), (200,)),
   'special_files': (files.special_files, (1,), (5,)),
   'names': (files.names, (50,), (1000,)),
-  'nonfinite_gradients': (numbers.nonfinite_gradients, (24,), (1000,)),
-  'nonfinite_meta_training': (numbers.nonfinite_meta_training, (24,), (1000,)),
+  'nonfinite_gradients': (numbers.nonfinite_gradients, (12,), (1000,)),
+  'nonfinite_meta_training': (numbers.nonfinite_meta_training, (12,), (1000,)),
   'nonfinite_experiment': (runs.nonfinite_experiment, (1,), (10,)),
-  'extreme_gradients': (numbers.extreme_gradients, (40,), (2000,)),
+  'extreme_gradients': (numbers.extreme_gradients, (20,), (2000,)),
   'derivatives_at_extremes': (numbers.derivatives_at_extremes, (), ()),
   'bad_flags': (inputs.bad_flags, (30,), (200,)),
   'bad_data': (inputs.bad_data, (21,), (210,)),

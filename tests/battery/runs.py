@@ -65,7 +65,7 @@ def stop_and_resume(directory, times):
   longest = 0.0
   for i in range(times):
     workdir = directory / f'run{i}'
-    number = (signal.SIGINT, signal.SIGTERM)[i % 2]
+    number = (signal.SIGTERM, signal.SIGINT)[i % 2]
     program = quadratics(workdir)
     wait_for_epoch(program, workdir, rng.randrange(0, 60))
     time.sleep(rng.uniform(0, 0.05))
