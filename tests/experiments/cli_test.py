@@ -19,9 +19,10 @@ from experiments.common.comparison import Comparison, Panel
 from tests.experiments import comparison_test, toy
 
 ROOT = pathlib.Path(__file__).parents[2]
+OTHERS = ('benchmark', 'architectures', 'analysis', 'evaluate')
 BINARIES = {
   name: importlib.import_module(f'experiments.{name}').EXPERIMENT
-  for name in (*run.EXPERIMENTS, 'benchmark', 'architectures', 'analysis')
+  for name in (*run.EXPERIMENTS, *OTHERS)
 }
 
 
@@ -60,6 +61,8 @@ class ParseTest(parameterized.TestCase):
     ('quadratics', '--num_epochs=1.5', 'num_epochs'),
     ('quadratics', '--no_such_flag=1', 'no_such_flag'),
     ('quadratics', '--learning_rate=nan', '--learning_rate must be finite'),
+    ('evaluate', '--weight_decay=nan', '--weight_decay must be finite'),
+    ('evaluate', '--weight_decay=0', '--weight_decay'),
     ('quadratics', '--num_steps=30', 'a multiple of --unroll_length=50'),
     ('quadratics', '--preset=fastest', 'preset'),
     ('quadratics', '--workdir=', '--workdir must not be empty'),

@@ -195,6 +195,19 @@ class EvaluateTest(absltest.TestCase):
     self.assertEqual(*map(without_time, (again[-1], lines[-1])))
     self.assertEqual(again[:-1], lines[:-1])
 
+  def test_weight_decay(self):
+    """It is part of the gradient: without one, parameters still shrink."""
+    rivals = evaluate.contenders(self.settings(weight_decay=(0.1,)).run)
+    x = jnp.array([1.0, -2.0, 0.0])
+
+    def signs(name):
+      one = rivals[name]
+      opt = one.make(1.0, 100, *one.arguments)
+      return np.sign(opt.update(jnp.zeros(3), opt.init(x), x)[0]).tolist()
+
+    self.assertEqual(signs('robust'), [0, 0, 0])
+    self.assertEqual(signs('robust, decay 0.1'), [-1, 1, 0])
+
   def test_bad_flags(self):
     with self.assertRaisesRegex(UsageError, 'horizons=150 is not a multiple'):
       evaluate.check(self.settings(horizons=(150,)))
