@@ -45,6 +45,9 @@ def pretrained_optimizer(
 
       x ← x + η_t · step of the learned optimizer
 
+  Weight decay goes before it, as part of the gradient:
+  `optax.chain(optax.add_decayed_weights(1e-3), pretrained_optimizer())`.
+
   Args:
     name: see `pretrained`.
     learning_rate: η, a factor of every step, or a schedule: step count -> η.
