@@ -2,7 +2,7 @@
 
 Copy and paste:
   python -m experiments.evaluate                  # two tasks, some minutes
-  python -m experiments.evaluate --preset=small   # those with small nets, hours
+  python -m experiments.evaluate --preset=small   # those with small nets
   python -m experiments.evaluate --preset=full    # all of them, a day
   python -m experiments.evaluate --theta=runs/robust/theta.npz --theta=robust
 

@@ -1,7 +1,7 @@
 """Learned optimizer on random quadratics (Andrychowicz et al., section 3.1).
 
 Copy and paste:
-  python -m experiments.quadratics                     # 4 minutes on one core
+  python -m experiments.quadratics                     # 2 minutes on one core
   python -m experiments.quadratics --preset=full --workdir=runs/full
   python -m experiments.quadratics --preset=original --workdir=runs/original
   python -m experiments.quadratics --preset=averaging --workdir=runs/averaging

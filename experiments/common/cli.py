@@ -8,6 +8,7 @@ import importlib.util
 import logging
 import math
 import os
+import shlex
 import sys
 import textwrap
 import threading
@@ -186,7 +187,7 @@ def help_text(experiment: Experiment, settings) -> str:
     lines.append('')
   lines.append('Presets, the first by default:')
   for name, flags_of in experiment.presets.items():
-    text = ' '.join(
+    text = shlex.join(
       f'--{k}={one}'
       for k, v in flags_of.items()
       for one in (v if isinstance(v, tuple) else (v,))
@@ -203,9 +204,7 @@ def _fill(text, indent):
 
 def _entry(name, value, hint, text):
   head = f'--{name}=' + ('VALUE' if value in (None, ()) else f'{value}')
-  if isinstance(value, bool):
-    head = f'--{name}' if value else f'--no{name}'
-  elif isinstance(value, tuple) and value:
+  if isinstance(value, tuple) and value:
     head = ' '.join(f'--{name}={v!r}'.replace("'", '"') for v in value)
   if choices := _choices(hint):
     text = f'{text} One of {choices}.'

@@ -168,7 +168,8 @@ def _check(path, experiment, settings) -> bool:
     different = [f'of {record["experiment"]}']
   if different:
     what = '; '.join(different)
-    raise UsageError(f'{path} holds a run with other flags: {what}')
+    wrong = f'{path} holds a run with other flags, give another --workdir'
+    raise UsageError(f'{wrong}: {what}')
   return True
 
 
