@@ -117,13 +117,15 @@ def ratios(path, panels: dict, learned: Sequence[str]) -> None:
     panels: {horizon: {task: {optimizer: ratio}}}.
     learned: names drawn filled, the first of them large and on top.
   """
-  from matplotlib.ticker import FuncFormatter, NullFormatter
+  from matplotlib.ticker import NullFormatter
 
   tasks = list(next(iter(panels.values())))
   names = list(next(iter(panels.values()))[tasks[0]])
   height = 1.2 + 0.28 * len(tasks)
-  figure, axes = grid(1, len(panels), height, sharey=True)
+  figure, axes = grid(1, len(panels), height, size=(3.2, height), sharey=True)
   styles, low, high = looks(names, learned), 0.02, 20.0
+  ticks = low, 0.1, 0.3, 1, 3, high
+  labels = [f'≤{low:g}', *(f'{x:g}' for x in ticks[1:-1]), f'≥{high:g}']
   for axis, (horizon, rows) in zip(axes, panels.items()):
     for name in names:
       x = np.array([rows[task][name] for task in tasks])
@@ -131,7 +133,7 @@ def ratios(path, panels: dict, learned: Sequence[str]) -> None:
       mine, color = name in learned, styles[name]['color']
       marker = styles[name].get('marker', 'D')
       filled = {'facecolors': color if mine or marker in 'x+*' else 'none'}
-      first = name == learned[0]
+      first = name in learned[:1]
       look = {'s': 55 if first else 28, 'zorder': 2 + mine + first, **filled}
       edge = {} if marker in 'x+' else {'edgecolors': color}
       if marker in 'x+':
@@ -142,11 +144,10 @@ def ratios(path, panels: dict, learned: Sequence[str]) -> None:
     axis.axvline(1, color='black', lw=0.8)
     axis.set_xscale('log')
     axis.set_xlim(low * 0.9, high * 1.1)
-    axis.set_xticks([0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20])
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f'{x:g}'))
+    axis.set_xticks(ticks, labels)
     axis.xaxis.set_minor_formatter(NullFormatter())
     axis.set_title(f'{horizon} steps', loc='left', fontsize=11)
-    axis.set_xlabel('loss / loss of Adam tuned for task and horizon')
+    axis.set_xlabel("loss / tuned Adam's loss")
     axis.grid(alpha=0.3, lw=0.4)
   axes[0].set_yticks(range(len(tasks)), [t.replace('_', ' ') for t in tasks])
   axes[0].invert_yaxis()
