@@ -39,9 +39,9 @@ plots, to about 5 %.
 MISSING = """
 ## In the papers, and not here yet
 
-- Andrychowicz et al. 2016, section 3.3, CIFAR-5 and CIFAR-2 with 32 x 32 pixels,
-  and 1,000 steps: `python -m experiments.cifar10 --preset=full` makes them, on a
-  GPU; no comparison is kept.
+- Andrychowicz et al. 2016, section 3.3, with 32 x 32 pixels: CIFAR-5, CIFAR-2
+  and 1,000 steps. `python -m experiments.cifar10 --preset=full` makes them, on
+  a GPU; no comparison is kept.
 - Li & Malik 2016, curves of single test functions: no command draws them.
 - Li & Malik 2017, Figs. 1 to 5, fifteen panels on Toronto Faces, CIFAR-10 and
   CIFAR-100: no command makes them from data that anyone can prepare.  They were
