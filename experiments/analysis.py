@@ -266,7 +266,7 @@ def main(s: Settings) -> None:
   with run.opened(EXPERIMENT, s) as path:
     pictures, summary = analyse(s.run)
     panels.write(path / 'curves.csv', pictures)
-    run.write_json(path / 'summary.json', report.without_nan(summary))
+    run.write_json(path / 'summary.json', run.without_nan(summary))
     draw(path)
     comparison.finish(path, began)
     show(path)

@@ -237,7 +237,7 @@ def main(s: Settings) -> None:
     summary = summarise(curves, s, others, tuned)
     every = {title: panel.test.every for title, panel in wanted.items()}
     report.write_curves(path / 'curves.csv', curves, every)
-    run.write_json(path / 'summary.json', report.without_nan(summary))
+    run.write_json(path / 'summary.json', run.without_nan(summary))
     draw(path)
     comparison.finish(path, began)
     show(path)

@@ -142,7 +142,8 @@ def of_preset(experiment, learned, optimizee, options) -> Measured:
   nowhere = pathlib.Path()
   t = training.Training(nowhere, s.run, learned, optimizee, lambda theta: theta)
   rate, epochs = s.bptt.learning_rate, s.run.num_epochs
-  trainer = bptt.make_trainer(t, s.bptt, rate, epochs, 1.0)
+  how = rate, epochs, 1.0, [s.run.num_steps]
+  (trainer,) = bptt.make_trainers(t, s.bptt, *how)
   return of_trainer(trainer, optimizee, options)
 
 

@@ -14,15 +14,18 @@ results.jsonl, summary.json, ratios.png, and curves.png with the losses against
 steps, seconds and FLOPs.
 """
 
+import hashlib
 import json
 import pathlib
 from typing import Literal, NamedTuple
 
+import jax
 import numpy as np
 import optax
 
 from experiments.common import (
   cli,
+  comparison,
   judging,
   plots,
   run,
@@ -32,7 +35,6 @@ from experiments.common import (
 )
 from experiments.common.baselines import MODERN, SCHEDULED, TABLE
 from experiments.common.judging import Contender
-from experiments.common.report import without_nan
 from l2o_jax.learned_optimizers import load_learned
 from l2o_jax.pretrained import names, pretrained
 
@@ -134,6 +136,7 @@ def learned_contenders(s: Judgement) -> dict[str, Contender]:
       return optax.chain(learned.transform(theta), optax.scale(rate))
 
     label = name if name in names() else '/'.join(pathlib.Path(name).parts[-2:])
+    label = comparison.unused(found, label, pathlib.Path(name))
     found[label] = Contender(make, (1.0,), arguments=(theta,))
     if s.tune_theta:
       factors = tuple(10 ** np.linspace(-1.5, 0.5, len(judging.RATES)))
@@ -166,6 +169,14 @@ def contenders(s: Judgement) -> dict[str, Contender]:
   return found
 
 
+def digest(contender: Contender) -> str:
+  """Tells its theta from another; '' without one."""
+  leaves = [
+    np.asarray(x).tobytes() for x in jax.tree.leaves(contender.arguments)
+  ]
+  return hashlib.sha256(b''.join(leaves)).hexdigest()[:16] if leaves else ''
+
+
 def _whole_lines(file):
   """Lines of the file without one that was torn when the run was killed."""
   lines = run.read_text(file).splitlines(True) if file.exists() else ()
@@ -173,13 +184,13 @@ def _whole_lines(file):
 
 
 def read(file) -> dict:
-  """{(task, optimizer): result} of the rows that are whole."""
+  """{(task, optimizer, digest of theta): result} of the rows that are whole."""
   found = {}
   for line in _whole_lines(file):
     try:
       row = json.loads(line)
       ends = {int(h): end for h, end in row['horizons'].items()}
-      found[row['task'], row['optimizer']] = ends
+      found[row['task'], row['optimizer'], row.get('theta', '')] = ends
     except (ValueError, KeyError, TypeError):
       continue
   return found
@@ -187,25 +198,28 @@ def read(file) -> dict:
 
 def judge_all(s: Judgement, rivals: dict[str, Contender], file) -> dict:
   """{(task, optimizer): result}; what `file` has already is not run again."""
-  results = read(file)
+  results, thetas = read(file), {n: digest(c) for n, c in rivals.items()}
   run.write(file, ''.join(_whole_lines(file)))
   with open(file, 'a') as lines:
     for task_name in s.task:
       task = None
       for name, contender in rivals.items():
-        if (task_name, name) in results:
+        key = task_name, name, thetas[name]
+        if key in results:
           continue
         task = task or tasks.make(task_name, s.dataset, s.data_dir)
         how = s.horizons, s.num_tuning, s.num_test
         found = judging.judged(contender, task, *how)
-        results[task_name, name] = found
-        row = {'task': task_name, 'optimizer': name, 'horizons': found}
-        lines.write(json.dumps(without_nan(row)) + '\n')
+        results[key] = found
+        row = dict(zip(('task', 'optimizer', 'theta'), key), horizons=found)
+        lines.write(json.dumps(run.without_nan(row)) + '\n')
         lines.flush()
         ends = [f'{np.mean(found[h]["loss"]):.4g}' for h in s.horizons]
         cli.log(f'{task_name}: {name}: {" · ".join(ends)}')
   wanted = [(task, name) for task in s.task for name in rivals]
-  return {key: results[key] for key in wanted}
+  return {
+    (task, name): results[task, name, thetas[name]] for task, name in wanted
+  }
 
 
 def main(s: Settings) -> None:
@@ -214,14 +228,13 @@ def main(s: Settings) -> None:
   with run.opened(EXPERIMENT, s) as path:
     results = judge_all(s.run, rivals, path / 'results.jsonl')
     summary = verdict.aggregate(results, s.run.horizons)
-    run.write_json(path / 'summary.json', without_nan(summary))
+    run.write_json(path / 'summary.json', run.without_nan(summary))
     learned = list(learned_contenders(s.run))
     ratios = verdict.mean_ratios(results, s.run.horizons)
     plots.ratios(path / 'ratios.png', ratios, learned)
-    every = min(judging.EVERY, *s.run.horizons)
-    curves, labels = verdict.cost_curves(results, every)
+    curves, labels = verdict.cost_curves(results, judging.EVERY)
     plots.learning_curves(path / 'curves.png', curves, learned, labels)
-    cli.say(verdict.text(results, summary, every))
+    cli.say(verdict.text(results, summary, judging.EVERY))
     files = 'summary.json results.jsonl ratios.png curves.png'
     cli.say(f'\nwritten: {path}/{files}')
     run.note(path, finished=True)

@@ -7,13 +7,17 @@ Copy and paste:
 
 Meta-trains one LSTM on a 784-20-10 sigmoid net and compares it with tuned SGD,
 momentum, NAG, RMSprop and ADAM there and where it has not been: more steps,
-more units, two layers, ReLU.  Meta-training, validation and test use disjoint
-images.  Writes theta.npz, learning_curves.png, summary.json and curves.csv to
---workdir.
+more units, two layers, ReLU.  The preset `gated` meta-trains the form of
+`robust` on the nets of all panels instead.  Meta-training, validation and test
+use disjoint images.  Writes theta.npz, learning_curves.png, summary.json and
+curves.csv to --workdir.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
+
+import numpy as np
 
 from experiments.common import (
   bptt,
@@ -27,8 +31,8 @@ from experiments.common import (
 from experiments.common.comparison import Comparison, Panel
 from experiments.common.problems import Problem
 from l2o_jax import datasets
-from l2o_jax.base import Optimizee
-from l2o_jax.learned_optimizers import lstm_log_and_sign
+from l2o_jax.base import LearnedOptimizer, Optimizee
+from l2o_jax.learned_optimizers import lstm_log_and_sign, robust_optimizer
 from l2o_jax.optimizees.classifier import classifier, mlp
 
 # Title, hidden layers, activation, multiple of --num_steps.
@@ -51,6 +55,8 @@ class Images(NamedTuple):
       ~/tensorflow_datasets by default.
     panels: Problems of the comparison, a flag for each; long: twice the steps,
       wide: 40 hidden units, deep: 2 hidden layers of 20.
+    train_on: Panels on whose nets the optimizer is meta-trained and validated,
+      a flag for each; in turn, where there are several.
     batch_size: Images per minibatch, >= 1.
     initial_std: Standard deviation of the nets' initial weights, biases, > 0;
       0.01: as the released code; near 0 two sigmoid layers stay on a plateau.
@@ -59,8 +65,31 @@ class Images(NamedTuple):
   dataset: Literal[tuple(datasets.NAMES)] = 'mnist_5k'
   data_dir: str | None = None
   panels: tuple[Literal[tuple(PANELS)], ...] = tuple(PANELS)
+  train_on: tuple[Literal[tuple(PANELS)], ...] = ('base',)
   batch_size: settings.Count = 128
   initial_std: settings.Positive = 0.1
+
+
+class Optimizer(NamedTuple):
+  """Which learned optimizer.
+
+  Attributes:
+    optimizer: lstm: the paper's, on logarithm and sign of the gradient; gated:
+      schedule-free Adam whose step lengths are set by an LSTM, the form of
+      `robust`.
+  """
+
+  optimizer: Literal['lstm', 'gated'] = 'lstm'
+
+
+class Gate(NamedTuple):
+  """Gate.
+
+  Attributes:
+    units: Units of the LSTM in the gate, >= 0; 0: no LSTM.
+  """
+
+  units: settings.Whole = 8
 
 
 class Settings(NamedTuple):
@@ -68,7 +97,9 @@ class Settings(NamedTuple):
 
   run: settings.Run = settings.Run(workdir='runs/mnist')
   images: Images = Images()
+  optimizer: Optimizer = Optimizer()
   lstm: settings.Lstm = settings.Lstm()
+  gate: Gate = Gate()
   bptt: settings.Bptt = settings.Bptt(learning_rate=2e-3)
   comparison: Comparison = Comparison(
     num_test=100,
@@ -95,6 +126,15 @@ EXPERIMENT = settings.Experiment(
       'evaluation_period': 30,
       'num_validation': 96,
     },
+    'gated': {
+      **_TUNED,
+      'optimizer': 'gated',
+      'train_on': tuple(PANELS),
+      'num_epochs': 1000,
+      'evaluation_period': 100,
+      'num_validation': 32,
+      'learning_rate': 3e-3,
+    },
     'paper': {
       'num_epochs': 900,
       'evaluation_period': 45,
@@ -113,7 +153,15 @@ EXPERIMENT = settings.Experiment(
     },
   },
   __doc__,
+  only={'lstm': ('optimizer', ('lstm',)), 'gate': ('optimizer', ('gated',))},
 )
+
+
+def make_optimizer(s: Settings) -> LearnedOptimizer:
+  """The learned optimizer of the flags, without its weights."""
+  if s.optimizer.optimizer == 'gated':
+    return robust_optimizer(s.gate.units)
+  return lstm_log_and_sign(s.lstm.preprocessing_p, s.lstm.output_scale)
 
 
 def load(s: Images):
@@ -134,11 +182,23 @@ def net_on(data, hidden, activation, s: Images) -> Optimizee:
   return classifier(*data, mlp(sizes, activation, s.initial_std), s.batch_size)
 
 
+def validation(found: Sequence[Problem], learned: LearnedOptimizer):
+  """(theta -> losses, by which score of them theta is selected).
+
+  Of one problem the mean curve, judged by its end; of several the ends of
+  their mean curves, judged by their mean.
+  """
+  curves = [problems.mean_curve(problem, learned) for problem in found]
+  if len(curves) == 1:
+    return curves[0], 'final'
+  return lambda theta: np.array([curve(theta)[-1] for curve in curves]), 'mean'
+
+
 def main(s: Settings) -> None:
   """Meta-trains and compares."""
   if comparison.shown(EXPERIMENT, s):
     return
-  learned = lstm_log_and_sign(s.lstm.preprocessing_p, s.lstm.output_scale)
+  learned = make_optimizer(s)
   theta = training.given_theta(learned, s)
   train, held_out, test = load(s.images)
 
@@ -148,17 +208,21 @@ def main(s: Settings) -> None:
     optimizee = net_on(data, hidden, activation, s.images)
     return Problem(optimizee, keys, steps, 1)
 
-  validation = problem(held_out, 'base', 'validation', s.run.num_validation)
-  validate = problems.mean_curve(validation, learned)
-  base = net_on(train, *PANELS['base'][1:3], s.images)
-  others = comparison.rivals(s.comparison.rivals, base)
+  names = s.images.train_on
+  held = [
+    problem(held_out, n, 'validation', s.run.num_validation) for n in names
+  ]
+  validate, by = validation(held, learned)
+  nets = [net_on(train, *PANELS[n][1:3], s.images) for n in names]
+  lengths = [PANELS[n][3] * s.run.num_steps for n in names]
+  others = comparison.rivals(s.comparison.rivals, nets[0])
 
   sharding = bptt.sharding(s.bptt.num_optimizees)
-  parts = {'validate': validate, 'sharding': sharding}
+  parts = {'validate': validate, 'by': by, 'sharding': sharding}
 
   with run.opened(EXPERIMENT, s) as path:
-    t = training.prepare(EXPERIMENT, s, path, learned, base, **parts)
-    progress, facts = bptt.train(t, s.bptt, theta)
+    t = training.prepare(EXPERIMENT, s, path, learned, nets, **parts)
+    progress, facts = bptt.train(t, s.bptt, theta, lengths=lengths)
     panels = []
     for name in s.images.panels:
       tuning = problem(held_out, name, 'tuning', s.comparison.num_tuning)

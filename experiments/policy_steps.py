@@ -109,7 +109,7 @@ def slopes(features, which: int, x, g, values):
 
 
 def quartiles(z) -> dict:
-  """Of [T] or [T, n], over the weights, as `plots.traces` wants them."""
+  """Quartiles over the weights of [T] or [T, n], for `plots.traces`."""
   z = np.abs(np.asarray(z, np.float64)).reshape(len(z), -1)
   low, middle, high = np.quantile(z, (0.25, 0.5, 0.75), 1)
   return {'mean': middle, 'quartile_1': low, 'quartile_3': high}

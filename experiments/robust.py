@@ -9,7 +9,7 @@ steps (`robust_optimizer`).  It is meta-trained by evolution strategies on small
 nets and quadratics, some of them in random units, on whole runs; what counts is
 the loss relative to the loss of a fixed Adam.  It is selected by validation on
 other nets, sizes and batches.  Writes theta.npz, and a comparison on a few
-tasks that are neither; `python -m experiments.evaluate` judges it on more.
+other tasks; `python -m experiments.evaluate` judges it on more.
 """
 
 import functools
@@ -110,9 +110,9 @@ EXPERIMENT = settings.Experiment(
 
 
 def _weights(horizon: int) -> np.ndarray:
-  """Of the losses at t = 0 ... T: a decade of steps counts as much as another.
+  """Weights of the losses at t = 0 ... T, of sum 1.
 
-  Their sum is 1.
+  A decade of steps counts as much as another.
   """
   weights = 1 / (_AGE + np.arange(horizon + 1))
   return weights / weights.sum()

@@ -1,6 +1,6 @@
 """The vocabulary that every other file speaks.
 
-Shape letters, used in all docstrings and for nothing else:
+Shape letters in all docstrings; a docstring that needs another meaning says so:
   n  coordinates          F  features of a coordinate   H  hidden units
   T  steps of an unroll   U  unrolls of an epoch        B  optimizees at once
   D  state size of a coordinate in guided policy search

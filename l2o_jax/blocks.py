@@ -49,8 +49,8 @@ def unroll(
 
   Args:
     loss: see `l2o_jax.unroll`, also for the next four arguments.
-    opt: its state must have all coordinates as the last axis, as it has if the
-      parameters are one array [n] or if a trainer calls.
+    opt: its state must have all coordinates as the last axis.  This is so if
+      the parameters are one array [n], and always inside a trainer.
     params: x_0.
     opt_state: the state of `opt` at x_0.
     keys: T + 1 random keys.
@@ -194,7 +194,8 @@ def _known(
 
     # g comes with the carry, one step ahead.  If g were read in the step, XLA
     # would compute the features where they are used, one number after another.
-    g, f, x = part((g, f, x), first)  # [T, w], [T] or [T, w], [T, w]
+    g, x = part((g, x), first)  # [T, w]
+    f = part(f, first) if f.ndim == 2 else f  # [T] or [T, w]
     carry = jax.tree.map(jnp.zeros_like, weights), end_bar, g[-1]
     inputs = jnp.arange(len(g)), jnp.roll(g, 1, 0), f, x, x_bar
     (weights_bar, start_bar, _), _ = jax.lax.scan(

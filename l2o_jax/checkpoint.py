@@ -37,11 +37,11 @@ _ODD = re.compile(r'[%./\\\x00-\x1f\x7f\ud800-\udfff]')
 
 
 class CheckpointError(ValueError):
-  """A file that cannot be taken for what it should be; names file and cause."""
+  """A file is not what was expected; names the file and the cause."""
 
 
 def _name(path):
-  """Path in a tree -> name of a member, another for every path of strings."""
+  """Path in a tree -> name of a member; no two paths of strings share one."""
   keys = [jax.tree_util.keystr((key,), simple=True) for key in path]
   escape = lambda character: f'%{ord(character[0]):02X}'
   name = '.'.join(_ODD.sub(escape, key) or '%' for key in keys) or 'value'
@@ -106,11 +106,11 @@ def _decode(array, leaf):
   if isinstance(leaf, np.ndarray):
     return array
   if _is_key(leaf):
-    impl = []  # jax tells it of arrays only, so of one that is being traced
+    impl = []  # `key_impl` takes arrays, not structs: asked inside a trace
     jax.eval_shape(lambda key: impl.append(jax.random.key_impl(key)), leaf)
     array = jax.random.wrap_key_data(jnp.asarray(array), impl=impl[0])
-  # What jax has placed by itself stays free to follow others, and the sharding
-  # of a struct may be on an abstract mesh, which has no devices.
+  # An array that jax has placed by itself stays uncommitted.  The sharding of a
+  # struct may be on an abstract mesh, which has no devices.
   mesh = getattr(leaf.sharding, 'mesh', None)
   free = isinstance(mesh, jax.sharding.AbstractMesh)
   free = free or not getattr(leaf, 'committed', True)
@@ -158,7 +158,7 @@ _check = functools.partial(require, error=CheckpointError)
 
 
 class _Directory:
-  """A file from which zipfile reads no directory of too many members."""
+  """A file that hands zipfile no directory of too many members."""
 
   def __init__(self, file):
     self.seek, self.tell = file.seek, file.tell

@@ -8,8 +8,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
-# x P(x^2) / Q(x^2) on |x| <= 8, fitted to the least largest relative error
-# (2e-9, below the rounding of float32).
+# x P(x^2) / Q(x^2) on |x| <= 8, a minimax fit in relative error (2e-9, below
+# the rounding of float32).
 _LIMIT = 8.0
 _P = (
   0.9999999982278234,
@@ -72,10 +72,12 @@ def draw_all(
   keys: chex.PRNGKey,
   shapes: Sequence[Sequence[int]],
 ) -> list[chex.Array]:
-  """`[sampler(key, shape), ...]`: the same numbers, drawn in one go.
+  """`[sampler(key, shape), ...]`, drawn in one go.
 
-  Each key draws as many numbers as the largest array has; the first of them are
-  the numbers that it would draw for its own shape.  Four normal draws for a
+  Each key draws as many numbers as the largest array has.  With jax's default
+  random numbers the first of them are those that it would draw for its own
+  shape; with others (`impl='rbg'`, or without `jax_threefry_partitionable`)
+  they are different numbers of the same distribution.  Four normal draws for a
   small net compile in 2.2 s, this in 1.1 s.
 
   Args:

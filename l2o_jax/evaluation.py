@@ -30,7 +30,7 @@ def learning_curves(
     opt: any optax transformation; `learned.transform(theta)` for a learned one.
     keys: [B]; a key fixes the function, x_0 and all minibatches, so that two
       optimizers with the same keys face the same tasks.  With `objective`
-      or `point` the minibatches are others, the functions and x_0 the same.
+      or `point` the minibatches differ; the functions and x_0 do not.
     num_steps: T.
     batch_size: how many tasks run at a time; all by default.  Fewer need less
       memory, and on a CPU large optimizees run faster one by one.

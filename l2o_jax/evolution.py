@@ -57,8 +57,9 @@ def evolution(
 
   Returns:
     MetaTrainer with state `truncated_bptt.MetaState`.  Info.losses are the
-    means of both runs [U, B, T + 1], Info.meta_loss the means of h(f) over
-    them times w_t [U]; Info.summary['gradient_norm'] is the epoch's largest.
+    means of both runs [U, B, T + 1], Info.meta_loss the sums of w_t h(f) over
+    an unroll, in the mean over both runs and B [U];
+    Info.summary['gradient_norm'] is the epoch's largest.
 
   Raises:
     ValueError: a size or σ is not positive, or weights have a wrong shape.
@@ -114,7 +115,7 @@ def evolution(
       scale = 2 * std**2 * num_optimizees
       estimate = lambda xi: jnp.tensordot(change, xi, 1) / scale
       gradient = jax.tree.map(estimate, drawn)
-      loss = jnp.mean(values)
+      loss = jnp.mean(jnp.sum(values, -1))
       state, skipped, norm = meta_update(meta_optimizer, state, loss, gradient)
       return (state, pairs, drawn), (losses.mean(0), loss, skipped, norm)
 

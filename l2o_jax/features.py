@@ -80,16 +80,16 @@ def adam_ratios(
       m ← β₁ m + (1 - β₁) g,   v ← β₂ v + (1 - β₂) g²
       x = (m / (1 - β₁ᵗ), g) / (√(v / (1 - β₂ᵗ)) + ε)
 
-  (RNNprop, Lv et al. 2017, section 4.1.)  Multiplying f by a constant changes
-  nothing but for ε.  Where β₁² < β₂ the features are bounded: after
-  many steps by (1 - β₁) / √((1 - β₂) (1 - β₁² / β₂)) and 1 / √(1 - β₂).
+  (RNNprop, Lv et al. 2017, section 4.1; t = 1, 2, ...)  Apart from ε,
+  multiplying f by a constant changes nothing.  Where β₁² < β₂ the features are
+  bounded: after many steps by (1 - β₁) / √((1 - β₂) (1 - β₁² / β₂)) and 1 / √(1
+  - β₂).
 
   Args:
-    b1: β₁; several give several first features, from averages of different
-      lengths.
+    b1: β₁; several values give one ratio of this kind each.
     b2: β₂.
     eps: ε > 0, in units of the gradient.
-    age: adds log(1 + t / age) as the last feature, in steps.  None: adds
+    age: adds log(1 + (t - 1) / age) as the last feature, in steps.  None: adds
       nothing.
 
   Returns:
@@ -140,7 +140,7 @@ class Recent(NamedTuple):
     step: t, the number of updates seen.
     x: x(t - 1), x(t - 2) [2, ...].
     g: g(t - 1) [...].
-    f: f(t - 1) [].
+    f: f(t - 1), or the last finite one before it [].
   """
 
   step: chex.Array
@@ -156,8 +156,9 @@ def relative_changes() -> Features:
       g(t) / (|g(max(t-1, 0))| + 1)
       |x(max(t-1, 1)) - x(max(t-2, 0))| / (|x(t) - x(t-1)| + 0.1)
 
-  The first and the third are 0 at t = 0, the first also where f(t-1) is 0 or
-  either is not finite.  Values and gradients come from the minibatches.
+  The first and the third are 0 at t = 0, the first also where f(t-1) is 0.  A
+  loss that is not finite shows no change and counts as the last finite one, or
+  as 0 if there is none.  Values and gradients come from the minibatches.
   `update` needs `params` and `value`.
   """
 
@@ -196,7 +197,7 @@ class Window(NamedTuple):
   Attributes:
     step: t, the number of updates seen.
     g: g(t - 1), g(t - 2), ... [depth - 1, ...].
-    f: f(t - 1), f(t - 2), ... [depth].
+    f: f(t - 1), f(t - 2), ...; the last finite ones [depth].
   """
 
   step: chex.Array
@@ -209,7 +210,8 @@ def history(depth: int = 25) -> Features:
 
       g(t - i), i = 0 ... H - 1,  and  f(t) - f(t - i), i = 1 ... H
 
-  with 0 where t - i < 0 or a loss is not finite.  `update` needs `value`.
+  with 0 where t - i < 0.  A loss that is not finite shows no change and counts
+  as the last finite one, or as 0 if there is none.  `update` needs `value`.
 
   Args:
     depth: H >= 1; 25 in the paper.
@@ -270,7 +272,9 @@ def state_features(lag: int = 5, depth: int = 25) -> Features:
       |x̄(max(t-P(i+1), m+P)) - x̄(max(t-P(i+2), m))|
         / (|x̄(t-Pi) - x̄(t-P(i+1))| + 0.1)                      i = 0 ... L - 1
 
-  A feature that would need a negative time is 0.  The third formula is a
+  A feature that would need a negative time is 0.  A loss that is not finite
+  counts as the last finite one, or as 0 if there is none.  The third formula is
+  a
   reconstruction: see BUILD_NOTES.md.
 
   Args:
@@ -295,7 +299,9 @@ def state_features(lag: int = 5, depth: int = 25) -> Features:
     return Past(step, past, past, f, past[:2], past[:2], f[:2])
 
   def update(past, x, g, value):
-    t, now = past.step, (x, g, jnp.asarray(value, past.f.dtype))
+    f = jnp.asarray(value, past.f.dtype)
+    f = jnp.where(jnp.isfinite(f), f, past.last_f[0])
+    t, now = past.step, (x, g, f)
     average = lambda new, last: (
       (new + last[0] + last[1]) / jnp.minimum(t + 1, 3).astype(new.dtype)
     )

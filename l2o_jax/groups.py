@@ -102,7 +102,7 @@ def sample(
 ) -> list[chex.Array]:
   """Random indices [count] into each group's vector, without replacement.
 
-  In a group of fewer than `count` coordinates some of them come several times.
+  A group with fewer coordinates repeats them.
   """
   sizes = [x.size for x in split(groups, tree)]
   large = [m for m, size in enumerate(sizes) if size > count]

@@ -46,9 +46,9 @@ def guarded(
   starts afresh there; else the guard moves to the guarded run's x.  A loss that
   is not finite is compared at once.
 
-  Guarantee: with losses over all data and n = 1, each comparison leaves a loss
-  that is at most what N - 1 steps of the guard reach from the x where the
-  comparison before left off.  Whatever the guarded optimizer does, the run has
+  Guarantee: with losses over all data and n = 1, the loss after a comparison is
+  at most the loss that N - 1 steps of the guard reach from the point that the
+  comparison before it chose.  Whatever the guarded optimizer does, the run has
   the guard's rate of convergence per N steps; gradient descent with a rate of
   at most 1 / L never ascends and converges to a stationary point of any f with
   L-Lipschitz gradients.  With minibatches the guarantee holds up to the error
@@ -71,6 +71,7 @@ def guarded(
 
   Raises:
     ValueError: a number is not positive, or n > N.
+    TypeError: (from `update`) params, value or value_fn is missing.
   """
   positive('guarded', every=every, average=average)
   within = f'guarded: average must not exceed {every=}, got {average}'
@@ -104,8 +105,7 @@ def guarded(
     counted = jnp.where(phase >= every - average, both, 0)
     losses = state.losses + counted
     compare = (phase == every - 1) | ~jnp.isfinite(value)
-    better = ~(losses[0] <= losses[1]) & jnp.isfinite(y_value)
-    better |= ~jnp.isfinite(value)
+    better = (losses[1] < losses[0]) | ~jnp.isfinite(value)
     reject, accept = compare & better, compare & ~better
     # What was compared is x and y before this step.  On rejection the guarded
     # run goes where the guard goes now; else the guard starts again at x.

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from l2o_jax.base import Info, MetaTrainer, Theta
+from l2o_jax.checks import require
 from l2o_jax.gps import policy as policies
 from l2o_jax.gps import rollouts as runs
 from l2o_jax.gps.iteration import choose
@@ -101,9 +102,10 @@ def imitation(
     the teacher acts.
 
   Raises:
-    ValueError: fewer than 2 steps or rollouts.
+    ValueError: fewer than 2 steps or rollouts, or s is negative.
   """
   runs.check(rollouts, 'imitation')
+  require(scale >= 0, f'imitation: scale must not be negative, got {scale!r}')
   joint, M = policy.coordinates is not None, len(policy.groups.names)
 
   def init(key):

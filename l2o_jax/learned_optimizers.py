@@ -30,7 +30,8 @@ from l2o_jax.scale_free import scale_free
 # The constructors that a file of theta may name; nothing else in a file selects
 # code.
 _BY_NAME = {}
-# Arguments that older files lack: at these values a file does not name them.
+# Arguments that were added later.  At these values a file leaves them out, so
+# that old and new files agree.
 _LATER = {
   'predicted_step_descent': {'features': 'changes'},
   'lstm_log_and_sign': {'labels': None},
@@ -122,6 +123,9 @@ def predicted_step_descent(
     hidden: units of the LSTM; 128 in the paper.
     features: 'changes', Ψ as in the paper (`relative_changes`), or
       'scale_free'.
+
+  Raises:
+    ValueError: there are no features of that name.
   """
   return _policy(*policy_parts(hidden, features), labels)
 
@@ -173,17 +177,20 @@ def robust_optimizer(
 ) -> LearnedOptimizer:
   """Schedule-free Adam with a learned gate on the length of its steps.
 
-  Ratios of Adam's moments in (RNNprop, Lv et al. 2017), a bounded and gated
-  step out, averaged over time: see `adam_ratios`, `gated_cell` and
-  `schedule_free`.  Scale and units do not mislead it.
+  It sees ratios of Adam's moments (RNNprop, Lv et al. 2017) and makes bounded
+  steps, whose average over time are the parameters: see `adam_ratios`,
+  `gated_cell` and `schedule_free`.  A factor of the loss does not change it.
 
   Args:
     hidden: units of an LSTM in the gate; 0: none.
-    scale: bound of a step.
-    age: steps after which the length of steps begins to fall.
+    scale: bound of a step, > 0.05.
+    age: steps after which the length of steps begins to fall, > 0.
+
+  Raises:
+    ValueError: an argument is out of its bounds.
   """
   features = adam_ratios((0.9, 0.97), 0.95, age=age)
-  # At the start the direction is the newest gradient: averaging is momentum.
+  # The direction starts as the newest gradient: averaging is momentum enough.
   cell = gated_cell(hidden, scale, rate=0.05, direction=-1)
   return coordinatewise(features, schedule_free(cell, age, power=3.0))
 
@@ -206,7 +213,8 @@ def lstm_averaging(scale: float = 0.1, averaged: int = 5) -> LearnedOptimizer:
 
   Args:
     scale: see `lstm_cell`.
-    averaged: cells of the 20 in each of the two layers; not in the paper.
+    averaged: cells of the 20 in each of the two layers, 0 ... 20; the paper
+      does not give their number.
   """
   return coordinatewise(gradient(), lstm_cell(scale=scale, averaged=averaged))
 
@@ -218,7 +226,7 @@ def ntm_bfgs(scale: float = 0.25, pairs: int | None = None) -> LearnedOptimizer:
   Its coordinates communicate, so an update must have all those of one function.
 
   Args:
-    scale: the first inverse Hessian is scale I.
+    scale: the first inverse Hessian is scale I, > 0.
     pairs: None: a whole memory, n² numbers; K: the last K writes, 3 n K.
   """
   return coordinatewise(gradient(), ntm_bfgs_cell(scale=scale, pairs=pairs))

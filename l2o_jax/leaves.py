@@ -62,7 +62,7 @@ def to_array(tree, batch=()):
   Leaves [*batch, *s] -> [B n]; batch is () for one function, (B,) for several.
   """
   leaves = [_array(x) for x in jax.tree.leaves(tree)]
-  if len(leaves) == 1:  # it may hold only some of the coordinates
+  if len(leaves) == 1:  # in blocks a slice, which B need not divide
     return leaves[0].reshape(-1)
   parts = [x.reshape(*batch, -1) for x in leaves]
   return jnp.concatenate(parts or [jnp.zeros(0)], -1).reshape(-1)
@@ -95,7 +95,7 @@ def leaf_by_leaf(start: Callable, move: Callable):
   """
 
   def structure():
-    """Of what is remembered of one leaf."""
+    """The structure of what is remembered of one leaf."""
     return jax.tree.structure(jax.eval_shape(start, jnp.zeros(())))
 
   def init(params):

@@ -40,12 +40,12 @@ def scale_free(age: float = 20.0) -> Features:
       |u| / √(average of u²)       u = x(t) - x(t-1), decay 0.9
       log(1 + t / age)
 
-  `relative_changes` sees nothing where |g| ≪ 1 and |u| ≪ 0.1.  Here neither a
-  factor of f nor one of x changes anything, from g of 1e-15 to 1e15 in float32.
-  The first two are the steps of Adam, the third is that of AdaGrad times √(t +
-  1), cut at ±10; the first three change their sign with the coordinate, the
-  others do not.  All but the last are bounded.  A ratio is 0 where its
-  denominator is.  `update` needs `params` and `value`.
+  `relative_changes` sees nothing where |g| ≪ 1 and |u| ≪ 0.1.  Here scaling f
+  or x changes no feature while 1e-15 ≤ |g| ≤ 1e15 (float32).  The first two are
+  the steps of Adam, the third is the step of AdaGrad times √(t + 1).  The third
+  and the logarithm are cut at ±10; the first three change their sign with the
+  coordinate, the others do not.  All but the last are bounded.  A ratio is 0
+  where its denominator is.  `update` needs `params` and `value`.
 
   Args:
     age: > 0, in steps.

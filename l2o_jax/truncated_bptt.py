@@ -148,7 +148,7 @@ def meta_loss(
     keys: [B, T + 1].
     weights: w [T + 1]; all ones by default.
     of_loss: h, what of a loss is summed; h(f) = f in the paper.  With `jnp.log`
-      a loss of 0.01 that is halved counts as much as a loss of 1.
+      halving a loss of 0.01 counts as much as halving a loss of 1.
     second_derivatives: see `unroll`.
     remat: see `unroll`.
     unroll: runs the optimizer; `blocks.unroll` has the same signature.

@@ -79,6 +79,8 @@ class EvolutionTest(parameterized.TestCase):
     init_keys = jax.random.split(jax.random.key(1), 3)[0]
     each = np.asarray(exact(jax.random.split(init_keys, B)))
     self.assertEqual(info.losses.shape, (U, B, T + 1))
+    summed = info.losses[..., 1:].sum(-1).mean(-1)
+    np.testing.assert_allclose(info.meta_loss, summed, rtol=1e-5)
     self.assertFalse(info.skipped.any())
     # z² has a deviation of 2^½; PES adds the noise of earlier unrolls.
     error = 4 * 3 * np.sqrt(np.mean(each**2) / B)

@@ -73,6 +73,29 @@ class GuardTest(parameterized.TestCase):
       x = optax.apply_updates(x, moves)
     self.assertEqual(int(state.rejected), 1)
 
+  def test_a_guard_that_was_not_finite_does_not_win(self):
+    """Its mean over the last steps is not lower then."""
+    still = optax.GradientTransformation(
+      lambda x: (), lambda g, s, p=None: (jax.tree.map(jnp.zeros_like, g), s)
+    )
+    opt = guarded(still, optax.sgd(-0.5), every=3, average=2)  # ascends
+    x = jnp.array([1.0])
+    state = opt.init(x)
+
+    def value_fn(x):  # nan on the way, lower afterwards
+      far = jnp.abs(x[0])
+      value = jnp.where(far > 3, 0.5 * x[0], far)
+      return jnp.where((far > 1.2) & (far < 1.7), jnp.nan * x[0], value)
+
+    for _ in range(3):
+      value, g = jax.value_and_grad(value_fn)(x)
+      moves, state = opt.update(
+        jnp.ones(1), state, x, value=value, value_fn=value_fn
+      )
+      x = optax.apply_updates(x, moves)
+    self.assertEqual(int(state.rejected), 0)
+    np.testing.assert_array_equal(x, [1.0])
+
   def test_needs_the_loss(self):
     opt = guarded(optax.sgd(1.0), optax.sgd(1.0))
     x = jnp.ones(3)

@@ -1,12 +1,14 @@
 """Meta-training by truncated back-propagation, as the flags say."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 from experiments.common import run as run_lib
-from experiments.common.cli import log
+from experiments.common.cli import NonFinite, log
 from experiments.common.progress import Progress
 from experiments.common.settings import Bptt, UsageError
 from experiments.common.training import Stage, Training, meta_train
@@ -38,29 +40,42 @@ def sharding(num_optimizees: int) -> jax.sharding.NamedSharding | None:
   return jax.sharding.NamedSharding(mesh, spec)
 
 
-def make_trainer(
-  t: Training, bptt: Bptt, rate, num_epochs, scale
-) -> MetaTrainer:
-  """Truncated back-propagation on Adam."""
-  num_steps = t.run.num_steps
-  num_unrolls = num_steps // bptt.unroll_length
+def make_trainers(
+  t: Training, bptt: Bptt, rate, num_epochs, scale, lengths: Sequence[int]
+) -> list[MetaTrainer]:
+  """Truncated back-propagation on Adam: a trainer for each length of a run.
+
+  Args:
+    t: learned optimizer and sharding.
+    bptt: the flags.
+    rate: meta learning rate at the start.
+    num_epochs: of all of them; each has as many as another.
+    scale: of the meta-loss.
+    lengths: steps in an epoch.
+  """
+  unrolls = num_epochs * sum(lengths) // (len(lengths) * bptt.unroll_length)
+  if bptt.learning_rate_schedule == 'cosine':
+    rate = optax.cosine_decay_schedule(rate, max(unrolls, 1), alpha=0.01)
+  meta_optimizer = optax.adam(rate)
+  if bptt.clip_norm:
+    clip = optax.clip_by_global_norm(bptt.clip_norm)
+    meta_optimizer = optax.chain(clip, meta_optimizer)
+  return [
+    _make_trainer(t, bptt, meta_optimizer, scale, length) for length in lengths
+  ]
+
+
+def _make_trainer(t, bptt, meta_optimizer, scale, num_steps) -> MetaTrainer:
   weights = {
     'all': jnp.ones(num_steps + 1),
     'rising': jnp.geomspace(1.0, 100.0, num_steps + 1),
     'final': jnp.zeros(num_steps + 1).at[-1].set(1.0),
   }[bptt.weights]
-  if bptt.learning_rate_schedule == 'cosine':
-    count = max(num_epochs * num_unrolls, 1)
-    rate = optax.cosine_decay_schedule(rate, count, alpha=0.01)
-  meta_optimizer = optax.adam(rate)
-  if bptt.clip_norm:
-    clip = optax.clip_by_global_norm(bptt.clip_norm)
-    meta_optimizer = optax.chain(clip, meta_optimizer)
   return truncated_bptt(
     t.learned,
     meta_optimizer,
     unroll_length=bptt.unroll_length,
-    num_unrolls=num_unrolls,
+    num_unrolls=num_steps // bptt.unroll_length,
     num_optimizees=bptt.num_optimizees,
     weights=scale * weights,
     second_derivatives=bptt.second_derivatives,
@@ -72,7 +87,11 @@ def make_trainer(
 
 
 def train(
-  t: Training, bptt: Bptt, theta=None, scale: float = 1.0
+  t: Training,
+  bptt: Bptt,
+  theta=None,
+  scale: float = 1.0,
+  lengths: Sequence[int] | None = None,
 ) -> tuple[Progress, dict]:
   """Searches the meta learning rate if asked to, then meta-trains.
 
@@ -81,14 +100,19 @@ def train(
     bptt: the flags.
     theta: to start from.
     scale: of the meta-loss; 1/K where an optimizee sums K functions.
+    lengths: steps in an epoch of each family, if t has several; --num_steps by
+      default.
 
   Returns:
     (the last Progress, {'meta_learning_rate'} for the summary).
   """
 
+  lengths = lengths or [t.run.num_steps]
+
   def go(path, rate, num_epochs):
-    trainer = make_trainer(t, bptt, rate, num_epochs, scale)
-    stages = (Stage(trainer, num_epochs),)
+    trainers = make_trainers(t, bptt, rate, num_epochs, scale, lengths)
+    each = trainers if len(trainers) > 1 else trainers[0]
+    stages = (Stage(each, num_epochs),)
     return meta_train(t._replace(path=path, stages=stages), theta)
 
   rate = bptt.learning_rate
@@ -101,7 +125,10 @@ def train(
       if run_lib.is_writer():
         path.mkdir(parents=True, exist_ok=True)
         run_lib.write_json(path / 'trial.json', {'learning_rate': trial})
-      losses.append(float(go(path, trial, bptt.search_epochs).best))
+      try:
+        losses.append(float(go(path, trial, bptt.search_epochs).best))
+      except NonFinite:  # too large a rate
+        losses.append(np.inf)
       log(f'search: meta learning rate {trial:.3g} gives {losses[-1]:.4g}')
     rate = float(rates[np.argmin(losses)])
   progress = go(t.path, rate, t.run.num_epochs)

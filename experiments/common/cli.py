@@ -1,6 +1,6 @@
 """The command line of the binaries, and how messages reach the user.
 
-Exit status: 0 done, 1 a file could not be written, 2 what the user can mend,
+Exit status: 0 done, 1 a file could not be written, 2 what the user can fix,
 3 no finite numbers, 130 or 143 stopped by a signal (the same command resumes).
 """
 
@@ -34,7 +34,11 @@ _KINDS = {
   float: flags.DEFINE_float,
   str: flags.DEFINE_string,
 }
-_SEVERAL = {int: flags.DEFINE_multi_integer, float: flags.DEFINE_multi_float}
+_SEVERAL = {
+  str: flags.DEFINE_multi_string,
+  int: flags.DEFINE_multi_integer,
+  float: flags.DEFINE_multi_float,
+}
 
 
 class NonFinite(Exception):
@@ -78,18 +82,13 @@ def _define(values: flags.FlagValues, name: str, hint, default) -> None:
   if typing.get_origin(hint) is typing.Literal:
     define = flags.DEFINE_multi_enum if several else flags.DEFINE_enum
     define(name, default, list(typing.get_args(hint)), '', flag_values=values)
-  elif several and typing.get_origin(hint) is typing.Annotated:
-    kind, low, high = hint.__origin__, *hint.__metadata__
-    limits = {'lower_bound': low, 'upper_bound': high}
-    _SEVERAL[kind](name, default, '', flag_values=values, **limits)
-  elif several:
-    flags.DEFINE_multi_string(name, default, '', flag_values=values)
-  elif typing.get_origin(hint) is typing.Annotated:
-    kind, low, high = hint.__origin__, *hint.__metadata__
-    limits = {'lower_bound': low, 'upper_bound': high}
-    _KINDS[kind](name, default, '', flag_values=values, **limits)
-  else:
-    _KINDS[hint](name, default, '', flag_values=values)
+    return
+  limits = {}
+  if typing.get_origin(hint) is typing.Annotated:
+    low, high = hint.__metadata__
+    hint, limits = hint.__origin__, {'lower_bound': low, 'upper_bound': high}
+  define = (_SEVERAL if several else _KINDS)[hint]
+  define(name, default, '', flag_values=values, **limits)
 
 
 def parse(experiment: Experiment, argv: list[str]):
@@ -260,7 +259,7 @@ def fail(message: object, status: int) -> typing.NoReturn:
 
 
 def guarded(main: Callable[[], None]) -> None:
-  """Runs a program; what a user can mend becomes one line and a status."""
+  """Runs a program; what a user can fix becomes one line and a status."""
   signals.install()
   if hasattr(sys.stdout, 'reconfigure'):
     sys.stdout.reconfigure(errors='replace')  # terminals that lack ± and …

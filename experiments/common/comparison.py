@@ -118,8 +118,14 @@ def rivals(
       reason = what + str(error).splitlines()[0]
       raise UsageError(f'--{flag}={path}: {reason}') from None
     name = name_of(learned, settings)
-    found[name + f' ({path.name})' * (name in found)] = learned, theta
+    found[unused(found, name, path)] = learned, theta
   return found
+
+
+def unused(names, name: str, path: pathlib.Path) -> str:
+  """The name, or with as much of the path as makes it another than `names`."""
+  labels = name, f'{name} ({path.name})', f'{name} ({path})'
+  return next((label for label in labels if label not in names), labels[-1])
 
 
 def contenders(learned, theta, settings, others: dict[str, tuple]) -> dict:
@@ -183,7 +189,7 @@ def compare(
     summary['margin_of_victory'] = report.victory(margins, horizon)
     curves['margin of victory'] = margins
   report.write_curves(path / 'curves.csv', curves, steps)
-  run_lib.write_json(path / 'summary.json', report.without_nan(summary))
+  run_lib.write_json(path / 'summary.json', run_lib.without_nan(summary))
   report.draw(path)
   also(rows)
   finish(path, began)
@@ -224,7 +230,7 @@ def measure(panel: Panel, learned: dict, s: Comparison, by='final') -> tuple:
 
 
 def _one_program(problem, s: Comparison):
-  """`together` where only rates are tuned: what is compiled once, not n times.
+  """`together` where only rates are tuned, so that one program is compiled.
 
   Else None: with all settings tuned it would hold too many optimizers.
   """

@@ -9,7 +9,7 @@ import optax
 
 
 class ConjugateGradientState(NamedTuple):
-  """Of the last step; zero before the first.
+  """What the last step leaves; zero before the first.
 
   Attributes:
     gradients: g_{t-1}.

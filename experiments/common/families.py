@@ -1,7 +1,8 @@
 """What `robust` is meta-trained on, and what its theta is selected by.
 
-The two have no net in common, and neither is a task of `tasks.py`, on which the
-result is judged.  All digits are of the packaged training set; validation has
+The two have no net in common.  Of the tasks of `tasks.py`, on which the result
+is judged, one has a net that is trained on, in random units and on half of the
+images: `sigmoid`.  All digits are of the packaged training set; validation has
 the second half of them.
 """
 
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.common import nets
+from experiments.common import nets, problems
 from experiments.common.tasks import digits
 from experiments.common.verdict import interquartile_mean
 from l2o_jax import optimizees
@@ -77,7 +78,7 @@ def reference():
 
 
 def reference_curves(optimizees, num_steps, num_runs=16) -> list[jax.Array]:
-  """Of each family the mean of f(y_t) along the reference, [T + 1].
+  """For each family the mean of f(y_t) along the reference, [T + 1].
 
   f is of the minibatches.
   """
@@ -98,7 +99,7 @@ def validate(learned: LearnedOptimizer, num_seeds: int):
   that is not finite counts as e^10.
   """
   held_out = list(validation().values())
-  keys = jax.random.split(jax.random.key(1_000_001), num_seeds)
+  keys = problems.keys('validation', num_seeds)
   every = HORIZONS[0]
   at = jnp.array(HORIZONS) // every
 

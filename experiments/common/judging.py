@@ -14,9 +14,9 @@ from experiments.common import problems
 from experiments.common.tasks import Task
 from l2o_jax.evaluation import learning_curves
 
-RATES = 10 ** np.linspace(-4, -1, 7)  # two a decade, as many for everyone
+RATES = 10 ** np.linspace(-4, -1, 7)  # the same for every optimizer
 EVERY = 100  # steps between two judgements
-FELL = 0.5  # of f(x_0): a run that was below it and ends above it, rose
+FELL = 0.5  # of f(x_0): a run that was below this and ends above it rose
 
 
 class Contender(NamedTuple):
@@ -135,10 +135,10 @@ def judged(
 
   A rate is tuned for each horizon by the mean training loss over all data, on
   `num_tuning` seeds, and judged on `num_test` others.  `diverged` counts runs
-  whose loss is not finite or above the start, `rose` those that had fallen
-  below half of the start and ended above it.  `curve` and `quartiles` have the
-  losses of all judgements until then; `ms` and `flops` are of a step with its
-  gradient.
+  whose loss is not finite or above the start, `rose` those of the others that
+  had fallen below half of the start and ended above that half.  `curve` and
+  `quartiles` have the losses of all judgements until then; `ms` and `flops` are
+  of a step with its gradient.
   """
   tuning = problems.keys('tuning', num_tuning)
   test = problems.keys('test', num_test)
@@ -160,12 +160,13 @@ def judged(
     until = curves['loss'][:, : horizon // min(EVERY, steps) + 1]
     quartiles = np.quantile(until, [0.25, 0.75], axis=0)
     fell = np.nanmin(until, 1) < FELL * first
+    diverged = ~(end['loss'] <= first)
     found[horizon] = {
       'rate': float(rate),
       **{k: v.tolist() for k, v in end.items()},
       'start': float(first.mean()),
-      'diverged': int(np.sum(~(end['loss'] <= first))),
-      'rose': int(np.sum(fell & ~(end['loss'] <= FELL * first))),
+      'diverged': int(np.sum(diverged)),
+      'rose': int(np.sum(fell & ~diverged & (end['loss'] > FELL * first))),
       'curve': until.mean(0).tolist(),
       'quartiles': quartiles.tolist(),
       'flops': flops,

@@ -45,9 +45,9 @@ def learning_curves(
 
   Learned optimizers have a band from the first to the third quartile.
 
-  The range of a panel shows who is in the race: what lies far above the start
-  leaves it.  A panel whose means are not all positive, such as the margin of
-  victory, has a linear axis with a line at 0.
+  The range of a panel shows who is in the race: curves far above the
+  start are cut off.  A panel whose means are not all positive, such as the
+  margin of victory, has a linear axis with a line at 0.
 
   Args:
     path: of the PNG.
@@ -233,13 +233,7 @@ def traces(path, panels: dict, learned: Sequence[str]) -> None:
     panels: {what: {optimizer: {'mean', 'quartile_1', 'quartile_3'}}}.
     learned: names drawn solid and wide, with bands.
   """
-  from matplotlib.backends.backend_agg import FigureCanvasAgg
-  from matplotlib.figure import Figure
-
-  size = SIZE[0] * 2 + LEGEND, SIZE[1] * -(-len(panels) // 2)
-  figure = Figure(figsize=size, layout='constrained')
-  FigureCanvasAgg(figure)
-  axes = figure.subplots(-(-len(panels) // 2), 2, squeeze=False).flat
+  figure, axes = grid(-(-len(panels) // 2), 2)
   names = dict.fromkeys(name for curves in panels.values() for name in curves)
   styles = looks(list(names), learned)
   for axis, (title, curves) in zip(axes, panels.items()):
@@ -254,13 +248,7 @@ def traces(path, panels: dict, learned: Sequence[str]) -> None:
     axis.set_xlabel('step')
     axis.set_title(title, loc='left', fontsize=11)
     axis.grid(alpha=0.3, lw=0.4)
-  handles = {}
-  for axis in figure.axes:
-    handles |= dict(zip(*reversed(axis.get_legend_handles_labels())))
-  where = {'loc': 'outside right upper', 'frameon': False}
-  figure.legend(handles.values(), handles.keys(), handlelength=3.5, **where)
-  with files.replacing(path) as f:
-    figure.savefig(f, format='png', dpi=120)
+  save(figure, path)
 
 
 def _panel(axis, curves, styles):
@@ -295,7 +283,7 @@ def _loss_axis(axis, curves):
 
 
 def plain_numbers(axis) -> None:
-  """Of a logarithmic y axis: 0.2 and not 2 x 10^-1."""
+  """Labels a logarithmic y axis with 0.2 and not with 2 x 10^-1."""
   from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
   bottom, top = axis.get_ylim()

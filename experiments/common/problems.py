@@ -24,8 +24,8 @@ SCORES = {
 # No task of one kind is ever a task of another.
 _KEYS = {'validation': 1_000_001, 'tuning': 1_500_003, 'test': 2_000_003}
 
-# Learning rates that are tried at first, two a decade; then around the best,
-# ten a decade, so many of them.
+# Learning rates: first two per decade, then nine around the best, ten per
+# decade.
 RATES = np.geomspace(1e-3, 10.0, 9)
 _AROUND = 10 ** (np.arange(-4, 5) / 10)
 
@@ -53,7 +53,7 @@ class Problem(NamedTuple):
 
 
 def keys(what: str, count: int) -> jax.Array:
-  """Of the tasks for 'validation', 'tuning' or 'test', [count]."""
+  """Keys of the tasks for 'validation', 'tuning' or 'test', [count]."""
   return jax.random.split(jax.random.key(_KEYS[what]), count)
 
 

@@ -40,7 +40,7 @@ class Progress(NamedTuple):
 
 
 def checkpoints(directory):
-  """Our own files, oldest first; others are nobody's business."""
+  """Our own files, oldest first; other files are ignored."""
   ours = re.compile(r'\d{8}\.npz')
   return sorted(p for p in directory.glob('*.npz') if ours.fullmatch(p.name))
 
@@ -118,8 +118,3 @@ def save(t, epochs, progress, metrics, clock):
     seconds = round(before + now - clock.started, 3)
     run_lib.note(t.path, seconds=seconds)
   clock.started = clock.saved = now
-
-
-def without_nan(line):
-  """JSON knows no nan and inf: null."""
-  return {k: v if np.isfinite(v) else None for k, v in line.items()}

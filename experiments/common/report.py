@@ -63,8 +63,9 @@ def margin(losses: dict, name: str, others: Sequence[str]) -> np.ndarray:
       min_c f_b(x_t of c) - f_b(x_t)
 
   (Li & Malik 2016, section 5: the mean over b is positive where `name` beats
-  all others.)  The best competitor is another one for every function and step.
-  A competitor above f_b(x_0), such as one that diverged, counts as f_b(x_0).
+  all others.)  The best competitor is chosen separately for every function and
+  step.  A competitor above f_b(x_0), such as one that diverged, counts as
+  f_b(x_0).
 
   Args:
     losses: {optimizer: [B, T + 1]}.
@@ -84,7 +85,7 @@ def margins(losses: dict, name: str, together: Sequence[str]) -> dict:
 
 
 def victory(margins: dict, horizon: int) -> dict[str, dict]:
-  """Of mean margins: from step 2 to the horizon, and after it."""
+  """Summarizes mean margins: from step 2 to the horizon, and after it."""
   rows = {}
   for name, each in margins.items():
     mean = each.mean(0)
@@ -95,16 +96,6 @@ def victory(margins: dict, horizon: int) -> dict[str, dict]:
       'positive_after': float((after > 0).mean()) if len(after) else None,
     }
   return rows
-
-
-def without_nan(value):
-  """JSON knows no nan and inf: null."""
-  if isinstance(value, dict):
-    return {k: without_nan(v) for k, v in value.items()}
-  if isinstance(value, list | tuple):
-    return [without_nan(v) for v in value]
-  bad = isinstance(value, float) and not np.isfinite(value)
-  return None if bad else value
 
 
 def write_curves(path, panels: dict, every: dict[str, int]) -> None:

@@ -14,6 +14,7 @@ import contextlib
 import fcntl
 import importlib
 import json
+import math
 import os
 import pathlib
 import platform
@@ -100,8 +101,18 @@ def note(path, **values) -> None:
     write_json(path / 'run.json', record | values)
 
 
+def without_nan(value):
+  """The same without nan and inf, which JSON does not have: null there."""
+  if isinstance(value, dict):
+    return {k: without_nan(v) for k, v in value.items()}
+  if isinstance(value, list | tuple):
+    return [without_nan(v) for v in value]
+  bad = isinstance(value, float) and not math.isfinite(value)
+  return None if bad else value
+
+
 def _commit() -> str | None:
-  """Of the git checkout that this file is in, '-dirty' if it has changes."""
+  """The commit of the checkout with this file, '-dirty' if it has changes."""
   root = pathlib.Path(__file__).parents[2]
   if not (root / '.git').exists():
     return None

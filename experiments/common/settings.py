@@ -21,7 +21,7 @@ _BOOKKEEPING = ('workdir', 'resume', 'max_nonfinite', 'data_dir')
 
 
 class UsageError(ValueError):
-  """What a user can mend; shown as one line, exit status 2."""
+  """What a user can fix; shown as one line, exit status 2."""
 
 
 class Experiment(NamedTuple):

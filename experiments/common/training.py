@@ -88,16 +88,16 @@ def given_theta(learned: LearnedOptimizer, settings):
 
 
 def first_keys(seed: int) -> tuple[jax.Array, jax.Array]:
-  """Of a run: the key of every trainer's init, and the key of all epochs."""
+  """(key of every trainer's init, key of all epochs) of a run."""
   return tuple(jax.random.split(jax.random.key(seed)))
 
 
 def meta_train(t: Training, theta=None) -> Progress:
   """Runs the trainers and selects theta by validation.
 
-  Epoch i draws from fold_in(key(seed), i), and validation, every
-  `evaluation_period` epochs from 0 on and at the end, is a function of theta
-  alone: a run that was stopped and resumed is bitwise the same run.
+  Epoch i draws from fold_in(key of all epochs, i) (`first_keys`).  Validation,
+  every `evaluation_period` epochs from 0 on and at the end, is a function of
+  theta alone.  So a run that was stopped and resumed is bitwise the same run.
 
   Args:
     t: the parts.
@@ -140,7 +140,7 @@ def meta_train(t: Training, theta=None) -> Progress:
         if (stage := _stage(t, epoch + 1)) != _stage(t, epoch):
           state = _state(t, stage, key_init, progress.state.theta)
           steps, progress = {}, progress._replace(state=state)
-      metrics.write(json.dumps(progress_lib.without_nan(line)) + '\n')
+      metrics.write(json.dumps(run_lib.without_nan(line)) + '\n')
       metrics.flush()
       _leave_if_asked(t, epoch, total, progress, metrics, clock)
     progress_lib.save(t, total, progress, metrics, clock)

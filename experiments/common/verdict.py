@@ -10,7 +10,7 @@ REFERENCE = 'ADAM'
 
 
 def interquartile_mean(x) -> float:
-  """Of what lies between the quartiles; what is not finite counts as inf."""
+  """The mean of what lies between the quartiles; nan counts as inf."""
   x = np.sort(np.nan_to_num(np.ravel(x), nan=np.inf))
   quarter = len(x) // 4
   return float(np.mean(x[quarter : len(x) - quarter]))
@@ -24,18 +24,15 @@ def _names(results):
   return list(dict.fromkeys(name for _, name in results))
 
 
-def _losses(result):
-  """Seeds' losses; null in the file, what is not finite, is infinite."""
-  return np.array([np.inf if v is None else v for v in result['loss']], float)
-
-
 def ratios(results: dict, horizon: int) -> dict[str, np.ndarray]:
   """{optimizer: losses over the mean of tuned Adam, [tasks, seeds]}."""
   means = {
-    task: np.mean(_losses(results[task, REFERENCE][horizon]))
+    task: np.mean(_losses(results[task, REFERENCE][horizon]['loss']))
     for task in _tasks(results)
   }
-  of = lambda task, name: _losses(results[task, name][horizon]) / means[task]
+  of = lambda task, name: (
+    _losses(results[task, name][horizon]['loss']) / means[task]
+  )
   return {
     name: np.array([of(task, name) for task in means])
     for name in _names(results)
@@ -87,16 +84,16 @@ def aggregate(results: dict, horizons) -> dict:
   return summary
 
 
-def _curve(values):
-  """null in the file, what is not finite, is infinite."""
+def _losses(values):
+  """Losses that were not finite are null in the file; they are read as inf."""
   return np.array([np.inf if v is None else v for v in values], float)
 
 
 def steps_to_target(results, task, name, every) -> float:
   """The first judged step at or below tuned Adam's last loss; inf: none."""
   last = max(results[task, name])
-  target = np.mean(_losses(results[task, REFERENCE][last]))
-  curve = _curve(results[task, name][last]['curve'])
+  target = np.mean(_losses(results[task, REFERENCE][last]['loss']))
+  curve = _losses(results[task, name][last]['curve'])
   reached = np.flatnonzero(curve <= target * (1 + 1e-6))
   return float(every * reached[0]) if reached.size else np.inf
 
@@ -114,8 +111,8 @@ def cost_curves(results: dict, every: int) -> tuple[dict, dict]:
     for name in _names(results):
       end = results[task, name][max(results[task, name])]
       step = cost[1] * (end[cost[0]] or np.nan) if cost else 1
-      low, high = map(_curve, end['quartiles'])
-      mean = _curve(end['curve'])
+      low, high = map(_losses, end['quartiles'])
+      mean = _losses(end['curve'])
       x = every * step * np.arange(len(mean))
       band = {'quartile_1': low, 'quartile_3': high}
       curves[name] = {'step': x, 'mean': mean, **band}
@@ -126,7 +123,7 @@ def cost_curves(results: dict, every: int) -> tuple[dict, dict]:
 
 
 def _mean(end, key):
-  """Of the seeds, as text; nothing where it is not known."""
+  """The mean over the seeds as text; nothing where it is not known."""
   values = [v for v in end.get(key, ()) if v is not None and not np.isnan(v)]
   return f'{np.mean(values):.4g}' if values else ''
 
@@ -139,7 +136,7 @@ def _task_table(results, task, horizons, every):
   rows = []
   for name in _names(results):
     ends = results[task, name]
-    losses = [f'{np.mean(_losses(ends[h])):.4g}' for h in horizons]
+    losses = [f'{np.mean(_losses(ends[h]["loss"])):.4g}' for h in horizons]
     rate, ms = f'{ends[last]["rate"]:.3g}', f'{ends[last]["ms"]:.3g}'
     beside = [
       _mean(ends[last], key) for key in ('held_out', 'accuracy', 'norm')

@@ -1,1 +1,1 @@
-"""The papers' cells: what a learned optimizer computes."""
+"""Cells, the papers' and others: what a learned optimizer computes."""

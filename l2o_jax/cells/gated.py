@@ -42,17 +42,17 @@ def gated_cell(
       m = u^T [h, e] + b,   h from an LSTM layer of H units that sees e
       delta = -scale tanh(d) σ(m)
 
-  e is what does not change if the coordinate is turned round: |x_i|, x_i x_j,
-  and the last features, which are even.  Turning a coordinate round therefore
-  turns its step round, whatever theta is.  No step is longer than `scale`, and
-  the gate σ can make it shorter by orders of magnitude: where m is negative,
-  σ(m) is nearly exp(m).  With a feature log(1 + t / age) the length of steps
-  can fall as a power of time, at any t.
+  e holds what does not change when the sign of the coordinate is flipped:
+  |x_i|, x_i x_j, and the last features, which are even.  Flipping a
+  coordinate's sign therefore flips the sign of its step, whatever theta is.  No
+  step is longer than `scale`, and the gate σ can make it shorter by orders of
+  magnitude: where m is negative, σ(m) is nearly exp(m).  With a feature log(1 +
+  t / age) the length of steps can fall as a power of time, at any t.
 
   Made for `adam_ratios` with an age.  At the start theta is Adam with a rate
-  that falls as the root of time: d is one feature, m the last one times -1/2,
-  and scale σ(m) is `rate` at t = 0.  This nominal term (Harrison et al.
-  2022) is part of theta and trained with it.
+  that falls as the root of time: d is one feature, m the last one times -1/2
+  plus b, and scale σ(m) is `rate` at t = 0, but for what an LSTM adds.  This
+  nominal term (Harrison et al. 2022) is part of theta and trained with it.
 
   Args:
     hidden: H; 0: no LSTM.

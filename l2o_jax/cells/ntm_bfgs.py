@@ -21,7 +21,7 @@ _VECTORS = 6  # that the controller sees
 _TINY = 1e-30  # of a squared length
 _GROWTH = 4.0  # bound of a step, in units of the longest recent step
 _FORGET = 0.9  # how much of the longest recent step remains a step later
-# Curvatures below this many roundings of the largest one are taken for this:
+# Curvatures below this many roundings of the largest one are raised to this:
 # a matrix that spans more cannot be held in its own number type.
 _FLATTEST = 8.0
 # Where curvatures differ by more than this, the heads return to BFGS, which
@@ -107,9 +107,9 @@ def _norm(v):
 def _pair(s, y, z, state):
   """What the last step has taught: (s / √(s^T y), y / √(s^T y)) and scales.
 
-  Before the first step it is (1, 1) / √n, which leaves M = I as it is in BFGS,
-  and lets the heads say how far to go where all coordinates agree.  It is (0,
-  0) where y is below the rounding of a gradient, or s^T y is not positive.
+  Before the first step it is (1, 1) / √n.  With the heads of BFGS, M = I then
+  does not change; others say how far to go where all coordinates agree.  It is
+  (0, 0) where y is below the rounding of a gradient, or s^T y is not positive.
   """
   _, largest, trust = _same(state.scales)
   first = jnp.all(s == 0)
@@ -182,9 +182,9 @@ def ntm_bfgs_cell(
 
   Everything scales with the function: a step is at most 4 times the longest
   recent one; a curvature below 8 roundings of the largest one is raised to
-  that; a difference of gradients below their rounding is not written; trust
-  falls from 1 to 0 where curvatures span more than a factor of 1e4, and is 0 in
-  a step that writes nothing.
+  that; a difference of gradients below their rounding is not written; where
+  curvatures have spanned a factor of c > 1e4, trust is 1e4 / c for the rest of
+  the run, else 1; it is 0 in a step that writes nothing.
 
   Args:
     hidden: H of each LSTM layer; at least one layer.

@@ -17,13 +17,15 @@ def schedule_free(
       y <- (1 - β) z + β x              the parameters
 
   (Defazio et al. 2024; there the cell is Adam without its first moment.)  x is
-  the mean of all z with weights that grow as t^{q-1}.  Averaging does what a
-  falling rate does for one number of steps, but for any.  The average is the
+  the mean of all z with weights that grow as t^{q-1}.  A falling rate must be
+  planned for one number of steps; averaging has the same effect at any number.
+  The average is the
   cell's own, over time; it has nothing to do with averaging over coordinates.
 
   Only the offset o = z - y is kept, since x - y = -(1 - β) / β o.  The step of
-  the parameters is linear in delta: a factor behind the optimizer is a factor
-  of the length of its steps.  β and q are part of theta and trained with it.
+  the parameters is linear in delta: scaling the updates, for example by
+  `optax.scale` behind the optimizer, scales its steps.  β and q are part of
+  theta and trained with it.
 
   Args:
     cell: a whole cell.  Its last input must be log(1 + t / age), which
@@ -33,8 +35,8 @@ def schedule_free(
     power: q at the start, q > 0; 1: x is the plain mean.
 
   Returns:
-    A whole Cell with theta {'cell': theta of the cell, 'momentum': log β /
-    (1 - β) [], 'power': log q []} and state (state of the cell, o [1, ...]).
+    A whole Cell with theta {'cell': theta of the cell, 'momentum': log(β /
+    (1 - β)) [], 'power': log q []} and state (state of the cell, o [1, ...]).
 
   Raises:
     ValueError: the cell is not whole, or a number is out of its bounds.

@@ -127,7 +127,7 @@ def _read_cache(path, made_of):
 
 def _write_cache(path, made_of, images, labels):
   found = {'made_of': made_of, 'shape': images.shape}
-  # A directory that one may only read is a source of data all the same.
+  # The directory may be read-only; then nothing is cached.
   with contextlib.suppress(OSError):
     checkpoint.save(path, (images, labels), metadata=found)
 

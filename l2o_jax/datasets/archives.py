@@ -26,7 +26,7 @@ SIZES = {  # images of a split
   'cifar10': {'train': 50_000, 'test': 10_000},
   'cifar100': {'train': 50_000, 'test': 10_000},
 }
-IDX_FILES = (  # images and labels of the training set, of the test set
+IDX_FILES = (  # images and labels of the training and of the test set
   'train-images-idx3-ubyte',
   'train-labels-idx1-ubyte',
   't10k-images-idx3-ubyte',

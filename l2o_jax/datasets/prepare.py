@@ -38,7 +38,7 @@ def _check_network(url, seconds=4.0):
         urllib.request.urlopen(url, timeout=seconds).close()
       reached.set()
 
-  # A thread, since to look up a name has no time limit.
+  # In a thread, because a name lookup has no time limit.
   thread = threading.Thread(target=ask, daemon=True)
   thread.start()
   thread.join(seconds)

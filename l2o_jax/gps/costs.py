@@ -103,8 +103,8 @@ def _sample_gradient(seen: Scaled):
 taylor = CostModel(_taylor, needs_hessian=True)
 
 # A unit's own share of f - f*, 1/2 g^T H⁻¹ g, with H by secants.  Exact where f
-# is a quadratic with curvature H.  It depends on the unit's own state, so that
-# a rule tied over a group has something to descend.
+# is a quadratic with curvature H.  It depends on the unit's own state, so a
+# rule shared by a group can lower it.
 gradient_share = CostModel(_gradient_share)
 
 # f to second order around every sample, in deviations from that sample:

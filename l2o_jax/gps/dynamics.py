@@ -14,8 +14,9 @@ from l2o_jax.gps import linalg
 from l2o_jax.gps.linalg import from_diagonal, inverse, positive_solve
 from l2o_jax.gps.lqr import Controller, Dynamics
 
-# An input's variance grows by this share of itself: histories are nearly
-# collinear, and K must stay small for want of samples, not by shrinking G.
+# An input's variance grows by this share of itself.  Histories are nearly
+# collinear: with few samples K would become huge.  This keeps K small and
+# leaves G as it is.
 RIDGE = 1e-3
 # Curvature relative to its median over t: an estimate beyond these is noise.
 CURVATURE_LIMITS = (0.2, 5.0)

@@ -138,7 +138,11 @@ def guided_policy_search(
     values = mean_over(costs, who)
     if by_policy:  # one theta for all functions
       values = jnp.full_like(values, jnp.mean(values))
-    worst = tolerance * state.accepted_cost
+    before = state.accepted_cost
+    allowance = (tolerance - 1) * jnp.where(
+      before < jnp.inf, jnp.abs(before), 0
+    )
+    worst = before + allowance
     return values, jnp.isfinite(values) & (values <= worst)
 
   def resized(state, accept):

@@ -277,7 +277,7 @@ def search_eta(attempt, otherwise, bound: chex.Scalar, eta: chex.Scalar):
 
 
 def untied_step(dynamics, cost, previous, bound, eta):
-  r"""The guide step where each sample changes its own actions, all else tied.
+  r"""The guide step where samples change their own actions; the rest is shared.
 
   In the deviations δs, δa from a sample i,
 

@@ -62,7 +62,8 @@ def fit_model(samples: Samples, cost: CostModel, blend: float) -> Model:
   known = Known(ratios, curvature, alone=A > 1)
   dynamics = fit_dynamics(s, a, blend, known=known)
   if cost.needs_hessian:
-    # + 0: LAPACK's eigenvalues of both, one after the other (linalg.py).
+    # `0 * curvature` makes these eigenvalues wait for those in
+    # `secant_curvature`: two calls of LAPACK at once can deadlock (linalg.py).
     hessian = positive(x_unit**2 * samples.curvature + 0 * curvature)
   else:
     # 1 / x_unit times as stiff as the secants say.

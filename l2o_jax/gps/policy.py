@@ -57,8 +57,9 @@ def make_policy(
     shared: one theta for all groups, although each has its own guide.
     coordinates: n, for a cell that communicates: it sees and moves all n
       coordinates of a function at once (Li & Malik 2016).
-    in_units: the features are ratios already, and a cell that is odd in some of
-      them would not be after a shift: only the unit of the steps is measured.
+    in_units: the features are ratios already.  They are neither shifted, which
+      would break the cell's symmetry of signs, nor scaled; only the unit of the
+      steps is measured.
 
   Raises:
     ValueError: groups and coordinates are both given, or coordinates without a
@@ -217,10 +218,11 @@ def regression(policy, theta, observations, targets, weights, key, knobs):
     knobs: steps and learning rate may be traced (see `of_iteration`).
 
   Returns:
-    (theta, loss before, loss after), each loss the mean over 20 steps.
+    (theta, loss before, loss after), each loss the mean over the 20 first or
+    last steps, or over all where there are fewer.
   """
   opt = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1.0))
-  count = observations.shape[0]
+  count, seen = observations.shape[0], jnp.minimum(20, knobs.steps)
 
   def loss(theta, rows):
     error = actions_along(policy, theta, observations[rows]) - targets[rows]
@@ -234,8 +236,8 @@ def regression(policy, theta, observations, targets, weights, key, knobs):
     updates, state = opt.update(gradient, state, theta)
     fall = 0.55 + 0.45 * jnp.cos(jnp.pi * i / knobs.steps)
     updates = optax.tree.scale(knobs.learning_rate * fall, updates)
-    before += jnp.where(i < 20, value, 0) / 20
-    after += jnp.where(i >= knobs.steps - 20, value, 0) / 20
+    before += jnp.where(i < seen, value, 0) / seen
+    after += jnp.where(i >= knobs.steps - seen, value, 0) / seen
     return optax.apply_updates(theta, updates), state, before, after
 
   zero = jnp.zeros((), jnp.float32)

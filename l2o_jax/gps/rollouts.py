@@ -129,8 +129,8 @@ def rollout(knobs, policy, optimizee, make_opt, keys, with_hessian=False):
     return Rollout(*seen, hessian(step.params), step.loss, exact[0], moved)
 
   opt = make_opt(jax.grad(f) if minibatches else None)
-  # One step more, whose action is dropped: x_T is seen as all others are, by
-  # the same code.
+  # One extra step, whose action is dropped, so that x_T is recorded by the same
+  # code.
   keys = jax.random.split(key_loss, knobs.num_steps + 2)
   loss = lambda params, key: optimizee.loss(params, task, key)
   state = opt.init(params)

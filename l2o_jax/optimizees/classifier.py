@@ -102,7 +102,8 @@ def classifier(
 
   Value and gradient of a step are of one minibatch, drawn uniformly with
   replacement from the images by the step's key (Andrychowicz et al.,
-  section 3.2, and its code).  f's differ only in x_0 and the minibatches.
+  section 3.2, and its code).  The functions differ only
+  in x_0 and the minibatches.
 
   Args:
     images: uint8 [N, ...]; they become floats in [0, 1], flattened, only inside
@@ -110,8 +111,9 @@ def classifier(
     labels: integers [N].
     net: (init, apply), for example of `mlp`.
     batch_size: images per minibatch.
-    objective_size: `objective` is the mean over so many images, the first; all
-      by default.
+    objective_size: `objective` is the mean over the first `objective_size`
+      images; None: over all.  Of a part that is smaller it is the mean over as
+      many images, which begin again where the part ends.
     smallest_part: k: every f has only a part of the images, n of them from a
       random place on, with log n uniform in log k ... log N.  A net can learn
       a small part by heart, so that f goes to 0.  None: all f have all images.

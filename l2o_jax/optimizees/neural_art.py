@@ -10,7 +10,7 @@ from jax.tree_util import Partial
 from l2o_jax.base import Optimizee
 from l2o_jax.checks import require
 
-_UNIT = 64 * 64  # for so many pixels f is the plain weighted sum of its terms
+_UNIT = 64 * 64  # with this many pixels the factor H W / 64² of f is 1
 # Pixels x are in units in which most lie between -1 and 1.
 _MIDDLE, _RANGE = 0.5, 0.25
 
@@ -55,25 +55,25 @@ def neural_art(
     content_weight: α >= 0.
     style_weight: β >= 0.
     smoothness: γ >= 0.
-    initial_std: x_0 ~ N(0, initial_std²), in units of a quarter of the range
-      of pixels, around the middle.
+    initial_std: x_0 ~ N(0, initial_std²).  x = 0 is a pixel of 0.5, and a unit
+      of x is 0.25.
 
   Returns:
     Optimizee of parameters [H, W, 3]; `to_pixels` makes a picture of them.
-    `objective` is the loss, which has no minibatch.
 
   Raises:
     ValueError: pictures are not uint8 of three colours, or a weight is
       negative.
   """
-  for name, x, ndim in ('contents', contents, 4), ('style', style, 3):
-    right = x.dtype == jnp.uint8 and x.ndim == ndim and x.shape[-1] == 3
-    found = f'{x.dtype} {tuple(x.shape)}'
-    require(
-      right,
-      f'neural_art: {name} must be uint8 {"[N, " * (ndim > 3)}'
-      f'{"[" * (ndim < 4)}H, W, 3], got {found}',
-    )
+  kinds = {
+    'contents': (contents, '[N, H, W, 3]'),
+    'style': (style, '[H, W, 3]'),
+  }
+  for name, (x, shape) in kinds.items():
+    right = x.ndim == shape.count(',') + 1 and x.shape[-1] == 3
+    found = f'uint8 {shape}, got {x.dtype} {tuple(x.shape)}'
+    right = right and x.dtype == jnp.uint8
+    require(right, f'neural_art: {name} must be {found}')
   weights = content_weight, style_weight, smoothness
   named = f'neural_art: weights must not be negative, got {weights}'
   require(min(weights) >= 0, named)
@@ -104,13 +104,8 @@ def neural_art(
     return size[0] * size[1] / _UNIT * total
 
   _, grams = jax.jit(activations)(net, jnp.asarray(style) / 255)
-  objective = lambda net, grams, x, task: loss(net, grams, x, task, None)
-  given = net, grams
-  return Optimizee(
-    Partial(init, net, jnp.asarray(contents)),
-    Partial(loss, *given),
-    Partial(objective, *given),
-  )
+  init = Partial(init, net, jnp.asarray(contents))
+  return Optimizee(init, Partial(loss, net, grams))
 
 
 def _gram(a):

@@ -20,8 +20,8 @@ def quadratic(
 ) -> Optimizee:
   """f(x) = ||W x - y||^2 (Andrychowicz et al., section 3.1).
 
-  The text draws the entries of W and y from N(0, 1); the released code from
-  U[0, 1), which is what the published figure fits, and x_0 from N(0, 0.01^2).
+  The paper's text draws the entries of W and y from N(0, 1).  Its code draws
+  them from U[0, 1), which fits the published figure, and x_0 from N(0, 0.01^2).
 
   Args:
     dimension: n; W is [n, n], y and x are [n].

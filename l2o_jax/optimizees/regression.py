@@ -32,7 +32,7 @@ def logistic_regression(
 ) -> Optimizee:
   """f(w, b) = mean log(1 + exp(-y (w·x + b))) + λ/2 ‖w‖² (section 5.1).
 
-  The points of each class y = ±1 are of one Gaussian with random mean and
+  The points of each class y = ±1 come from one Gaussian with random mean and
   covariance S S^T.  Convex; the bias is not regularized.
 
   Args:
@@ -135,7 +135,10 @@ def small_net(
     ValueError: a size is too small.
   """
   sizes = {'dimension': dimension, 'hidden': hidden, 'points': points}
-  positive('small_net', **sizes, classes=classes - 1, clusters=clusters - 1)
+  positive('small_net', **sizes, classes=classes, clusters=clusters)
+  two = min(classes, clusters) > 1
+  found = f'got {classes} and {clusters}'
+  require(two, f'small_net: classes and clusters must be at least 2, {found}')
   shapes = {
     'w1': (dimension, hidden),
     'b1': (hidden,),

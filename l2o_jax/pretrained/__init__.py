@@ -21,7 +21,8 @@ def pretrained(name: str = 'robust') -> tuple[LearnedOptimizer, Theta]:
   """A learned optimizer with its weights, from the installed package.
 
   Args:
-    name: one of `names()`; 'robust' is the one to try first.
+    name: 'robust' is the one to try first; `from l2o_jax.pretrained import
+      names` for all of them.
 
   Returns:
     (learned, theta).

@@ -21,7 +21,6 @@ from experiments.common.training import Training
 from l2o_jax.learned_optimizers import (
   autonomous_optimizer,
   build,
-  lstm_log_and_sign,
   robust_optimizer,
 )
 from l2o_jax.optimizees.classifier import classifier, mlp
@@ -31,8 +30,8 @@ from l2o_jax.optimizees.quadratic import quadratic
 
 def by_bptt(s, learned, optimizee):
   training = Training(None, s.run, learned, optimizee, None)
-  how = s.bptt.learning_rate, s.run.num_epochs, 1.0
-  return learned, [bptt.make_trainer(training, s.bptt, *how)], optimizee
+  how = s.bptt.learning_rate, s.run.num_epochs, 1.0, [s.run.num_steps]
+  return learned, bptt.make_trainers(training, s.bptt, *how), optimizee
 
 
 def of_quadratics(s):
@@ -43,7 +42,7 @@ def of_quadratics(s):
 
 
 def of_mnist(s):
-  learned = lstm_log_and_sign(s.lstm.preprocessing_p, s.lstm.output_scale)
+  learned = mnist.make_optimizer(s)
   images, labels = jnp.zeros((9, 28, 28, 1), jnp.uint8), jnp.arange(9)
   net = mlp((784, 20, 10), initial_std=s.images.initial_std)
   size = s.images.batch_size
@@ -61,7 +60,7 @@ def of_cifar10(s):
 def of_neural_art(s):
   images = jnp.ones((2, 6, 6, 3), jnp.uint8)
   net = lambda pixels: (pixels, [pixels])
-  learned = lstm_log_and_sign(s.lstm.preprocessing_p, s.lstm.output_scale)
+  learned = mnist.make_optimizer(s)
   optimizee = neural_art.make_optimizee(s, net, images, images[0])
   return by_bptt(s, learned, optimizee)
 

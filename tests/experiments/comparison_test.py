@@ -130,7 +130,7 @@ class ReportTest(absltest.TestCase):
     rows = report.statistics(curves, {'a': {'rate': 0.1}})
     self.assertEqual([rows[n]['rank_by_mean'] for n in 'abcd'], [3, 4, 2, 1])
     self.assertEqual([rows[n]['rank_by_final'] for n in 'abcd'], [2, 4, 1, 3])
-    text = report.table('title', report.without_nan(rows), 'final')
+    text = report.table('title', run.without_nan(rows), 'final')
     order = [line.split()[0] for line in text.splitlines()[3:]]
     self.assertEqual(order, ['c', 'a', 'd', 'b'])
     self.assertIn('rate 0.1', text)
@@ -154,7 +154,7 @@ class ReportTest(absltest.TestCase):
     self.assertIsNone(rows['a, b']['positive_after'])
 
   def test_no_nan_in_json(self):
-    found = report.without_nan({'a': [1.0, np.nan], 'b': {'c': -np.inf}})
+    found = run.without_nan({'a': [1.0, np.nan], 'b': {'c': -np.inf}})
     self.assertEqual(found, {'a': [1.0, None], 'b': {'c': None}})
 
 
@@ -253,9 +253,16 @@ class CompareTest(absltest.TestCase):
     psd = predicted_step_descent()
     self.assertEqual(comparison.name_of(psd), 'Predicted Step Descent')
     toy.train(self.path)
-    twice = comparison.rivals([str(self.path)] * 2, parabolas())
+    again = self.path / 'theta.npz'
+    other = self.path / 'checkpoints' / 'theta.npz'
+    other.write_bytes(again.read_bytes())
     names = ['LSTM (Andrychowicz et al.)', 'LSTM (Andrychowicz et al.) (run)']
+    twice = comparison.rivals([str(self.path)] * 2, parabolas())
     self.assertEqual(list(twice), names)
+    thrice = [str(self.path), str(again), str(other)]
+    thrice = comparison.rivals(thrice, parabolas())
+    self.assertLen(thrice, 3)
+    self.assertEqual(list(thrice)[2], f'{names[0]} ({other})')
     packaged = comparison.rivals(['quadratics'], parabolas())
     self.assertEqual(list(packaged), names[:1])
     own = comparison.contenders(toy.LEARNED, (), self.settings, twice)

@@ -12,6 +12,7 @@ import optax
 import pytest
 from absl.testing import absltest, parameterized
 
+import l2o_jax
 from experiments import evaluate
 from experiments.common import cli, judging, tasks, verdict
 from experiments.common.judging import Contender
@@ -194,6 +195,21 @@ class EvaluateTest(absltest.TestCase):
     without_time = lambda line: line.rpartition('"ms"')[0]
     self.assertEqual(*map(without_time, (again[-1], lines[-1])))
     self.assertEqual(again[:-1], lines[:-1])
+
+  def test_another_theta_of_the_same_name_is_another_row(self):
+    """A file that was written anew is judged anew."""
+    file = self.path.parent / 'theta.npz'
+    learned, theta = l2o_jax.pretrained('robust')
+
+    def digest(theta):
+      l2o_jax.save_learned(file, learned, theta)
+      found = evaluate.contenders(self.settings(theta=(str(file),)).run)
+      self.assertEqual(evaluate.digest(found['ADAM']), '')
+      return evaluate.digest(next(iter(found.values())))
+
+    other = jax.tree.map(lambda x: x + 1, theta)
+    self.assertEqual(digest(theta), digest(theta))
+    self.assertNotEqual(digest(theta), digest(other))
 
   def test_weight_decay(self):
     """It is part of the gradient: without one, parameters still shrink."""
