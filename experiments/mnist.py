@@ -130,9 +130,10 @@ EXPERIMENT = settings.Experiment(
       **_TUNED,
       'optimizer': 'gated',
       'train_on': tuple(PANELS),
-      'num_epochs': 1000,
-      'evaluation_period': 100,
+      'num_epochs': 600,
+      'evaluation_period': 60,
       'num_validation': 32,
+      'unroll_length': 50,
       'learning_rate': 3e-3,
     },
     'paper': {

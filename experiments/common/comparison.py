@@ -75,6 +75,8 @@ def name_of(learned, settings=None) -> str:
   """What a learned optimizer is called in tables and pictures."""
   call = (learned.call or {}).get('name', '')
   name = _NAMES.get(call, 'learned optimizer')
+  if call == 'robust_optimizer' and learned.call['arguments']['hidden']:
+    name = 'gated LSTM'
   trainer = flat(settings).get('trainer') if settings else None
   of_policy = call in ('predicted_step_descent', 'lstm_policy')
   return name + _TRAINERS.get(trainer, '') * of_policy
