@@ -5,11 +5,17 @@ import pathlib
 import tempfile
 from unittest import mock
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
 from absl.testing import absltest
 
 from experiments import mnist
-from experiments.common import cli, report, training
+from experiments.common import cli, report, run, training
+from experiments.common.problems import Problem
+from l2o_jax.base import LearnedOptimizer, Optimizee
 from l2o_jax.datasets import DatasetError
 from tests.experiments import toy
 
@@ -48,6 +54,33 @@ class MnistTest(absltest.TestCase):
     self.assertEqual(list(summary['panels']), titles)
     names = {'LSTM, log-and-sign (Andrychowicz et al.)', 'SGD'}
     self.assertEqual(set(summary['mean_rank']), names)
+
+  @pytest.mark.slow
+  def test_several_nets(self):
+    """In turn, each for its own number of steps; selected by all of them."""
+    how = {'optimizer': 'gated', 'units': 0, 'remat': 'step', 'weights': 'all'}
+    nets = {'train_on': ('base', 'long'), 'panels': ('base',)}
+    self.run_it(num_epochs=2, **nets, **how)
+    lines = (self.path / 'metrics.jsonl').read_text().splitlines()
+    summed = [json.loads(line)['meta_loss'] for line in lines[:2]]
+    # Unrolls of 3 losses, one and two of them; all are about log(10).
+    np.testing.assert_allclose(sorted(summed), [3 * 2.4, 6 * 2.4], rtol=0.2)
+    _, learned, _ = run.rebuild(self.path)
+    self.assertEqual(learned.call['name'], 'robust_optimizer')
+
+  def test_selected_by_the_ends_of_all_curves(self):
+    f = Optimizee(
+      lambda key: (jnp.ones(1), ()), lambda x, task, key: jnp.sum(x**2)
+    )
+    short = Problem(f, jax.random.split(jax.random.key(0), 2), 1)
+    of_rate = LearnedOptimizer(lambda key: 0.1, optax.sgd)
+    validate, by = mnist.validation([short], of_rate)
+    self.assertEqual(by, 'final')
+    np.testing.assert_allclose(validate(0.25), [1, 0.25])
+    both = [short, short._replace(num_steps=2)]
+    validate, by = mnist.validation(both, of_rate)
+    self.assertEqual(by, 'mean')
+    np.testing.assert_allclose(validate(0.25), [0.25, 0.0625])
 
   def test_disjoint_images(self):
     s = mnist.Images()
