@@ -35,6 +35,8 @@ from experiments.common import (
 )
 from experiments.common.baselines import MODERN, SCHEDULED, TABLE
 from experiments.common.judging import Contender
+from experiments.common.tasks import Task
+from l2o_jax.base import LearnedOptimizer, Optimizee
 from l2o_jax.learned_optimizers import load_learned
 from l2o_jax.pretrained import names, pretrained
 
@@ -137,11 +139,12 @@ def learned_contenders(s: Judgement) -> dict[str, Contender]:
 
     label = name if name in names() else '/'.join(pathlib.Path(name).parts[-2:])
     label = comparison.unused(found, label, pathlib.Path(name))
-    found[label] = Contender(make, (1.0,), arguments=(theta,))
+    known = {'arguments': (theta,), 'of': digest(learned, theta)}
+    found[label] = Contender(make, (1.0,), **known)
     if s.tune_theta:
       factors = tuple(10 ** np.linspace(-1.5, 0.5, len(judging.RATES)))
       tuned = f'{label}, steps tuned'
-      found[tuned] = Contender(make, factors, arguments=(theta,))
+      found[tuned] = Contender(make, factors, **known)
     for decay in s.weight_decay:
 
       def decayed(rate, steps, theta, make=make, decay=decay):
@@ -149,7 +152,7 @@ def learned_contenders(s: Judgement) -> dict[str, Contender]:
         return optax.chain(before, make(rate, steps, theta))
 
       name = f'{label}, decay {decay:g}'
-      found[name] = Contender(decayed, (1.0,), arguments=(theta,))
+      found[name] = Contender(decayed, (1.0,), **known)
   return found
 
 
@@ -169,12 +172,25 @@ def contenders(s: Judgement) -> dict[str, Contender]:
   return found
 
 
-def digest(contender: Contender) -> str:
-  """Tells its theta from another; '' without one."""
-  leaves = [
-    np.asarray(x).tobytes() for x in jax.tree.leaves(contender.arguments)
-  ]
-  return hashlib.sha256(b''.join(leaves)).hexdigest()[:16] if leaves else ''
+def digest(learned: LearnedOptimizer, theta) -> str:
+  """Tells a learned optimizer and its theta from others."""
+  parts = [np.asarray(x).tobytes() for x in jax.tree.leaves(theta)]
+  said = json.dumps(learned.call, sort_keys=True).encode()
+  return hashlib.sha256(b''.join([said, *parts])).hexdigest()[:16]
+
+
+def check_theta(s: Judgement, task: str, f: Optimizee) -> None:
+  """Refuses a theta that is for other parameters than a task has."""
+  params, _ = jax.eval_shape(f.init, jax.random.key(0))
+  for name in s.theta:
+    learned, theta = pretrained(name) if name in names() else load_learned(name)
+    try:
+      jax.eval_shape(learned.transform(theta).init, params)
+    except (ValueError, TypeError) as error:
+      why = str(error).splitlines()[0]
+      raise settings.UsageError(
+        f'--theta={name} is for other parameters than --task={task} has: {why}'
+      ) from None
 
 
 def _whole_lines(file):
@@ -190,26 +206,26 @@ def read(file) -> dict:
     try:
       row = json.loads(line)
       ends = {int(h): end for h, end in row['horizons'].items()}
+      if not all(end['loss'] and end['curve'] for end in ends.values()):
+        continue
       found[row['task'], row['optimizer'], row.get('theta', '')] = ends
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, LookupError, TypeError, AttributeError):
       continue
   return found
 
 
-def judge_all(s: Judgement, rivals: dict[str, Contender], file) -> dict:
+def judge_all(s: Judgement, rivals, made: dict[str, Task], file) -> dict:
   """{(task, optimizer): result}; what `file` has already is not run again."""
-  results, thetas = read(file), {n: digest(c) for n, c in rivals.items()}
+  results, thetas = read(file), {n: c.of for n, c in rivals.items()}
   run.write(file, ''.join(_whole_lines(file)))
   with open(file, 'a') as lines:
     for task_name in s.task:
-      task = None
       for name, contender in rivals.items():
         key = task_name, name, thetas[name]
-        if key in results:
+        if set(results.get(key, ())) == set(s.horizons):
           continue
-        task = task or tasks.make(task_name, s.dataset, s.data_dir)
         how = s.horizons, s.num_tuning, s.num_test
-        found = judging.judged(contender, task, *how)
+        found = judging.judged(contender, made[task_name], *how)
         results[key] = found
         row = dict(zip(('task', 'optimizer', 'theta'), key), horizons=found)
         lines.write(json.dumps(run.without_nan(row)) + '\n')
@@ -225,8 +241,14 @@ def judge_all(s: Judgement, rivals: dict[str, Contender], file) -> dict:
 def main(s: Settings) -> None:
   """Judges what is not judged yet, then shows everything."""
   rivals = contenders(s.run)
+  made = {
+    name: tasks.make(name, s.run.dataset, s.run.data_dir)
+    for name in dict.fromkeys(s.run.task)
+  }
+  for name, task in made.items():
+    check_theta(s.run, name, task.optimizee)
   with run.opened(EXPERIMENT, s) as path:
-    results = judge_all(s.run, rivals, path / 'results.jsonl')
+    results = judge_all(s.run, rivals, made, path / 'results.jsonl')
     summary = verdict.aggregate(results, s.run.horizons)
     run.write_json(path / 'summary.json', run.without_nan(summary))
     learned = list(learned_contenders(s.run))

@@ -58,8 +58,9 @@ class Images(NamedTuple):
     train_on: Panels on whose nets the optimizer is meta-trained and validated,
       a flag for each; in turn, where there are several.
     batch_size: Images per minibatch, >= 1.
-    initial_std: Standard deviation of the nets' initial weights, biases, > 0;
-      0.01: as the released code; near 0 two sigmoid layers stay on a plateau.
+    initial_std: Standard deviation of the nets' initial weights and biases,
+      > 0; 0.01 in the released code.  Near 0 a net of two sigmoid layers stays
+      on a plateau.
   """
 
   dataset: Literal[tuple(datasets.NAMES)] = 'mnist_5k'

@@ -17,7 +17,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.common import cli, plots, problems, projected, run, settings
+from experiments.common import (
+  cli,
+  comparison,
+  plots,
+  problems,
+  projected,
+  run,
+  settings,
+)
 from experiments.predicted_step_descent import EXPERIMENT as PSD
 from experiments.predicted_step_descent import PANELS, make_optimizee
 from l2o_jax.learned_optimizers import load_learned, policy_parts
@@ -115,20 +123,32 @@ def quartiles(z) -> dict:
   return {'mean': middle, 'quartile_1': low, 'quartile_3': high}
 
 
-def measure(s: Steps) -> dict:
-  """{what: {optimizer: quartiles}}."""
-  data = projected.few(projected.load(s.dataset, s.data_dir), s.images)
-  optimizee, _ = make_optimizee(PSD.defaults, data, PANELS[s.panel])
-  panels = {'loss': {}, '|gradient|': {}, '|feature|': {}, '|step|': {}}
-  contenders = {}
-  for path in s.theta:
+def policies(s: Steps) -> dict[str, tuple]:
+  """{name: (optimizer, its features, the number of that with the gradient)}.
+
+  Raises:
+    UsageError: a theta is not of Predicted Step Descent.
+    CheckpointError: it cannot be read.
+  """
+  found = {}
+  for path in map(pathlib.Path, s.theta):
     learned, theta = load_learned(path)
+    if learned.call['name'] != 'predicted_step_descent':
+      what = f'is of {learned.call["name"]}, not of predicted_step_descent'
+      raise settings.UsageError(f'--theta={path} {what}')
     call = learned.call['arguments']
     kind = call.get('features', 'changes')
     features = policy_parts(call['hidden'], kind)[0]
-    title = f'policy, {pathlib.Path(path).parent.name}'
-    opt = learned.transform(theta)
-    contenders[title] = opt, features, SLOPE[kind]
+    title = comparison.unused(found, f'policy, {path.parent.name}', path)
+    found[title] = learned.transform(theta), features, SLOPE[kind]
+  return found
+
+
+def measure(s: Steps, contenders: dict[str, tuple], data) -> dict:
+  """{what: {optimizer: quartiles}}."""
+  optimizee, _ = make_optimizee(PSD.defaults, data, PANELS[s.panel])
+  panels = {'loss': {}, '|gradient|': {}, '|feature|': {}, '|step|': {}}
+  contenders = dict(contenders)
   for name, setting in RIVALS.items():
     contenders[name] = problems.make_baseline(name, setting), None, 0
   for name, (opt, features, which) in contenders.items():
@@ -144,8 +164,12 @@ def measure(s: Steps) -> dict:
 
 def main(s: Settings) -> None:
   """Runs and draws."""
+  data = projected.few(
+    projected.load(s.run.dataset, s.run.data_dir), s.run.images
+  )
+  contenders = policies(s.run)
   with run.opened(EXPERIMENT, s) as path:
-    panels = measure(s.run)
+    panels = measure(s.run, contenders, data)
     learned = [name for name in panels['loss'] if name not in RIVALS]
     plots.traces(path / 'policy_steps.png', panels, learned)
     ends = {

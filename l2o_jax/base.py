@@ -117,6 +117,9 @@ class LearnedOptimizer(NamedTuple):
       leaves of all optimizees as one array.
     call: {'name', 'arguments'} of the function in `learned_optimizers` that
       built it; a file of theta records it.  None: built by hand.
+
+  It is not hashable: close over it, or pass it to `jax.jit` in a closure and
+  not as a static argument.
   """
 
   init: Callable[[chex.PRNGKey], Theta]

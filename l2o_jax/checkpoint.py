@@ -130,7 +130,7 @@ def save(path, tree, *, metadata=None) -> None:
     metadata: anything JSON can hold: configuration, step, provenance.
 
   Raises:
-    TypeError: a leaf is no array of numbers.
+    TypeError: a leaf is no array of numbers, or JSON cannot hold the metadata.
     ValueError: two arrays have the same name, for example under the keys 1
       and '1', or there is too much metadata.
     OSError: the file cannot be written; an older file at `path` is intact.

@@ -10,6 +10,6 @@ def require(condition, message: str, error=ValueError) -> None:
 def positive(who: str, **sizes) -> None:
   """Raises a ValueError unless all are whole numbers of at least 1."""
   for name, size in sizes.items():
+    whole = f'{who}: {name} must be a whole number, got {size!r}'
+    require(hasattr(size, '__index__'), whole)
     require(size >= 1, f'{who}: {name} must be positive, got {size}')
-    whole = f'{who}: {name} must be a whole number, got {size}'
-    require(size % 1 == 0, whole)

@@ -64,6 +64,21 @@ def _cast(tree, dtype):
   )
 
 
+def _check(what, shape, wanted):
+  found = f'of shape {shape} for coordinates of shape {wanted}'
+  require(shape == wanted, f'coordinatewise: {what} {found}')
+
+
+def _as_before(new, old):
+  """What is remembered, in the type that it began in."""
+  new = jnp.asarray(new)
+  kinds = [jnp.issubdtype(x.dtype, jnp.inexact) for x in (new, old)]
+  same = new.shape == old.shape and kinds[0] == kinds[1]
+  began = f'{old.dtype}{list(old.shape)} became {new.dtype}{list(new.shape)}'
+  require(same, f'coordinatewise: memory or state that began as {began}')
+  return new.astype(old.dtype)
+
+
 def _of_each(value, g, dtype):
   """f(x) [], or [n] of several functions side by side -> a value for each g."""
   value = jnp.asarray(value).astype(dtype)
@@ -82,11 +97,16 @@ def _rule(features, cell, theta, state_dtype):
   """
   weights = jax.tree.leaves(theta)
   dtype = jnp.result_type(*weights) if weights else jnp.float32
+  dtype = dtype if jnp.issubdtype(dtype, jnp.inexact) else jnp.float32
 
   def seen(x):
     """In theta's type, 0 where it is not finite."""
-    x = jnp.asarray(x).astype(dtype)
-    return jnp.where(jnp.isfinite(x), x, 0)
+    x = jnp.asarray(x)
+    x = jnp.where(jnp.isfinite(x), x, jnp.zeros((), x.dtype))
+    if jnp.promote_types(x.dtype, dtype) != dtype:  # theta's type is narrower
+      largest = jnp.finfo(dtype).max.astype(x.dtype)
+      x = jnp.clip(x, -largest, largest)
+    return x.astype(dtype)
 
   def start(x):
     x = seen(x)
@@ -98,9 +118,13 @@ def _rule(features, cell, theta, state_dtype):
     box = lambda s: s.reshape(s.shape + (1,) * x.ndim)
     flat = lambda s: s[..., 0] if cell.whole else jnp.asarray(s)
     state = jax.tree.map(lambda s: box(flat(s)), state)  # [H, 1, ...]
+
     # [H, *s], computed from x so that it is sharded as x is.  x is finite, so
     # this adds 0, but the compiler cannot know that; it would drop 0 * x.
-    follow = lambda s: s + (x != x).astype(s.dtype)
+    def follow(s):
+      shape = jnp.broadcast_shapes(s.shape, x.shape)
+      return s + jnp.broadcast_to((x != x).astype(s.dtype), shape)
+
     memory, state = jax.tree.map(follow, (memory, state))
     return CoordinatewiseState((memory,), (_cast(state, state_dtype or dtype),))
 
@@ -112,6 +136,8 @@ def _rule(features, cell, theta, state_dtype):
       value = _of_each(value, g, dtype)
     g, x = seen(g), seen(g if x is None else x)
     memory, inputs = each(features.update, g.ndim)(old.memory[0], x, g, value)
+    wanted = (features.size, *g.shape)
+    _check('features', inputs.shape, wanted)
     inputs = inputs.astype(dtype)  # [F, *s]
     state = _cast(old.cell[0], dtype)  # [H, *s]
     if cell.whole:
@@ -119,8 +145,9 @@ def _rule(features, cell, theta, state_dtype):
     else:
       step = functools.partial(cell.step, theta)
       delta, state = each(step, g.ndim)(inputs, state)  # [*s], [H, *s]
+    _check('step', jnp.shape(delta), g.shape)
     new = type(old)((memory,), (state,))
-    return delta, jax.tree.map(lambda a, b: a.astype(b.dtype), new, old)
+    return delta, jax.tree.map(_as_before, new, old)
 
   return start, move
 
@@ -175,11 +202,16 @@ def coordinatewise(
     A LearnedOptimizer; `transform(theta).update` takes `value=f(x)` where the
     features need it and accepts any further keyword.  It raises a TypeError
     that names what the features need and were not given, or a leaf that is not
-    real, and a ValueError if the gradients and the state differ in structure.
+    real, and a ValueError if the gradients and the state differ in structure,
+    or features, step, memory or state do not have the shapes of the contract.
 
   Raises:
-    ValueError: the cell communicates but is not whole.
+    ValueError: the cell communicates but is not whole, or `state_dtype` is not
+      a floating-point type.
   """
+  known = state_dtype is None or jnp.issubdtype(state_dtype, jnp.floating)
+  floating = f'state_dtype must be a floating-point type, got {state_dtype!r}'
+  require(known, f'coordinatewise: {floating}')
   whole = cell.whole or not cell.communicates
   require(whole, 'coordinatewise: a cell that communicates must be whole')
 

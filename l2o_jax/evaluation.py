@@ -9,7 +9,7 @@ import optax
 
 from l2o_jax.base import Optimizee
 from l2o_jax.checks import positive, require
-from l2o_jax.unroll import unroll
+from l2o_jax.unroll import scalar, unroll
 
 
 def learning_curves(
@@ -45,16 +45,20 @@ def learning_curves(
     [B, T / k + 1]; a tree of such arrays for an objective of one's own.
 
   Raises:
-    ValueError: T or `every` is not positive, or `every` does not divide T.
+    ValueError: a number is not positive, `every` does not divide T, or the loss
+      is not a scalar.
   """
-  positive('learning_curves', num_steps=num_steps, every=every)
+  at_a_time = {} if batch_size is None else {'batch_size': batch_size}
+  positive('learning_curves', num_steps=num_steps, every=every, **at_a_time)
   divides = num_steps % every == 0
   require(divides, f'learning_curves: {every=} must divide {num_steps=}')
 
   def run(key):  # [T / k + 1]
     key_init, key_loss = jax.random.split(key)
     params, task = optimizee.init(key_init)
-    loss = lambda x, key: optimizee.loss(x, task, key)
+    loss = scalar(
+      lambda x, key: optimizee.loss(x, task, key), 'learning_curves'
+    )
     start = params, opt.init(params)
     if not objective and point is None:
       keys = jax.random.split(key_loss, num_steps + 1)

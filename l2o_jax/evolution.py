@@ -6,12 +6,13 @@ from collections.abc import Callable
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from l2o_jax.base import Info, LearnedOptimizer, MetaTrainer
 from l2o_jax.checks import positive, require
 from l2o_jax.truncated_bptt import MetaState, meta_update
-from l2o_jax.unroll import unroll
+from l2o_jax.unroll import scalar, unroll
 
 
 def evolution(
@@ -62,15 +63,17 @@ def evolution(
     Info.summary['gradient_norm'] is the epoch's largest.
 
   Raises:
-    ValueError: a size or σ is not positive, or weights have a wrong shape.
+    ValueError: a size or σ is not positive, or weights have a wrong shape or
+      are not finite.
   """
   sizes = {'unroll_length': unroll_length, 'num_unrolls': num_unrolls}
   positive('evolution', **sizes, num_optimizees=num_optimizees)
-  require(std > 0, f'evolution: std must be positive, got {std!r}')
+  require(0 < std < np.inf, f'evolution: std must be positive, got {std!r}')
   count = unroll_length * num_unrolls
   weights = jnp.ones(count) if weights is None else jnp.asarray(weights)
   shape = f'evolution: weights must have shape ({count},), got {weights.shape}'
   require(weights.shape == (count,), shape)
+  require(np.isfinite(weights).all(), 'evolution: weights must be finite')
 
   def init(key):
     theta = learned.init(key)
@@ -85,7 +88,7 @@ def evolution(
 
   def run(optimizee, theta, task, params, opt_state, keys):
     """One run of one unroll: where it ends, and its losses [T + 1]."""
-    loss = lambda x, key: optimizee.loss(x, task, key)
+    loss = scalar(lambda x, key: optimizee.loss(x, task, key), 'evolution')
     opt = learned.transform(theta)
     end, seen = unroll(loss, opt, params, opt_state, keys, remat=False)
     return end, seen.losses

@@ -102,7 +102,7 @@ def adam_ratios(
   b1 = tuple(b1) if isinstance(b1, Sequence) else (b1,)
   decays = b1 and all(0 <= b < 1 for b in (*b1, b2))
   require(decays, f'adam_ratios: decays must be in [0, 1): {b1}, {b2}')
-  above = eps > 0 and (age is None or age > 0)
+  above = eps > 0 and (age is None or 0 < age < math.inf)
   require(above, f'adam_ratios: must be positive: eps {eps!r}, age {age!r}')
 
   def rest(b, t):

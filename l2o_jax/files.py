@@ -30,9 +30,12 @@ def open_regular(path):
   kind = stat.S_IFMT(os.fstat(f.fileno()).st_mode)
   if kind != stat.S_IFREG:
     f.close()
-    what = f'{_KINDS.get(kind, "special")}, not a regular file'
-    raise OSError(errno.EINVAL, what, os.fspath(path))
+    raise OSError(errno.EINVAL, _what(kind), os.fspath(path))
   return f
+
+
+def _what(kind):
+  return f'{_KINDS.get(kind, "special")}, not a regular file'
 
 
 def lock(file, wait=True) -> bool:
@@ -70,9 +73,17 @@ def replacing(path):
   """A new file that takes the place of `path` once all of it is on the disk.
 
   An exception leaves nothing new behind.  A process that is killed leaves its
-  temporary file; the next to call this for the same directory removes it.
+  temporary file; the next to call this for the same directory removes it.  A
+  link stays a link, and a file keeps its permissions.
+
+  Raises:
+    OSError: `path` is a directory, FIFO or device, or cannot be written.
   """
-  directory, name = os.path.split(os.path.abspath(path))
+  path = os.path.realpath(os.fsdecode(path))
+  mode = os.stat(path).st_mode if os.path.exists(path) else None
+  if mode is not None and not stat.S_ISREG(mode):
+    raise OSError(errno.EINVAL, _what(stat.S_IFMT(mode)), path)
+  directory, name = os.path.split(path)
   _remove_stale(directory)
   while True:
     temporary = f'.{name[:40]}.l2o-{secrets.token_hex(8)}.tmp'
@@ -87,6 +98,8 @@ def replacing(path):
       yield f
       f.flush()
       os.fsync(f.fileno())
+      if mode is not None:
+        os.chmod(temporary, stat.S_IMODE(mode))
       os.replace(temporary, path)
     except BaseException:
       os.unlink(temporary)

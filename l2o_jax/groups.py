@@ -60,16 +60,31 @@ def grouped(learned: LearnedOptimizer, groups: Groups) -> LearnedOptimizer:
 
   def transform(theta):
     rules = {name: learned.transform(theta[name]) for name in names}
-    return optax.partition(rules, groups.labels)
+    opt = optax.partition(rules, groups.labels)
+
+    def start(params):
+      _label_tree(groups, params)  # the error in one line
+      return opt.init(params)
+
+    return opt._replace(init=start)
 
   return LearnedOptimizer(init, transform)
 
 
-def _labels(groups, tree):
-  """The name of every leaf."""
+def _label_tree(groups, tree):
+  """The names as a tree like the parameters."""
   labels = groups.labels(tree) if callable(groups.labels) else groups.labels
   name_all = lambda name, part: jax.tree.map(lambda _: name, part)
-  names = jax.tree.leaves(jax.tree.map(name_all, labels, tree))
+  try:
+    return jax.tree.map(name_all, labels, tree)
+  except ValueError as error:
+    why = str(error).splitlines()[0]
+    raise ValueError(f'groups: labels do not fit the leaves: {why}') from None
+
+
+def _labels(groups, tree):
+  """The name of every leaf."""
+  names = jax.tree.leaves(_label_tree(groups, tree))
   unknown = set(names) ^ set(groups.names)
   require(not unknown, f'groups: labels and names differ: {sorted(unknown)}')
   return names

@@ -31,6 +31,13 @@ class GuardedState(NamedTuple):
   rejected: chex.Array
 
 
+def _finite(tree):
+  """Whether all numbers of a tree are finite, []."""
+  return jnp.all(
+    jnp.array([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)])
+  )
+
+
 def guarded(
   opt: optax.GradientTransformation,
   guard: optax.GradientTransformation,
@@ -43,8 +50,8 @@ def guarded(
   Both start at the same x.  After N steps their mean losses over the last n
   steps are compared (after Prémont-Schwarz et al. 2022): the guarded run moves
   to the guard's x if the guard's mean is lower or its own is not finite, and
-  starts afresh there; else the guard moves to the guarded run's x.  A loss that
-  is not finite is compared at once.
+  starts afresh there; else the guard moves to the guarded run's x.  A loss or a
+  step that is not finite is compared at once.
 
   Guarantee: with losses over all data and n = 1, the loss after a comparison is
   at most the loss that N - 1 steps of the guard reach from the point that the
@@ -54,6 +61,11 @@ def guarded(
   L-Lipschitz gradients.  With minibatches the guarantee holds up to the error
   of a mean over n of them.  Updates are added to x, so the guard's x is reached
   up to the rounding of x.
+
+  Nothing may stand behind it in a chain, which would change the way to the
+  guard's x, nor a mask around it, since `value_fn` needs all parameters.  What
+  stands in front changes the guarded run alone: put weight decay or clipping
+  into the guard as well.
 
   A step costs one more gradient, at the guard's x; the state has the guard's
   state and one more copy of the parameters.
@@ -100,13 +112,15 @@ def guarded(
       y_grads, state.guard_state, y, value=y_value, **extra
     )
 
+    lost = ~(jnp.isfinite(value) & _finite(moves))
+    held = jnp.isfinite(y_value) & _finite(y_moves)
     phase = state.step
     both = jnp.stack([value, y_value]).astype(state.losses.dtype)
     counted = jnp.where(phase >= every - average, both, 0)
     losses = state.losses + counted
-    compare = (phase == every - 1) | ~jnp.isfinite(value)
-    better = (losses[1] < losses[0]) | ~jnp.isfinite(value)
-    reject, accept = compare & better, compare & ~better
+    compare = (phase == every - 1) | lost
+    better = held & ((losses[1] < losses[0]) | lost)
+    reject, accept = compare & better, compare & ~better & ~lost
     # What was compared is x and y before this step.  On rejection the guarded
     # run goes where the guard goes now; else the guard starts again at x.
     to_guard = jax.tree.map(lambda y, m, x: y + m - x, y, y_moves, params)

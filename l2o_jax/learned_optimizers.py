@@ -6,6 +6,7 @@ import json
 import warnings
 
 import jax
+import jax.numpy as jnp
 
 from l2o_jax import checkpoint
 from l2o_jax.base import LearnedOptimizer
@@ -38,6 +39,12 @@ _LATER = {
 }
 
 
+def _plain_number(x):
+  """A number of NumPy or JAX as one of Python: files of theta hold JSON."""
+  number = getattr(x, 'shape', None) == ()
+  return x.item() if number and not isinstance(x, jax.core.Tracer) else x
+
+
 def _named(constructor):
   """Makes every optimizer that it builds record the call that built it."""
 
@@ -45,7 +52,8 @@ def _named(constructor):
   def build_and_say(*args, **kwargs):
     bound = inspect.signature(constructor).bind(*args, **kwargs)
     bound.apply_defaults()
-    name, said = constructor.__name__, dict(bound.arguments)
+    said = {name: _plain_number(x) for name, x in bound.arguments.items()}
+    name = constructor.__name__
     for argument, value in _LATER.get(name, {}).items():
       if said[argument] == value:
         del said[argument]
@@ -266,14 +274,26 @@ def save_learned(path, learned: LearnedOptimizer, theta, metadata=None) -> None:
     metadata: {name: anything JSON can hold}, such as command, seed, versions.
 
   Raises:
-    ValueError: `learned` does not say how it was built.
+    ValueError: `learned` does not say how it was built, or in words that JSON
+      does not keep, such as tuples; theta is for another optimizer; or the
+      metadata are no dict, or have the key 'optimizer'.
   """
-  if learned.call is None:
-    raise ValueError(
-      'save_learned: an optimizer of parts of your own cannot be rebuilt from '
-      'a file; use save and load'
-    )
-  metadata = {'optimizer': learned.call, **(metadata or {})}
+  own = 'an optimizer of parts of your own cannot be rebuilt from a file'
+  require(learned.call, f'save_learned: {own}; use save and load')
+  kept = _plain(learned.call) == learned.call
+  lost = f'a file would not keep the arguments of {_said(learned.call)}'
+  require(kept, f'save_learned: {lost}; use dicts, lists, numbers and text')
+  metadata = {} if metadata is None else metadata
+  free = isinstance(metadata, dict) and 'optimizer' not in metadata
+  named = "metadata must be a dict without the key 'optimizer'"
+  require(free, f'save_learned: {named}')
+  kind = lambda tree: jax.tree.map(
+    lambda x: (jnp.shape(x), jnp.result_type(x)), tree
+  )
+  wanted = jax.eval_shape(learned.init, jax.eval_shape(jax.random.key, 0))
+  fits = f'save_learned: theta is not for {_said(learned.call)}'
+  require(kind(theta) == kind(wanted), fits)
+  metadata = {'optimizer': learned.call, **metadata}
   checkpoint.save(path, theta, metadata=metadata)
 
 

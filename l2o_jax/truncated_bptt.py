@@ -13,7 +13,7 @@ import optax
 from l2o_jax.base import Info, LearnedOptimizer, MetaTrainer, Optimizee
 from l2o_jax.checks import positive, require
 from l2o_jax.leaves import to_array, to_tree
-from l2o_jax.unroll import check_remat
+from l2o_jax.unroll import check_remat, scalar
 from l2o_jax.unroll import unroll as plain_unroll
 
 
@@ -97,7 +97,7 @@ def _run_apart(run, theta, learned, loss, tasks, params, opt_states, keys):
   """B runs, each with its own optimizer state, under vmap."""
 
   def one(theta, task, params, opt_state, keys):
-    of_task = lambda x, key: loss(x, task, key)
+    of_task = scalar(lambda x, key: loss(x, task, key), 'meta_loss')
     opt = learned.transform(theta)
     end, trajectory = run(of_task, opt, params, opt_state, keys)
     return *end, trajectory.losses
@@ -151,7 +151,8 @@ def meta_loss(
       halving a loss of 0.01 counts as much as halving a loss of 1.
     second_derivatives: see `unroll`.
     remat: see `unroll`.
-    unroll: runs the optimizer; `blocks.unroll` has the same signature.
+    unroll: runs the optimizer; `blocks.unroll` has the same signature, for
+      coordinates that do not communicate.
 
   Returns:
     (L, (params at T, opt_states at T, losses [B, T + 1])).
@@ -159,6 +160,9 @@ def meta_loss(
   run = functools.partial(
     unroll, second_derivatives=second_derivatives, remat=remat
   )
+  blind = 'coordinates that communicate cannot be run block by block'
+  alone = not learned.communicates or unroll is plain_unroll
+  require(alone, f'meta_loss: {blind}; use l2o_jax.unroll')
   batch = (tasks, params, opt_states, keys)
   # If the update rule of a coordinate does not depend on its leaf or optimizee,
   # all coordinates are one array, and a layer is one matrix product.

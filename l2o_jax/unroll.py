@@ -73,6 +73,18 @@ def _value_and_grad(loss, params, key):
   return value, pull_back(jnp.ones_like(value))[0]
 
 
+def scalar(loss, who):
+  """The loss; raises a ValueError where it is not a scalar."""
+
+  def checked(*args):
+    value = loss(*args)
+    wrong = f'{who}: the loss must be a scalar, got shape {jnp.shape(value)}'
+    require(jnp.shape(value) == (), wrong)
+    return value
+
+  return checked
+
+
 def check_remat(who, remat):
   """Raises a ValueError unless `remat` has one of its three values."""
   known = remat in (False, True, 'segments')

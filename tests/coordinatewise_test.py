@@ -7,7 +7,7 @@ import numpy as np
 import optax
 from absl.testing import absltest
 
-from l2o_jax.base import Cell
+from l2o_jax.base import Cell, Features
 from l2o_jax.cells.lstm import lstm_cell
 from l2o_jax.coordinatewise import (
   CoordinatewiseState,
@@ -20,10 +20,10 @@ from tests import quick
 
 
 def sum_cell(rate):
-  """delta = -rate · (sum of the gradients so far); counts its steps."""
+  """delta = -rate · (sum of the first feature so far); counts its steps."""
 
   def step(theta, x, state):
-    total = state['sum'] + x
+    total = state['sum'] + x[:1]
     return -rate * theta * total[0], {'sum': total, 'count': state['count'] + 1}
 
   start = lambda: {'sum': jnp.zeros(1), 'count': jnp.zeros((), jnp.int32)}
@@ -110,6 +110,48 @@ class CoordinatewiseTest(absltest.TestCase):
     self.assertEqual(state.cell[0]['sum'].dtype, jnp.bfloat16)
     self.assertEqual(state.cell[0]['count'].dtype, jnp.int32)
     np.testing.assert_array_equal(state.cell[0]['sum'], [[1, 1]])
+
+  def test_cells_and_features_that_break_the_contract(self):
+    """One line, not parameters that change their shape."""
+    whole = lambda step: Cell(
+      lambda key, F: jnp.ones(()), lambda n: jnp.zeros((1, n)), step, True
+    )
+    unlike = lambda theta, x, state: (x, state)  # [1, *s], not [*s]
+    mean = lambda theta, x, state: (jnp.mean(x), state)
+    grows = lambda theta, x, state: (x[0], jnp.concatenate([state, state]))
+    good = whole(lambda theta, x, state: (-x[0], state))
+    flat = Features(1, lambda x: (), lambda memory, x, g, value: (memory, g))
+    two = lambda memory, x, g, value: (memory, jnp.stack([g, g], -1))
+    counts = lambda memory, x, g, value: (memory + g, g[..., None])
+    counts = Features(1, lambda x: jnp.zeros(x.shape, int), counts)
+    for features, cell, message in (
+      (gradient(), whole(unlike), r'step of shape \(1, 2\) .* \(2,\)'),
+      (gradient(), whole(mean), r'step of shape \(\) '),
+      (gradient(), whole(grows), r'began as float32\[1, 2\] became .*\[2, 2\]'),
+      (flat, good, r'features of shape \(2,\)'),
+      (Features(1, lambda x: (), two), good, r'features of shape \(2, 2\)'),
+      (counts, good, r'began as int.* became float32'),
+    ):
+      opt = coordinatewise(features, cell).transform(jnp.ones(()))
+      x = jnp.ones(2)
+      with self.assertRaisesRegex(ValueError, f'^coordinatewise: .*{message}'):
+        opt.update(x, opt.init(x), x)
+
+  def test_number_types_that_hold_no_fractions(self):
+    with self.assertRaisesRegex(ValueError, 'state_dtype must be a floating'):
+      coordinatewise(gradient(), sum_cell(0.5), state_dtype=jnp.int32)
+    opt = coordinatewise(gradient(), sum_cell(0.5)).transform(jnp.array(2))
+    g = jnp.array([0.5, -0.25])
+    np.testing.assert_array_equal(opt.update(g, opt.init(g))[0], -g)
+
+  def test_large_gradients_of_a_wider_type(self):
+    """Finite is not 0."""
+    opt = coordinatewise(gradient(), sum_cell(1.0))
+    opt = opt.transform(jnp.ones((), jnp.float16))
+    g = jnp.array([1e6, -1e6, jnp.inf])
+    largest = float(jnp.finfo(jnp.float16).max)
+    updates, _ = opt.update(g, opt.init(jnp.zeros(3)))
+    np.testing.assert_array_equal(updates, [-largest, largest, 0])
 
   def test_cells_that_communicate_must_be_whole(self):
     cell = sum_cell(1.0)._replace(communicates=True)

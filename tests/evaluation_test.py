@@ -105,6 +105,15 @@ class LearningCurvesTest(parameterized.TestCase):
     ):
       with self.assertRaisesRegex(ValueError, f'^learning_curves: {message}'):
         learning_curves(noisy(), optax.sgd(1.0), keys(1), steps, every=every)
+    with self.assertRaisesRegex(ValueError, 'batch_size must be positive'):
+      learning_curves(noisy(), optax.sgd(1.0), keys(1), 4, 0)
+
+  def test_a_loss_that_was_not_summed(self):
+    f = Optimizee(lambda key: (jnp.ones(4), ()), lambda x, task, key: x**2)
+    message = r'^learning_curves: the loss must be a scalar, got shape \(4,\)'
+    for how in ({}, {'objective': True}):
+      with self.assertRaisesRegex(ValueError, message):
+        learning_curves(f, optax.sgd(1.0), keys(2), 4, **how)
 
 
 class BatchStatisticsTest(absltest.TestCase):

@@ -53,6 +53,23 @@ class FilesTest(absltest.TestCase):
     with files.open_regular(link) as f:
       self.assertEqual(f.read(), b'seen')
 
+  def test_what_is_there_stays_what_it_is(self):
+    """A link stays a link, permissions stay; FIFOs are not replaced."""
+    self.path.write_bytes(b'old')
+    self.path.chmod(0o600)
+    link = self.directory / 'link'
+    link.symlink_to(self.path)
+    write(os.fsencode(link), b'new')
+    self.assertTrue(link.is_symlink())
+    self.assertEqual(self.path.read_bytes(), b'new')
+    self.assertEqual(self.path.stat().st_mode & 0o777, 0o600)
+    fifo = self.directory / 'fifo'
+    os.mkfifo(fifo)
+    for path, kind in ((fifo, 'a FIFO'), (self.directory, 'a directory')):
+      with self.assertRaisesRegex(OSError, f'{kind}, not a regular file'):
+        write(path, b'new')
+    self.assertTrue(fifo.is_fifo())
+
   def test_replaces_or_leaves_nothing(self):
     write(self.path, b'old')
     with self.assertRaises(KeyError), files.replacing(self.path) as f:

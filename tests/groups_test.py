@@ -67,6 +67,17 @@ class GroupsTest(parameterized.TestCase):
     ):
       grouped(LINEAR, Groups(lambda params: params, names))
 
+  def test_labels_for_other_parameters(self):
+    """One line."""
+    opt = grouped(LINEAR, by_label(LABELS)).transform(
+      {name: factor(0.5) for name in by_label(LABELS).names}
+    )
+    with self.assertRaisesRegex(
+      ValueError, '^groups: labels do not fit.*'
+    ) as e:
+      opt.init({'other': jnp.ones(2)})
+    self.assertNotIn('\n', str(e.exception))
+
   def test_split_and_merge(self):
     """Coordinates in the order of the leaves; a prefix of the tree labels."""
     groups = Groups({'w': 'one', 'v': 'two'}, ('two', 'one'))

@@ -73,6 +73,22 @@ class GuardTest(parameterized.TestCase):
       x = optax.apply_updates(x, moves)
     self.assertEqual(int(state.rejected), 1)
 
+  @parameterized.parameters(np.inf, np.nan)
+  def test_a_step_that_is_not_finite_is_not_taken(self, step):
+    """Once x is not finite, no addition brings it back."""
+
+    def leap(updates, count, params=None):
+      fall = jax.tree.map(lambda g: -0.05 * g, updates)
+      far = jax.tree.map(lambda g: jnp.full_like(g, step), updates)
+      return optax.tree.where(count % 2 == 1, far, fall), count + 1
+
+    leap = optax.GradientTransformation(lambda x: jnp.zeros((), int), leap)
+    state, found, _ = losses(guarded(leap, optax.sgd(0.05), every=3), 30)
+    _, alone, _ = losses(optax.sgd(0.05), 30)
+    self.assertTrue(np.isfinite(found).all())
+    np.testing.assert_allclose(found, alone, rtol=1e-4)
+    self.assertGreater(int(state.rejected), 5)
+
   def test_a_guard_that_was_not_finite_does_not_win(self):
     """Its mean over the last steps is not lower then."""
     still = optax.GradientTransformation(

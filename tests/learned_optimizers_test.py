@@ -7,6 +7,7 @@ import tempfile
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl.testing import absltest, parameterized
 
 from l2o_jax import checkpoint
@@ -121,7 +122,8 @@ class FilesTest(parameterized.TestCase):
 
   def test_weights_of_another_architecture(self):
     learned = predicted_step_descent(hidden=4)
-    save_learned(self.path, learned, theta_of(predicted_step_descent(hidden=5)))
+    other = theta_of(predicted_step_descent(hidden=5))
+    checkpoint.save(self.path, other, metadata={'optimizer': learned.call})
     with self.assertRaisesRegex(checkpoint.CheckpointError, 'has shape'):
       load_learned(self.path)
 
@@ -136,6 +138,23 @@ class FilesTest(parameterized.TestCase):
     self.assertEqual(again.call, old)
     self.assertEqual(learned.call, old)
     chex.assert_trees_all_equal(same, theta)
+
+  def test_what_could_not_be_loaded_again_is_not_saved(self):
+    learned = lstm_raw(scale=np.float32(0.5))
+    self.assertEqual(learned.call['arguments'], {'scale': 0.5})
+    theta = theta_of(learned)
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), theta)
+    other = lstm_log_and_sign(labels=('a', 'b'))
+    for optimizer, weights, metadata, message in (
+      (learned, theta, {'optimizer': 'adam'}, "without the key 'optimizer'"),
+      (learned, theta, 'text', 'metadata must be a dict'),
+      (learned, half, None, 'theta is not for lstm_raw'),
+      (learned, theta_of(lstm_log_and_sign()), None, 'theta is not for'),
+      (other, theta_of(other), None, 'would not keep the arguments of'),
+    ):
+      with self.assertRaisesRegex(ValueError, f'^save_learned: .*{message}'):
+        save_learned(self.path, optimizer, weights, metadata)
+    self.assertFalse(self.path.exists())
 
   def test_parts_of_ones_own_cannot_be_rebuilt(self):
     learned = coordinatewise(gradient(), lstm_cell((2,)))

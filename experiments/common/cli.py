@@ -91,6 +91,13 @@ def _define(values: flags.FlagValues, name: str, hint, default) -> None:
   define(name, default, '', flag_values=values, **limits)
 
 
+def _value(given):
+  """A flag's value as settings have it; shells leave the ~ of --flag=~/x."""
+  if isinstance(given, list):
+    return tuple(map(_value, given))
+  return os.path.expanduser(given) if isinstance(given, str) else given
+
+
 def parse(experiment: Experiment, argv: list[str]):
   """Settings of a command line; flags given there win over the preset's.
 
@@ -124,9 +131,7 @@ def parse(experiment: Experiment, argv: list[str]):
   name = values.preset if 'preset' in values else None
   start = settings_lib.preset(experiment, name)
   given = {
-    name: tuple(values[name].value)
-    if isinstance(values[name].value, list)
-    else values[name].value
+    name: _value(values[name].value)
     for name in settings_lib.flat(start)
     if values[name].present
   }
@@ -245,8 +250,9 @@ def _check_surroundings() -> None:
     raise UsageError('the figures need matplotlib: pip install matplotlib')
   try:
     jax.devices()
-  except RuntimeError as error:
-    raise UsageError(f'jax: {" ".join(str(error).split())}') from None
+  except (RuntimeError, AssertionError) as error:
+    why = ' '.join(str(error).split()) or 'no such device'
+    raise UsageError(f'jax: {why}') from None
 
 
 def fail(message: object, status: int) -> typing.NoReturn:

@@ -1,6 +1,5 @@
 """Learned against tuned hand-designed optimizers on unseen tasks."""
 
-import json
 import pathlib
 import resource
 import time
@@ -84,8 +83,11 @@ def name_of(learned, settings=None) -> str:
 
 def _rebuilt(path):
   """(settings or None, learned optimizer, theta) of what a flag names."""
-  if str(path) in names() or not path.exists():
+  if str(path) in names():
     return None, *pretrained(str(path))
+  if not path.exists():
+    known = f'and of l2o_jax.pretrained there are {", ".join(names())}'
+    raise UsageError(f'no such file or directory, {known}')
   if path.is_file():
     return None, *load_learned(path)
   return run_lib.rebuild(path)
@@ -264,7 +266,7 @@ def shown(experiment, settings, draw=report.draw, show=report.show) -> bool:
   try:
     draw(path)
     show(path)
-  except (ValueError, KeyError, TypeError, json.JSONDecodeError) as error:
+  except (ValueError, LookupError, TypeError, ArithmeticError) as error:
     log(f'results cannot be read ({error!r:.100}); compared again')
     return False
   return True

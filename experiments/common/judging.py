@@ -28,12 +28,14 @@ class Contender(NamedTuple):
     scheduled: whether it is run anew for each horizon, as it must be told the
       number of steps.
     arguments: arrays that it is made of, theta for example.
+    of: tells its theta from another; '' without one.
   """
 
   make: Callable
   rates: Sequence[float] = RATES
   scheduled: bool = False
   arguments: tuple = ()
+  of: str = ''
 
 
 def _judge(task: Task):

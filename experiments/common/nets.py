@@ -1,7 +1,8 @@
 """Networks of other kinds than the papers': (init, apply) each, no library.
 
 `init(key) -> params` and `apply(params, x [N, inputs]) -> [N, outputs]`, as
-`classifier` takes them.  Weights start as N(0, 1 / fan in), biases at 0.
+`classifier` takes them.  Weights start as N(0, gain² / fan in) with a
+gain of 1 unless a net says otherwise, biases at 0.
 """
 
 import math

@@ -45,8 +45,8 @@ class Policy(NamedTuple):
       scale_free: ratios at every scale, and an LSTM that sets the length of
       steps; log_and_sign: of the gradient, and two layers of 20 units
       (Andrychowicz et al.).
-    lstm_units: Units of the LSTM, >= 1, but with --features=log_and_sign; 128
-      in the paper.
+    lstm_units: Units of the LSTM, >= 1; not read with --features=log_and_sign;
+      128 in the paper.
     shared: One theta for all weights and biases instead of one for each.
   """
 

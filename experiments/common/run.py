@@ -12,6 +12,7 @@ A kept result is a copy of run.json, theta.npz, summary.json and the picture.
 
 import contextlib
 import fcntl
+import hashlib
 import importlib
 import json
 import math
@@ -149,6 +150,17 @@ def provenance() -> dict:
   }
 
 
+def _thetas(experiment, settings) -> dict[str, str]:
+  """{path: digest} of what --theta and --rivals name, where it is a file."""
+  if experiment.name not in EXPERIMENTS:
+    return {}
+  run, others = settings.run, settings_lib.flat(settings).get('rivals', ())
+  paths = {p: pathlib.Path(p) for p in (run.theta, *others) if p}
+  files = {p: x / 'theta.npz' if x.is_dir() else x for p, x in paths.items()}
+  digest = lambda file: hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+  return {p: digest(file) for p, file in files.items() if file.is_file()}
+
+
 def _check(path, experiment, settings) -> bool:
   """Whether there is a run with these flags in the directory already.
 
@@ -175,6 +187,10 @@ def _check(path, experiment, settings) -> bool:
     for k in sorted({*there, *here})
     if there.get(k) != here.get(k)
   ]
+  now = _thetas(experiment, settings)
+  for name, digest in record.get('thetas', now).items():
+    if now.get(name) != digest:
+      different.append(f'{name} was another file')
   if record['experiment'] != experiment.name:
     different = [f'of {record["experiment"]}']
   if different:
@@ -232,6 +248,7 @@ def opened(experiment: Experiment, settings):
           'command': settings_lib.command(experiment, settings),
           'flags': settings_lib.recorded(experiment, settings),
           'seed': getattr(settings.run, 'seed', None),
+          'thetas': _thetas(experiment, settings),
           **provenance(),
           'seconds': 0.0,
         },

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -70,17 +71,19 @@ def gated_cell(
 
   Raises:
     ValueError: H is negative, the rate is out of bounds, `even` is not
-      positive, or (from `init`) all features are even.
+      positive, or (from `init`) all features are even or none is `direction`.
   """
   require(hidden >= 0, f'gated_cell: hidden must not be negative: {hidden}')
   within = f'gated_cell: rate must be in (0, {scale}), got {rate!r}'
-  require(0 < rate < scale, within)
+  require(0 < rate < scale < math.inf, within)
   require(even > 0, f'gated_cell: even must be positive, got {even!r}')
 
   def init(key, num_features):
     ratios = num_features - even
     enough = f'gated_cell: needs more than {even} features, got {num_features}'
     require(ratios > 0, enough)
+    among = f'gated_cell: direction must be one of {ratios} features'
+    require(-ratios <= direction < ratios, f'{among}, got {direction}')
     key_lstm, key_h = jax.random.split(key)
     size = ratios * (ratios + 1) // 2 + even  # E
     lstm = [lstm_layer_init(key_lstm, size, hidden)] if hidden else []

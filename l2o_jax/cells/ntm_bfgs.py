@@ -246,7 +246,8 @@ def ntm_bfgs_cell(
     bound = jnp.where(longest > 0, _GROWTH * longest, length)
     delta *= jnp.minimum(1, bound / length)
     longest = jnp.maximum(_FORGET * longest, _norm(delta))
-    scales = jnp.stack([longest, largest, trust])[:, None] + jnp.zeros_like(z)
+    scales = jnp.stack([longest, largest, trust])[:, None]
+    scales += jnp.zeros_like(z)[None]  # [3, n]
     new = State(memory, z, delta, state.moved + delta, scales, lstm)
     return delta, new
 

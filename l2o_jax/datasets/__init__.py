@@ -73,7 +73,8 @@ def load(name: str, split: str, data_dir: str | None = None):
     they reach a loss.
 
   Raises:
-    DatasetError: unknown name or split, or the data are not prepared.
+    DatasetError: unknown name or split, or the data are not prepared or cannot
+      be read.
   """
   check(name in NAMES, f'dataset {name!r} is not one of {", ".join(NAMES)}')
   _check_split(split)

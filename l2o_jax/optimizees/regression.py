@@ -124,7 +124,7 @@ def small_net(
     hidden: h; 2.
     classes: p >= 2; 2.  Labels are 0 and 1 whatever p.
     points: of each Gaussian; 25.
-    clusters: Gaussians, >= 2; 4.
+    clusters: Gaussians, 2 ... 30; 4.
     decay: λ.
 
   Returns:
@@ -132,13 +132,14 @@ def small_net(
     (12 numbers in the paper) and task {'x', 'y'}.
 
   Raises:
-    ValueError: a size is too small.
+    ValueError: a size is out of its bounds.
   """
   sizes = {'dimension': dimension, 'hidden': hidden, 'points': points}
   positive('small_net', **sizes, classes=classes, clusters=clusters)
-  two = min(classes, clusters) > 1
+  two = classes > 1 and 1 < clusters <= 30
   found = f'got {classes} and {clusters}'
-  require(two, f'small_net: classes and clusters must be at least 2, {found}')
+  bounds = 'classes must be at least 2 and clusters 2 ... 30'
+  require(two, f'small_net: {bounds}, {found}')
   shapes = {
     'w1': (dimension, hidden),
     'b1': (hidden,),

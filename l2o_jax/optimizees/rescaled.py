@@ -33,7 +33,7 @@ def rescaled(
     ValueError: r is negative or `each` is unknown.
   """
   kinds = ('coordinate', 'leaf', 'function')
-  require(r >= 0, f'rescaled: r must not be negative, got {r!r}')
+  require(0 <= r < np.inf, f'rescaled: r must not be negative, got {r!r}')
   wrong = f'rescaled: each must be one of {(*kinds, "any")}, got {each!r}'
   require(each in (*kinds, 'any'), wrong)
 
@@ -44,13 +44,14 @@ def rescaled(
     kind = kinds.index(each) if each in kinds else 0
     if each == 'any':
       kind = jax.random.randint(key_kind, (), 0, len(kinds))
-    ends = np.cumsum([x.size for x in leaves])
-    count = ends[-1] + len(leaves) + 1
+    ends = np.cumsum([0] + [jnp.size(x) for x in leaves])[1:]
+    total = sum(jnp.size(x) for x in leaves)
+    count = total + len(leaves) + 1
     u = jax.random.uniform(key_u, (count,), minval=-r, maxval=r)
     scales = []
     for i, (x, end) in enumerate(zip(leaves, ends)):
-      own = u[end - x.size : end].reshape(x.shape)
-      shared = jnp.where(kind == 1, u[ends[-1] + i], u[-1])
+      own = u[end - jnp.size(x) : end].reshape(jnp.shape(x))
+      shared = jnp.where(kind == 1, u[total + i], u[-1])
       scales.append(jnp.exp(jnp.where(kind == 0, own, shared)))
     return structure.unflatten(scales)
 

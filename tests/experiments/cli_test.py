@@ -56,6 +56,13 @@ class ParseTest(parameterized.TestCase):
     self.assertEqual(s.images.panels, ('deep', 'base'))
     self.assertEqual(s.comparison.baselines, ('CG',))
 
+  def test_home(self):
+    """Shells expand ~ in front of a word, not after --flag=."""
+    home = os.path.expanduser('~')
+    s = parse('mnist', '--workdir=~/runs', '--rivals=~/a', '--rivals=robust')
+    self.assertEqual(s.run.workdir, f'{home}/runs')
+    self.assertEqual(s.comparison.rivals, (f'{home}/a', 'robust'))
+
   @parameterized.parameters(
     ('quadratics', '--num_epochs=-1', 'num_epochs'),
     ('quadratics', '--num_epochs=1.5', 'num_epochs'),

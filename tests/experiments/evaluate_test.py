@@ -204,12 +204,18 @@ class EvaluateTest(absltest.TestCase):
     def digest(theta):
       l2o_jax.save_learned(file, learned, theta)
       found = evaluate.contenders(self.settings(theta=(str(file),)).run)
-      self.assertEqual(evaluate.digest(found['ADAM']), '')
-      return evaluate.digest(next(iter(found.values())))
+      self.assertEqual(found['ADAM'].of, '')
+      return next(iter(found.values())).of
 
     other = jax.tree.map(lambda x: x + 1, theta)
     self.assertEqual(digest(theta), digest(theta))
     self.assertNotEqual(digest(theta), digest(other))
+
+  def test_a_theta_for_other_parameters(self):
+    """Found before anything is run or written."""
+    with self.assertRaisesRegex(UsageError, '--theta=cifar10 is for other'):
+      evaluate.main(self.settings(theta=('cifar10',)))
+    self.assertFalse(self.path.exists())
 
   def test_weight_decay(self):
     """It is part of the gradient: without one, parameters still shrink."""

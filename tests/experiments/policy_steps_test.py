@@ -11,8 +11,10 @@ from absl.testing import absltest
 
 from experiments import policy_steps
 from experiments.common import cli, policies
+from experiments.common.settings import UsageError
 from l2o_jax.features import relative_changes
 from l2o_jax.learned_optimizers import predicted_step_descent, save_learned
+from l2o_jax.pretrained import pretrained
 from tests.contracts.subjects import theta_of
 from tests.experiments import toy
 
@@ -30,6 +32,18 @@ class PolicyStepsTest(absltest.TestCase):
     got = policy_steps.slopes(relative_changes(), 1, 0 * g, g, np.ones(3))
     want = [[2 / 3, 0.5], [1, 0.5], [2, 0.5]]
     np.testing.assert_allclose(got, want, rtol=1e-6)
+
+  def test_a_theta_of_another_kind(self):
+    """Refused in one line, before a run directory is made."""
+    path = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+    learned, theta = pretrained('robust')
+    save_learned(path / 'theta.npz', learned, theta)
+    s = toy.make_settings(
+      path / 'run', policy_steps.EXPERIMENT, theta=(str(path / 'theta.npz'),)
+    )
+    with self.assertRaisesRegex(UsageError, 'is of robust_optimizer, not of'):
+      policy_steps.main(s)
+    self.assertFalse((path / 'run').exists())
 
   @pytest.mark.slow
   def test_a_run(self):

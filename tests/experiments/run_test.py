@@ -16,7 +16,7 @@ from absl.testing import absltest, parameterized
 
 from experiments.common import cli, progress, run, settings, signals, training
 from l2o_jax.checkpoint import CheckpointError
-from l2o_jax.learned_optimizers import load_learned
+from l2o_jax.learned_optimizers import load_learned, save_learned
 from tests.experiments import toy
 
 
@@ -256,6 +256,19 @@ class RunTest(parameterized.TestCase):
     with self.assertRaisesRegex(settings.UsageError, 'there is no run'):
       toy.train(self.path.parent / 'other', resume='must')
     self.assertFalse((self.path.parent / 'other').exists())
+
+  def test_another_file_behind_the_same_theta_flag(self):
+    toy.train(self.path)
+    start = self.path.parent / 'start.npz'
+    start.write_bytes((self.path / 'theta.npz').read_bytes())
+    other, flags = self.path.parent / 'other', {'theta': str(start)}
+    toy.train(other, **flags)
+    toy.train(other, **flags)
+    learned, theta = load_learned(start)
+    save_learned(start, learned, jax.tree.map(lambda x: x + 1, theta))
+    message = f'{start} was another file'
+    with self.assertRaisesRegex(settings.UsageError, message):
+      toy.train(other, **flags)
 
   def test_stale_temporaries(self):
     """What a killed save has left goes away with the next (B.7)."""
