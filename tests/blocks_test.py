@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from absl.testing import absltest, parameterized
 
 from l2o_jax import blocks
@@ -21,6 +22,7 @@ from tests import quick
 from tests.contracts.subjects import LEARNED, theta_of, tree
 
 
+@pytest.mark.slow
 class UnrollTest(parameterized.TestCase):
   @parameterized.named_parameters(
     ('gradient', gradient(), jnp.float32),

@@ -6,6 +6,7 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 from experiments.results import make_readme
@@ -90,6 +91,7 @@ class ResultsTest(parameterized.TestCase):
     """`python -m experiments.results.make_readme` writes it."""
     self.assertEqual((RESULTS / 'README.md').read_text(), make_readme.readme())
 
+  @pytest.mark.slow
   @parameterized.parameters('full', 'averaging', 'ntm_bfgs')
   def test_quadratics_as_summarised(self, run):
     """The mean final loss on fresh functions, within 4 standard errors."""

@@ -12,9 +12,13 @@ are written to my_optimizer.npz.
 import jax
 import jax.numpy as jnp
 import optax
-from flax import linen as nn
 
 import l2o_jax
+
+try:
+  from flax import linen as nn
+except ModuleNotFoundError:
+  raise SystemExit('this example needs Flax: pip install flax') from None
 
 RATES = (0.003, 0.01, 0.03, 0.1)
 

@@ -20,6 +20,7 @@ NAMES = {
   'quadratics_averaging': 'quadratics/averaging',
   'quadratics_ntm_bfgs': 'quadratics/ntm_bfgs',
   'mnist_lstm': 'mnist/quick',
+  'mnist_gated': 'mnist/gated',
   'cifar10': 'cifar10/quick',
   'neural_art': 'neural_art/quick',
   'predicted_step_descent': 'predicted_step_descent/full',

@@ -158,6 +158,7 @@ class ReportTest(absltest.TestCase):
     self.assertEqual(found, {'a': [1.0, None], 'b': {'c': None}})
 
 
+@pytest.mark.slow
 class CompareTest(absltest.TestCase):
   def setUp(self):
     super().setUp()

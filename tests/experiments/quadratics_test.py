@@ -5,6 +5,7 @@ from unittest import mock
 
 import jax
 import numpy as np
+import pytest
 from absl.testing import absltest
 
 from experiments import quadratics
@@ -29,6 +30,7 @@ TINY = {
 }
 
 
+@pytest.mark.slow
 class QuadraticsTest(absltest.TestCase):
   def setUp(self):
     super().setUp()

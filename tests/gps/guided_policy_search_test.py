@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from absl.testing import absltest, parameterized
 
 from l2o_jax.base import Optimizee
@@ -58,6 +59,7 @@ def lowered(trainer):
   )
 
 
+@pytest.mark.slow
 class GuidedPolicySearchTest(parameterized.TestCase):
   @parameterized.named_parameters(
     ('badmm', True, None),
