@@ -253,6 +253,8 @@ class CompareTest(absltest.TestCase):
     )
     psd = predicted_step_descent()
     self.assertEqual(comparison.name_of(psd), 'Predicted Step Descent')
+    self.assertEqual(comparison.name_of(robust_optimizer()), 'robust')
+    self.assertEqual(comparison.name_of(robust_optimizer(8)), 'gated LSTM')
     toy.train(self.path)
     again = self.path / 'theta.npz'
     other = self.path / 'checkpoints' / 'theta.npz'
