@@ -83,7 +83,8 @@ def check(s: Settings) -> None:
   file = pathlib.Path(s.run.workdir) / 'benchmark.json'
   try:
     file.parent.mkdir(parents=True, exist_ok=True)
-    open(file, 'a').close()
+    if not file.exists():
+      run.write(file, '{}\n')
   except OSError as error:
     raise settings.UsageError(f'--workdir: {error}') from None
 
@@ -147,10 +148,12 @@ def of_preset(experiment, learned, optimizee, options) -> Measured:
   return of_trainer(trainer, optimizee, options)
 
 
-def with_peers(rows, workload, features, optimizee, images=None, labels=None):
-  """Adds plain JAX and, where it is installed, PyTorch."""
+def with_peers(
+  rows, workload, features, optimizee, options, images=None, labels=None
+):
+  """Adds plain JAX and, where it is installed, PyTorch (without options)."""
   plain = peers.plain_jax(features, 0.1)
-  rows['plain JAX'] = epoch(plain, optimizee, remat=False)
+  rows['plain JAX'] = epoch(plain, optimizee, remat=False, options=options)
   for name, how in (('PyTorch', False), ('torch.compile', True)):
     if peers.has_torch:
       once = peers.torch_epoch(workload, how, images, labels)
@@ -172,7 +175,7 @@ def of_quadratics(options) -> dict[str, Measured]:
     'one optimizee that sums them': epoch(shortest, one, options),
     'experiments.quadratics': of_preset(*of_experiment),
   }
-  return with_peers(rows, 'quadratics', gradient(), one)
+  return with_peers(rows, 'quadratics', gradient(), one, options)
 
 
 def of_mnist(options) -> dict[str, Measured]:
@@ -187,7 +190,9 @@ def of_mnist(options) -> dict[str, Measured]:
     'blocks.unroll': epoch(shortest, optimizee, options, unroll=blocks.unroll),
     'experiments.mnist': of_preset(*of_experiment),
   }
-  return with_peers(rows, 'mnist', log_and_sign(), optimizee, images, labels)
+  return with_peers(
+    rows, 'mnist', log_and_sign(), optimizee, options, images, labels
+  )
 
 
 def of_nets(options) -> dict[str, Measured]:

@@ -215,7 +215,8 @@ def main(s: Settings) -> None:
       net = convnet(images.shape[1:], len(labels))
     except ValueError as error:
       raise UsageError(f'{error}; see --side') from None
-    # Normalised over one batch, so of 1,000 images; no figure uses it.
+    # The objective is normalised as one batch, so it is of 1,000 images; no
+    # figure uses it.
     return in_vectors(classifier(images, y, net, s.images.batch_size, 1000))
 
   def problem(data, labels, what, count, steps):

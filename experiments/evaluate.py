@@ -181,16 +181,10 @@ def digest(learned: LearnedOptimizer, theta) -> str:
 
 def check_theta(s: Judgement, task: str, f: Optimizee) -> None:
   """Refuses a theta that is for other parameters than a task has."""
-  params, _ = jax.eval_shape(f.init, jax.random.key(0))
-  for name in s.theta:
-    learned, theta = pretrained(name) if name in names() else load_learned(name)
-    try:
-      jax.eval_shape(learned.transform(theta).init, params)
-    except (ValueError, TypeError) as error:
-      why = str(error).splitlines()[0]
-      raise settings.UsageError(
-        f'--theta={name} is for other parameters than --task={task} has: {why}'
-      ) from None
+  try:
+    comparison.rivals(s.theta, f, flag='theta')
+  except settings.UsageError as error:
+    raise settings.UsageError(f'{error} (--task={task})') from None
 
 
 def _whole_lines(file):

@@ -103,9 +103,8 @@ def each_once(optimizee, what: str, count: int) -> jax.Array:
   keys = problems.keys(what, 64 * count)
 
   @jax.jit
-  def number(
-    f, keys
-  ):  # of the content that a run has; no step is needed for it
+  def number(f, keys):
+    """Numbers of the contents that runs have; no step is needed."""
     judge = {'objective': lambda x, task: task[0]}
     return learning_curves(f, optax.set_to_zero(), keys, 1, **judge)[:, 0]
 

@@ -44,8 +44,8 @@ class Steps(NamedTuple):
   Attributes:
     preset: Values of the flags that are not given; see below.
     workdir: Directory of the results, made if missing.
-    resume: auto: draw again what is there; never: refuse a --workdir with a
-      run in it; must: refuse one without.
+    resume: auto: run again in a --workdir with a run; never: refuse a --workdir
+      with a run in it; must: refuse one without.
     theta: Files of theta, a flag for each.
     panel: Problem, as in experiments.predicted_step_descent.
     dataset: Images, a name of python -m l2o_jax.datasets or an .npz.
@@ -62,7 +62,7 @@ class Steps(NamedTuple):
     f'{KEPT}/full/theta.npz',
     f'{KEPT}/scale_free/theta.npz',
   )
-  panel: Literal[tuple(PANELS)] = 'base'
+  panel: Literal[tuple(name for name in PANELS if 'long' not in name)] = 'base'
   dataset: str = 'mnist_5k'
   data_dir: str | None = None
   images: settings.Count = 400

@@ -36,9 +36,9 @@ from experiments.common.problems import Problem
 from l2o_jax.optimizees.rescaled import rescaled
 
 # Projection (0: as in meta-training), multiples of --inputs, --hidden and
-# --num_steps, minibatch.
+# --num_steps, minibatch (None: --minibatch).
 PANELS = {
-  'same': (0, 1, 1, 1, 64),
+  'same': (0, 1, 1, 1, None),
   'base': (1, 1, 1, 1, 64),
   'wide': (1, 100 / 48, 200 / 48, 1, 64),
   'noisy': (1, 1, 1, 1, 10),
@@ -210,7 +210,7 @@ def make_optimizee(s: Settings, data, panel, **parts):
   seed, wider, more, runs, minibatch = panel
   inputs = round(wider * s.images.inputs)
   hidden = round(more * s.images.hidden)
-  sizes = inputs, hidden, minibatch
+  sizes = inputs, hidden, minibatch or s.images.minibatch
   how = {'seed': seed, 'std': s.images.initial_std, **parts}
   return projected.make_optimizee(data, *sizes, **how), runs * s.run.num_steps
 
@@ -221,8 +221,7 @@ def make_trained_on(s: Settings, data, optimizee):
   parts = {name: getattr(own, name) or None for name in PARTS}
   if any(parts.values()):
     parts['objective_size'] = own.objective_size
-    panel = (0, 1, 1, 1, own.minibatch)
-    optimizee, _ = make_optimizee(s, data, panel, **parts)
+    optimizee, _ = make_optimizee(s, data, PANELS['same'], **parts)
   if own.rescale:
     optimizee = rescaled(optimizee, own.rescale, 'function')
   return optimizee
@@ -304,9 +303,8 @@ def main(s: Settings) -> None:
   test_data = projected.load_all(own.test_data or [own.dataset], own.data_dir)
   fewer = own.test_images, own.test_classes
   test_data = {k: projected.few(v, *fewer) for k, v in test_data.items()}
-  panel = (0, 1, 1, 1, own.minibatch)
   size = {'objective_size': own.objective_size}
-  optimizee, steps = make_optimizee(s, data, panel, **size)
+  optimizee, steps = make_optimizee(s, data, PANELS['same'], **size)
   others = comparison.rivals(s.comparison.rivals, optimizee)
   problem = lambda what, count: make_problem(optimizee, what, count, steps)
   tuning = problem('tuning', s.comparison.num_tuning)

@@ -143,7 +143,7 @@ def tune(
   """The best setting of a hand-designed optimizer, {'rate', ...}.
 
   Rates lie at half decades at first.  While the best is at an end, more follow
-  there; then ten a decade are tried around it.  A setting with any loss that is
+  there; then ten a decade are tried around it.  A setting whose score is
   not finite counts as infinite.
 
   Args:

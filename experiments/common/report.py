@@ -40,10 +40,18 @@ def statistics(curves: dict, settings: dict) -> dict[str, dict]:
         'final_quartiles': [low, high],
       }
   for by in ('mean', 'final'):
-    value = lambda name, by=by: np.nan_to_num(rows[name][by], nan=np.inf)
-    for rank, name in enumerate(sorted(rows, key=value), 1):
+    values = [row[by] for row in rows.values()]
+    for name, rank in zip(rows, mean_of_ties(values)):
       rows[name][f'rank_by_{by}'] = rank
   return rows
+
+
+def mean_of_ties(values) -> list[float]:
+  """Ranks from 1 on; equal values share the mean of theirs, nan is last."""
+  values = np.nan_to_num(np.asarray(values, float), nan=np.inf)
+  below = [np.sum(values < v) for v in values]
+  equal = [np.sum(values == v) for v in values]
+  return [float(b + (e + 1) / 2) for b, e in zip(below, equal)]
 
 
 def mean_ranks(panels: dict) -> dict[str, dict]:

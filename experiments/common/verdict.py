@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 
-from experiments.common.report import write_table
+from experiments.common.report import mean_of_ties, write_table
 
 REFERENCE = 'ADAM'
 
@@ -66,7 +66,7 @@ def aggregate(results: dict, horizons) -> dict:
   for horizon in horizons:
     found = ratios(results, horizon)
     means = np.array([x.mean(1) for x in found.values()])  # [optimizers, tasks]
-    ranks = np.argsort(np.argsort(means, 0), 0) + 1
+    ranks = np.stack([mean_of_ties(x) for x in means.T], 1)
     summary[horizon] = {}
     for i, (name, x) in enumerate(found.items()):
       ends = [results[task, name][horizon] for task in _tasks(results)]
@@ -75,7 +75,7 @@ def aggregate(results: dict, horizons) -> dict:
         'interval': _interval(x),
         'mean_rank': float(ranks[i].mean()),
         'worst': float(means[i].max()),
-        'ahead_of_adam': int(np.sum(means[i] < 1)),
+        'ahead_of_adam': int(np.sum(means[i] < 1 - 1e-6)),
         'tasks': len(ends),
         'diverged': sum(end['diverged'] for end in ends),
         'rose': sum(end['rose'] for end in ends),

@@ -17,7 +17,11 @@ from experiments.common import baselines, cli, comparison, problems, report, run
 from experiments.common.comparison import Comparison, Panel
 from experiments.common.problems import Problem
 from l2o_jax.base import Optimizee
-from l2o_jax.learned_optimizers import lstm_raw, predicted_step_descent
+from l2o_jax.learned_optimizers import (
+  lstm_raw,
+  predicted_step_descent,
+  robust_optimizer,
+)
 from tests.experiments import toy
 
 
