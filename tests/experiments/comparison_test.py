@@ -157,6 +157,11 @@ class ReportTest(absltest.TestCase):
     self.assertEqual(rows['a, b']['mean_2_to_horizon'], -0.5)
     self.assertIsNone(rows['a, b']['positive_after'])
 
+  def test_ties_share_a_rank(self):
+    """Nobody is ahead where several diverge."""
+    found = report.mean_of_ties([2.0, 1.0, np.nan, 2.0, np.inf])
+    self.assertEqual(found, [2.5, 1.0, 4.5, 2.5, 4.5])
+
   def test_no_nan_in_json(self):
     found = run.without_nan({'a': [1.0, np.nan], 'b': {'c': -np.inf}})
     self.assertEqual(found, {'a': [1.0, None], 'b': {'c': None}})

@@ -213,7 +213,7 @@ class EvaluateTest(absltest.TestCase):
 
   def test_a_theta_for_other_parameters(self):
     """Found before anything is run or written."""
-    with self.assertRaisesRegex(UsageError, '--theta=cifar10 is for other'):
+    with self.assertRaisesRegex(UsageError, '--theta=cifar10: is for other'):
       evaluate.main(self.settings(theta=('cifar10',)))
     self.assertFalse(self.path.exists())
 
