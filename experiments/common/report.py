@@ -48,7 +48,8 @@ def statistics(curves: dict, settings: dict) -> dict[str, dict]:
 
 def mean_of_ties(values) -> list[float]:
   """Ranks from 1 on; equal values share the mean of theirs, nan is last."""
-  values = np.nan_to_num(np.asarray(values, float), nan=np.inf)
+  values = np.asarray(values, float)
+  values = np.where(np.isnan(values), np.inf, values)
   below = [np.sum(values < v) for v in values]
   equal = [np.sum(values == v) for v in values]
   return [float(b + (e + 1) / 2) for b, e in zip(below, equal)]
