@@ -21,6 +21,7 @@ from experiments.common.training import Training
 from l2o_jax.learned_optimizers import (
   autonomous_optimizer,
   build,
+  lstm_log_and_sign,
   robust_optimizer,
 )
 from l2o_jax.optimizees.classifier import classifier, mlp
@@ -60,7 +61,7 @@ def of_cifar10(s):
 def of_neural_art(s):
   images = jnp.ones((2, 6, 6, 3), jnp.uint8)
   net = lambda pixels: (pixels, [pixels])
-  learned = mnist.make_optimizer(s)
+  learned = lstm_log_and_sign(s.lstm.preprocessing_p, s.lstm.output_scale)
   optimizee = neural_art.make_optimizee(s, net, images, images[0])
   return by_bptt(s, learned, optimizee)
 
