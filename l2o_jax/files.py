@@ -77,12 +77,13 @@ def replacing(path):
   link stays a link, and a file keeps its permissions.
 
   Raises:
-    OSError: `path` is a directory, FIFO or device, or cannot be written.
+    OSError: `path` is a directory or a device, or cannot be written.
   """
   path = os.path.realpath(os.fsdecode(path))
   mode = os.stat(path).st_mode if os.path.exists(path) else None
-  if mode is not None and not stat.S_ISREG(mode):
-    raise OSError(errno.EINVAL, _what(stat.S_IFMT(mode)), path)
+  kind = stat.S_IFMT(mode or 0)
+  if kind in (stat.S_IFDIR, stat.S_IFCHR, stat.S_IFBLK):
+    raise OSError(errno.EINVAL, _what(kind), path)
   directory, name = os.path.split(path)
   _remove_stale(directory)
   while True:
@@ -98,7 +99,7 @@ def replacing(path):
       yield f
       f.flush()
       os.fsync(f.fileno())
-      if mode is not None:
+      if kind == stat.S_IFREG:
         os.chmod(temporary, stat.S_IMODE(mode))
       os.replace(temporary, path)
     except BaseException:
