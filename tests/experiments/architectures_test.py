@@ -153,7 +153,7 @@ class ArchitecturesTest(absltest.TestCase):
   def test_bad_flags(self):
     """One line, before anything is measured or written."""
     cases = {
-      'nonesuch': 'but no .nonesuch.',
+      'nonesuch': '=nonesuch: no such file or directory',
       'predicted_step_descent': '=predicted_step_descent: is for other ',
     }
     for name, message in cases.items():
