@@ -3,6 +3,7 @@ r"""Two LSTMs on a convolutional net (Andrychowicz et al., section 3.3).
 Copy and paste:
   python -m l2o_jax.datasets prepare cifar10         # or: --from DIR
   python -m experiments.cifar10                      # 16 x 16 pixels
+  python -m experiments.cifar10 --preset=gated --workdir=runs/gated
   python -m experiments.cifar10 --train_on=other_labels --workdir=runs/sub
   python -m experiments.cifar10 --rivals=runs/sub --rivals=robust \
       --workdir=runs/cifar10_and_sub
@@ -10,11 +11,12 @@ Copy and paste:
 Meta-trains one LSTM for convolutional and one for fully connected layers, and
 compares them with `robust` and with tuned SGD, NAG, RMSprop and ADAM on images
 that are new to them: of all labels (CIFAR-10), of five and of two (CIFAR-5,
-CIFAR-2).
+CIFAR-2).  The preset `gated` has the form of `robust` with these LSTMs in its
+gate.
 Writes theta.npz, learning_curves.png, summary.json and curves.csv to --workdir.
 """
 
-from typing import Annotated, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -35,7 +37,7 @@ from experiments.common.settings import UsageError
 from l2o_jax import datasets
 from l2o_jax.base import LearnedOptimizer, Optimizee
 from l2o_jax.groups import by_label, merge, split
-from l2o_jax.learned_optimizers import lstm_log_and_sign
+from l2o_jax.learned_optimizers import lstm_log_and_sign, robust_optimizer
 from l2o_jax.optimizees.classifier import classifier
 from l2o_jax.optimizees.convnet import convnet
 
@@ -70,20 +72,14 @@ class Images(NamedTuple):
   test_steps: settings.Count = 1000
 
 
-class Lstm(NamedTuple):
-  """Learned optimizer.
+class Layers(NamedTuple):
+  """Layers.
 
   Attributes:
     shared: One LSTM for all layers, not two.
-    output_scale: Factor of the LSTM's output, > 0; smaller means smaller steps
-      at the start.
-    preprocessing_p: p of the gradient's preprocessing, > 0: gradients under
-      exp(-p) are seen linearly.
   """
 
   shared: bool = False
-  output_scale: settings.Positive = 0.01
-  preprocessing_p: Annotated[float, 1e-3, 50.0] = 7.0
 
 
 class Settings(NamedTuple):
@@ -93,7 +89,10 @@ class Settings(NamedTuple):
     workdir='runs/cifar10', evaluation_period=20, num_validation=8
   )
   images: Images = Images()
-  lstm: Lstm = Lstm()
+  optimizer: settings.Optimizer = settings.Optimizer()
+  layers: Layers = Layers()
+  lstm: settings.Lstm = settings.Lstm()
+  gate: settings.Gate = settings.Gate()
   bptt: settings.Bptt = settings.Bptt(learning_rate=2e-3, weights='rising')
   comparison: Comparison = Comparison(
     num_test=20,
@@ -104,19 +103,26 @@ class Settings(NamedTuple):
   hosts: settings.Hosts = settings.Hosts()
 
 
+_SMALL = {'side': 16, 'batch_size': 32, 'test_steps': 200}
 EXPERIMENT = settings.Experiment(
   'cifar10',
   Settings(),
   {
-    'quick': {
-      'num_epochs': 100,
-      'side': 16,
-      'batch_size': 32,
-      'test_steps': 200,
+    'quick': {**_SMALL, 'num_epochs': 100},
+    'gated': {
+      **_SMALL,
+      'optimizer': 'gated',
+      'num_epochs': 120,
+      'num_steps': 200,
+      'num_validation': 16,
+      'unroll_length': 50,
+      'learning_rate': 3e-3,
+      'second_derivatives': True,
     },
     'full': {'num_epochs': 240, 'num_steps': 500},
   },
   __doc__,
+  only=settings.ONLY_OPTIMIZER,
 )
 
 
@@ -189,17 +195,19 @@ def in_vectors(f: Optimizee) -> Optimizee:
   )
 
 
-def make_learned(s: Lstm) -> LearnedOptimizer:
+def make_learned(s: Settings) -> LearnedOptimizer:
   """Two LSTMs, or one."""
-  labels = None if s.shared else GROUPS
-  return lstm_log_and_sign(s.preprocessing_p, s.output_scale, labels)
+  labels = None if s.layers.shared else GROUPS
+  if s.optimizer.optimizer == 'gated':
+    return robust_optimizer(s.gate.units, labels=labels)
+  return lstm_log_and_sign(s.lstm.preprocessing_p, s.lstm.output_scale, labels)
 
 
 def main(s: Settings) -> None:
   """Meta-trains and compares."""
   if comparison.shown(EXPERIMENT, s):
     return
-  learned = make_learned(s.lstm)
+  learned = make_learned(s)
   theta = training.given_theta(learned, s)
   train, held_out, test = load(s.images)
   count = int(train[1].max()) + 1

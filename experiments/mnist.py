@@ -71,36 +71,14 @@ class Images(NamedTuple):
   initial_std: settings.Positive = 0.1
 
 
-class Optimizer(NamedTuple):
-  """Which learned optimizer.
-
-  Attributes:
-    optimizer: lstm: the paper's, on logarithm and sign of the gradient; gated:
-      schedule-free Adam whose step lengths are set by an LSTM, the form of
-      `robust`.
-  """
-
-  optimizer: Literal['lstm', 'gated'] = 'lstm'
-
-
-class Gate(NamedTuple):
-  """Gate.
-
-  Attributes:
-    units: Units of the LSTM in the gate, >= 0; 0: no LSTM.
-  """
-
-  units: settings.Whole = 8
-
-
 class Settings(NamedTuple):
   """All flags."""
 
   run: settings.Run = settings.Run(workdir='runs/mnist')
   images: Images = Images()
-  optimizer: Optimizer = Optimizer()
+  optimizer: settings.Optimizer = settings.Optimizer()
   lstm: settings.Lstm = settings.Lstm()
-  gate: Gate = Gate()
+  gate: settings.Gate = settings.Gate()
   bptt: settings.Bptt = settings.Bptt(learning_rate=2e-3)
   comparison: Comparison = Comparison(
     num_test=100,
@@ -155,7 +133,7 @@ EXPERIMENT = settings.Experiment(
     },
   },
   __doc__,
-  only={'lstm': ('optimizer', ('lstm',)), 'gate': ('optimizer', ('gated',))},
+  only=settings.ONLY_OPTIMIZER,
 )
 
 

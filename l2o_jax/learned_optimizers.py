@@ -36,6 +36,7 @@ _BY_NAME = {}
 _LATER = {
   'predicted_step_descent': {'features': 'changes'},
   'lstm_log_and_sign': {'labels': None},
+  'robust_optimizer': {'labels': None},
 }
 
 
@@ -181,7 +182,7 @@ def autonomous_optimizer(
 
 @_named
 def robust_optimizer(
-  hidden: int = 0, scale: float = 0.3, age: float = 100.0
+  hidden: int = 0, scale: float = 0.3, age: float = 100.0, labels=None
 ) -> LearnedOptimizer:
   """Schedule-free Adam with a learned gate on the length of its steps.
 
@@ -193,6 +194,7 @@ def robust_optimizer(
     hidden: units of an LSTM in the gate; 0: none.
     scale: bound of a step, > 0.05.
     age: steps after which the length of steps begins to fall, > 0.
+    labels: see `lstm_log_and_sign`.
 
   Raises:
     ValueError: an argument is out of its bounds.
@@ -200,7 +202,8 @@ def robust_optimizer(
   features = adam_ratios((0.9, 0.97), 0.95, age=age)
   # The direction starts as the newest gradient: averaging is momentum enough.
   cell = gated_cell(hidden, scale, rate=0.05, direction=-1)
-  return coordinatewise(features, schedule_free(cell, age, power=3.0))
+  learned = coordinatewise(features, schedule_free(cell, age, power=3.0))
+  return learned if labels is None else grouped(learned, by_label(labels))
 
 
 @_named

@@ -94,6 +94,35 @@ class Lstm(NamedTuple):
   preprocessing_p: Annotated[float, 1e-3, 50.0] = 7.0
 
 
+class Optimizer(NamedTuple):
+  """Which learned optimizer.
+
+  Attributes:
+    optimizer: lstm: the paper's, on logarithm and sign of the gradient; gated:
+      schedule-free Adam whose step lengths are set by an LSTM, the form of
+      `robust`.
+  """
+
+  optimizer: Literal['lstm', 'gated'] = 'lstm'
+
+
+class Gate(NamedTuple):
+  """Gate.
+
+  Attributes:
+    units: Units of the LSTM in the gate, >= 0; 0: no LSTM.
+  """
+
+  units: Whole = 8
+
+
+# Of an experiment with the topics above: the optimizer's own flags.
+ONLY_OPTIMIZER = {
+  'lstm': ('optimizer', ('lstm',)),
+  'gate': ('optimizer', ('gated',)),
+}
+
+
 class Bptt(NamedTuple):
   """Truncated back-propagation through time.
 
