@@ -11,8 +11,7 @@ Copy and paste:
 Meta-trains one LSTM for convolutional and one for fully connected layers, and
 compares them with `robust` and with tuned SGD, NAG, RMSprop and ADAM on images
 that are new to them: of all labels (CIFAR-10), of five and of two (CIFAR-5,
-CIFAR-2).  The preset `gated` has the form of `robust` with these LSTMs in its
-gate.
+CIFAR-2).  The preset `gated` has the form of `robust` with LSTMs in its gates.
 Writes theta.npz, learning_curves.png, summary.json and curves.csv to --workdir.
 """
 
@@ -35,9 +34,8 @@ from experiments.common.comparison import Comparison, Panel
 from experiments.common.problems import Problem
 from experiments.common.settings import UsageError
 from l2o_jax import datasets
-from l2o_jax.base import LearnedOptimizer, Optimizee
+from l2o_jax.base import Optimizee
 from l2o_jax.groups import by_label, merge, split
-from l2o_jax.learned_optimizers import lstm_log_and_sign, robust_optimizer
 from l2o_jax.optimizees.classifier import classifier
 from l2o_jax.optimizees.convnet import convnet
 
@@ -195,19 +193,12 @@ def in_vectors(f: Optimizee) -> Optimizee:
   )
 
 
-def make_learned(s: Settings) -> LearnedOptimizer:
-  """Two LSTMs, or one."""
-  labels = None if s.layers.shared else GROUPS
-  if s.optimizer.optimizer == 'gated':
-    return robust_optimizer(s.gate.units, labels=labels)
-  return lstm_log_and_sign(s.lstm.preprocessing_p, s.lstm.output_scale, labels)
-
-
 def main(s: Settings) -> None:
   """Meta-trains and compares."""
   if comparison.shown(EXPERIMENT, s):
     return
-  learned = make_learned(s)
+  labels = None if s.layers.shared else GROUPS
+  learned = bptt.learned_optimizer(s, labels)
   theta = training.given_theta(learned, s)
   train, held_out, test = load(s.images)
   count = int(train[1].max()) + 1

@@ -32,7 +32,6 @@ from experiments.common.comparison import Comparison, Panel
 from experiments.common.problems import Problem
 from l2o_jax import datasets
 from l2o_jax.base import LearnedOptimizer, Optimizee
-from l2o_jax.learned_optimizers import lstm_log_and_sign, robust_optimizer
 from l2o_jax.optimizees.classifier import classifier, mlp
 
 # Title, hidden layers, activation, multiple of --num_steps.
@@ -137,13 +136,6 @@ EXPERIMENT = settings.Experiment(
 )
 
 
-def make_optimizer(s: Settings) -> LearnedOptimizer:
-  """The learned optimizer of the flags, without its weights."""
-  if s.optimizer.optimizer == 'gated':
-    return robust_optimizer(s.gate.units)
-  return lstm_log_and_sign(s.lstm.preprocessing_p, s.lstm.output_scale)
-
-
 def load(s: Images):
   """Images and labels to train on, to validate and tune on, and to test on."""
   images, labels = datasets.load(s.dataset, 'train', s.data_dir)
@@ -178,7 +170,7 @@ def main(s: Settings) -> None:
   """Meta-trains and compares."""
   if comparison.shown(EXPERIMENT, s):
     return
-  learned = make_optimizer(s)
+  learned = bptt.learned_optimizer(s)
   theta = training.given_theta(learned, s)
   train, held_out, test = load(s.images)
 

@@ -2,14 +2,16 @@ r"""Neural art with a learned optimizer (Andrychowicz et al., section 3.4).
 
 Copy and paste:
   python -m experiments.neural_art
+  python -m experiments.neural_art --preset=gated --workdir=runs/gated
   python -m experiments.neural_art --contents=PHOTOS --new_style=PAINTING.jpg \
       --workdir=runs/photos
 
 Meta-trains an LSTM to paint photographs of 64 x 64 pixels in one style, and
 compares it with tuned SGD, momentum, NAG, RMSprop and ADAM on photographs that
 are new to it: in that style, and at 128 x 128 in a style that is new as well.
-Writes theta.npz, learning_curves.png, pictures.png, summary.json and curves.csv
-to --workdir.
+The preset `gated` has the form of `robust` with an LSTM in its gate.  Writes
+theta.npz, learning_curves.png, pictures.png, summary.json and curves.csv to
+--workdir.
 """
 
 import functools
@@ -33,7 +35,6 @@ from experiments.common import (
 from experiments.common.comparison import Comparison, Panel
 from experiments.common.problems import Problem
 from l2o_jax.evaluation import learning_curves
-from l2o_jax.learned_optimizers import lstm_log_and_sign
 from l2o_jax.optimizees.neural_art import neural_art, to_pixels
 
 HELD_OUT = 8  # photographs, of those to train on, for validation and tuning
@@ -78,7 +79,9 @@ class Settings(NamedTuple):
     num_validation=8,
   )
   pictures: Pictures = Pictures()
+  optimizer: settings.Optimizer = settings.Optimizer()
   lstm: settings.Lstm = settings.Lstm(0.1, 10.0)
+  gate: settings.Gate = settings.Gate()
   bptt: settings.Bptt = settings.Bptt(
     unroll_length=32, learning_rate=3e-3, weights='rising'
   )
@@ -93,8 +96,17 @@ class Settings(NamedTuple):
 EXPERIMENT = settings.Experiment(
   'neural_art',
   Settings(),
-  {'quick': {'num_epochs': 300}, 'full': {'num_epochs': 2000}},
+  {
+    'quick': {'num_epochs': 300},
+    'gated': {
+      'optimizer': 'gated',
+      'num_epochs': 300,
+      'second_derivatives': True,
+    },
+    'full': {'num_epochs': 2000},
+  },
   __doc__,
+  only=settings.ONLY_OPTIMIZER,
 )
 
 
@@ -162,7 +174,7 @@ def main(s: Settings) -> None:
   """Meta-trains, compares, and paints."""
   if comparison.shown(EXPERIMENT, s):
     return
-  learned = lstm_log_and_sign(s.lstm.preprocessing_p, s.lstm.output_scale)
+  learned = bptt.learned_optimizer(s)
   theta = training.given_theta(learned, s)
   own = s.pictures
   net = vision.read_net(own.net_weights)

@@ -25,6 +25,7 @@ from l2o_jax.learned_optimizers import (
   lstm_raw,
   ntm_bfgs,
   predicted_step_descent,
+  robust_optimizer,
   save_learned,
 )
 from tests.contracts.subjects import theta_of
@@ -138,6 +139,24 @@ class FilesTest(parameterized.TestCase):
     self.assertEqual(again.call, old)
     self.assertEqual(learned.call, old)
     chex.assert_trees_all_equal(same, theta)
+
+  def test_labels_that_came_later(self):
+    """Without them a file is as those of older versions."""
+    self.assertNotIn('labels', robust_optimizer(3).call['arguments'])
+    learned = robust_optimizer(3, labels={'a': 'one', 'b': 'two'})
+    theta = theta_of(learned)
+    save_learned(self.path, learned, theta)
+    again, same = load_learned(self.path, expected=learned)
+    chex.assert_trees_all_equal(same, theta)
+    x = {'a': jnp.ones(2), 'b': jnp.ones(2)}
+    same['one'] = jax.tree.map(lambda z: z - 1, same['one'])
+    updates = []
+    for weights in theta, same:
+      opt = again.transform(weights)
+      updates.append(jax.jit(opt.update)(x, opt.init(x), x)[0])
+    before, after = updates
+    np.testing.assert_array_equal(before['b'], after['b'])
+    self.assertGreater(float(jnp.min(jnp.abs(before['a'] - after['a']))), 1e-3)
 
   def test_what_could_not_be_loaded_again_is_not_saved(self):
     learned = lstm_raw(scale=np.float32(0.5))

@@ -13,7 +13,8 @@ from experiments.common.progress import Progress
 from experiments.common.settings import Bptt, UsageError
 from experiments.common.training import Stage, Training, meta_train
 from l2o_jax import blocks
-from l2o_jax.base import MetaTrainer
+from l2o_jax.base import LearnedOptimizer, MetaTrainer
+from l2o_jax.learned_optimizers import lstm_log_and_sign, robust_optimizer
 from l2o_jax.truncated_bptt import truncated_bptt
 from l2o_jax.unroll import unroll
 
@@ -38,6 +39,18 @@ def sharding(num_optimizees: int) -> jax.sharding.NamedSharding | None:
   mesh = jax.make_mesh((count,), ('optimizees',), axis_types=kinds)
   spec = jax.sharding.PartitionSpec('optimizees')
   return jax.sharding.NamedSharding(mesh, spec)
+
+
+def learned_optimizer(s, labels=None) -> LearnedOptimizer:
+  """The learned optimizer of the flags, without its weights.
+
+  Args:
+    s: with the topics `optimizer`, `lstm` and `gate`.
+    labels: of groups with a theta each; None: one for all.
+  """
+  if s.optimizer.optimizer == 'gated':
+    return robust_optimizer(s.gate.units, labels=labels)
+  return lstm_log_and_sign(s.lstm.preprocessing_p, s.lstm.output_scale, labels)
 
 
 def make_trainers(

@@ -21,7 +21,6 @@ from experiments.common.training import Training
 from l2o_jax.learned_optimizers import (
   autonomous_optimizer,
   build,
-  lstm_log_and_sign,
   robust_optimizer,
 )
 from l2o_jax.optimizees.classifier import classifier, mlp
@@ -43,7 +42,7 @@ def of_quadratics(s):
 
 
 def of_mnist(s):
-  learned = mnist.make_optimizer(s)
+  learned = bptt.learned_optimizer(s)
   images, labels = jnp.zeros((9, 28, 28, 1), jnp.uint8), jnp.arange(9)
   net = mlp((784, 20, 10), initial_std=s.images.initial_std)
   size = s.images.batch_size
@@ -54,14 +53,15 @@ def of_cifar10(s):
   images, labels = jnp.zeros((9, 8, 8, 3), jnp.uint8), jnp.arange(9)
   net = convnet((8, 8, 3), 9)
   optimizee = classifier(images, labels, net, s.images.batch_size)
-  learned = cifar10.make_learned(s.lstm)
+  labels = None if s.layers.shared else cifar10.GROUPS
+  learned = bptt.learned_optimizer(s, labels)
   return by_bptt(s, learned, cifar10.in_vectors(optimizee))
 
 
 def of_neural_art(s):
   images = jnp.ones((2, 6, 6, 3), jnp.uint8)
   net = lambda pixels: (pixels, [pixels])
-  learned = lstm_log_and_sign(s.lstm.preprocessing_p, s.lstm.output_scale)
+  learned = bptt.learned_optimizer(s)
   optimizee = neural_art.make_optimizee(s, net, images, images[0])
   return by_bptt(s, learned, optimizee)
 
