@@ -5,6 +5,9 @@ Copy and paste:
   python -m l2o_jax.datasets prepare mnist           # or: --from DIR
   python -m experiments.predicted_step_descent --preset=full --dataset=mnist \
       --workdir=runs/psd
+  python -m l2o_jax.datasets prepare cifar10         # and cifar100
+  python -m experiments.predicted_step_descent --preset=figures \
+      --workdir=runs/figures                         # weights of the package
 
 Meta-trains a policy on a single objective, a small ReLU net on randomly
 projected images, and compares it on nets of other sizes, smaller minibatches,
@@ -12,6 +15,13 @@ more steps and other images with hand-designed optimizers tuned on the objective
 of meta-training.  --trainer and --features choose what is trained; --rivals
 takes finished runs with others into the comparison.  Writes theta.npz,
 curves.csv, summary.json and learning_curves.png to --workdir.
+
+The preset `figures` has the paper's five figures on CIFAR-10 and CIFAR-100;
+with --tune_each, rivals are tuned on every problem by itself.  The paper's
+faces cannot be had.  FER2013, from kaggle.com, can take their place: 48 x 48
+grey pixels of 7 expressions, which you put into an .npz
+(`l2o_jax.datasets.read_npz` has the form), for
+--test_data=FACES.npz --test_data=cifar10 --test_data=cifar100.
 """
 
 from typing import Annotated, Literal, NamedTuple
@@ -186,6 +196,16 @@ SCALE_FREE = {
     'small_wide_noisy',
   ),
 }
+FIGURES = {
+  'dataset': 'mnist',
+  'theta': 'scale_free',
+  'num_epochs': 0,
+  'imitation_epochs': 0,
+  'initial': 'momentum',
+  'validate_on': (),
+  'test_data': ('cifar10', 'cifar100'),
+  'panels': ('base', 'wide', 'noisy', 'wide_noisy', 'wide_long'),
+}
 EXPERIMENT = settings.Experiment(
   'predicted_step_descent',
   Settings(),
@@ -193,6 +213,7 @@ EXPERIMENT = settings.Experiment(
     'quick': {'inputs': 16, 'hidden': 16},
     'full': FULL,
     'scale_free': FULL | SCALE_FREE,
+    'figures': FULL | SCALE_FREE | FIGURES,
   },
   __doc__,
   {

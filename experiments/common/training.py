@@ -22,6 +22,7 @@ from experiments.common.settings import UsageError
 from l2o_jax import checkpoint
 from l2o_jax.base import LearnedOptimizer, MetaTrainer, Optimizee
 from l2o_jax.learned_optimizers import load_learned
+from l2o_jax.pretrained import names, pretrained
 
 SAVE_PERIOD = 60.0  # seconds between checkpoints, at most
 
@@ -78,13 +79,14 @@ def prepare(
 
 
 def given_theta(learned: LearnedOptimizer, settings):
-  """That of --theta, None without; it must be for this very optimizer.
+  """The weights that --theta names, for this very optimizer; None without.
 
   Raises:
     CheckpointError: it cannot be read, or is for another optimizer.
   """
   path = settings.run.theta
-  return None if path is None else load_learned(path, learned)[1]
+  load = pretrained if path in names() else load_learned
+  return None if path is None else load(path, learned)[1]
 
 
 def first_keys(seed: int) -> tuple[jax.Array, jax.Array]:

@@ -17,26 +17,30 @@ def names() -> tuple[str, ...]:
   return tuple(sorted(f.removesuffix('.npz') for f in files if '.npz' in f))
 
 
-def pretrained(name: str = 'robust') -> tuple[LearnedOptimizer, Theta]:
+def pretrained(
+  name: str = 'robust', expected: LearnedOptimizer | None = None
+) -> tuple[LearnedOptimizer, Theta]:
   """A learned optimizer with its weights, from the installed package.
 
   Args:
     name: 'robust' is the one to try first; `from l2o_jax.pretrained import
       names` for all of them.
+    expected: see `load_learned`.
 
   Returns:
     (learned, theta).
 
   Raises:
     ValueError: there is none of that name.
-    CheckpointError: the file is damaged.
+    CheckpointError: the file is damaged, or for another optimizer than
+      expected.
   """
   if name not in names():
     raise ValueError(
       f'pretrained: there is {", ".join(names())}, but no {name!r:.100}'
     )
   with importlib.resources.as_file(_FILES / f'{name}.npz') as path:
-    return load_learned(path)
+    return load_learned(path, expected)
 
 
 def pretrained_optimizer(

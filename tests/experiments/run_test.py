@@ -10,6 +10,7 @@ import tempfile
 import threading
 from unittest import mock
 
+import chex
 import jax
 import numpy as np
 from absl.testing import absltest, parameterized
@@ -17,6 +18,7 @@ from absl.testing import absltest, parameterized
 from experiments.common import cli, progress, run, settings, signals, training
 from l2o_jax.checkpoint import CheckpointError
 from l2o_jax.learned_optimizers import load_learned, save_learned
+from l2o_jax.pretrained import pretrained
 from tests.experiments import toy
 
 
@@ -195,6 +197,13 @@ class RunTest(parameterized.TestCase):
     s = toy.make_settings(self.path, theta='/dev/zero')
     with self.assertRaisesRegex(CheckpointError, 'device'):
       training.given_theta(toy.LEARNED, s)
+
+  def test_theta_that_comes_with_the_package(self):
+    learned, theta = pretrained('quadratics')
+    s = toy.make_settings(self.path, theta='quadratics')
+    chex.assert_trees_all_equal(training.given_theta(learned, s), theta)
+    with self.assertRaisesRegex(CheckpointError, 'is for lstm_raw.*, not'):
+      training.given_theta(pretrained('robust')[0], s)
 
   def test_theta_of_another_optimizer(self):
     """Another output scale is refused in one line that names both (A.4)."""
