@@ -100,7 +100,7 @@ EXPERIMENT = settings.Experiment(
     'quick': {'num_epochs': 300},
     'gated': {
       'optimizer': 'gated',
-      'num_epochs': 300,
+      'num_epochs': 120,
       'second_derivatives': True,
     },
     'full': {'num_epochs': 2000},

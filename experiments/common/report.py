@@ -156,15 +156,16 @@ def show(path) -> None:
   say('\n'.join([*parts, f'\nwritten: {path}/{files}']))
 
 
-def write_table(title: str, head: Sequence[str], rows) -> str:
-  """Text in columns, the first one to the left and the others to the right."""
+def write_table(title: str, head: Sequence[str], rows, left: int = 1) -> str:
+  """Text in columns, the first `left` to the left and the others to the right.
+
+  A blank line and the title stand above; the title may be part of the head.
+  """
   lines = [list(map(str, row)) for row in (head, *rows)]
   wide = [max(map(len, column)) for column in zip(*lines)]
-  align = lambda row: (
-    [row[0].ljust(wide[0])]
-    + [cell.rjust(w) for cell, w in zip(row[1:], wide[1:])]
-  )
-  return '\n'.join([f'\n{title}', *('  '.join(align(row)) for row in lines)])
+  sides = [str.ljust] * left + [str.rjust] * (len(wide) - left)
+  aligned = ('  '.join(f(*x) for f, *x in zip(sides, l, wide)) for l in lines)
+  return '\n'.join(['', *([title] if title else []), *aligned])
 
 
 def _number(value, digits=4):
@@ -178,42 +179,35 @@ def _setting(setting):
 
 def table(title: str, rows: dict[str, dict], by: str) -> str:
   """One panel as text, the best first."""
-  settings = {name: _setting(row['setting']) for name, row in rows.items()}
-  wide = max(map(len, rows))
-  setting_wide = max(7, *map(len, settings.values()))
-  head = f'{"mean":>10}{"final":>10}{"± s.e.":>10}{"median":>10}  quartiles'
-  lines = [
-    f'\n{title}',
-    f'{"optimizer":<{wide}}  {"setting":<{setting_wide}}{head}',
-  ]
+  head = (
+    'optimizer',
+    'setting',
+    'mean',
+    'final',
+    '± s.e.',
+    'median',
+    'quartiles',
+  )
+  lines = []
   for name, row in sorted(rows.items(), key=lambda kv: kv[1][f'rank_by_{by}']):
-    values = [
-      row['mean'],
-      row['final'],
-      row['final_stderr'],
-      row['final_median'],
-    ]
-    digits = (4, 4, 2, 4)
-    numbers = [f'{_number(v, d):>10}' for v, d in zip(values, digits)]
     between = ' … '.join(_number(v) for v in row['final_quartiles'])
-    start = f'{name:<{wide}}  {settings[name]:<{setting_wide}}'
-    lines.append(start + ''.join(numbers) + f'  {between}')
-  return '\n'.join(lines)
+    error = _number(row['final_stderr'], 2)
+    mean, final, median = (
+      _number(row[key]) for key in ('mean', 'final', 'final_median')
+    )
+    setting = _setting(row['setting'])
+    lines.append([name, setting, mean, final, error, median, between])
+  return write_table(title, head, lines, left=2)
 
 
 def _rank_table(ranks, by):
-  wide = max(map(len, ranks))
-  lines = [f'\n{"mean rank":<{wide}}{"by mean":>10}{"by final":>10}']
-  for name, row in sorted(ranks.items(), key=lambda kv: kv[1][by]):
-    lines.append(f'{name:<{wide}}{row["mean"]:>10.2f}{row["final"]:>10.2f}')
-  return '\n'.join(lines)
+  order = sorted(ranks.items(), key=lambda kv: kv[1][by])
+  lines = [[n, f'{r["mean"]:.2f}', f'{r["final"]:.2f}'] for n, r in order]
+  return write_table('', ['mean rank', 'by mean', 'by final'], lines)
 
 
 def _margin_table(rows):
-  wide = max(24, *map(len, rows))
-  lines = [f'\n{"margin of victory over":<{wide}}{"mean, 2 … T":>14}{"> 0":>8}']
-  for name, row in rows.items():
-    mean = _number(row['mean_2_to_horizon'])
-    share = _number(row['positive_2_to_horizon'], 2)
-    lines.append(f'{name:<{wide}}{mean:>14}{share:>8}')
-  return '\n'.join(lines)
+  keys = ('mean_2_to_horizon', 4), ('positive_2_to_horizon', 2)
+  head = 'margin of victory over', 'mean, 2 … T', '> 0'
+  of = lambda row: [_number(row[key], digits) for key, digits in keys]
+  return write_table('', head, [[name, *of(row)] for name, row in rows.items()])
