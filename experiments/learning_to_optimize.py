@@ -106,10 +106,13 @@ class Badmm(NamedTuple):
     policy_rollouts: Share of the rollouts made by the policy, 0 ... 0.9; 0 in
       the paper.
     inner_iterations: Alternations in an epoch, >= 1; 4 in the paper.
+    penalty: Weight of the distance between guides and policy at first, > 0;
+      0.01 in the authors' code.
   """
 
   policy_rollouts: Annotated[float, 0.0, 0.9] = 0.5
   inner_iterations: Annotated[int, 1, 20] = 2
+  penalty: settings.Positive = 1e-4
 
 
 class Settings(NamedTuple):
@@ -171,6 +174,7 @@ EXPERIMENT = settings.Experiment(
       'policy_rollouts': 0.0,
       'blend': 0.5,
       'inner_iterations': 4,
+      'penalty': 0.01,
       'precision_power': 1.0,
     },
   },

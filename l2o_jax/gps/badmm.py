@@ -16,8 +16,7 @@ from l2o_jax.gps.lqr import constrained_step
 from l2o_jax.gps.model import explored, fit_model, scaled, unscaled
 from l2o_jax.gps.policy import Lesson, learn, policy_actions
 
-# As in the released code of 2016.  A first ν of 0.1 was worse.
-FIRST_PENALTY, DUAL_RATE = 0.01, 0.2
+DUAL_RATE = 0.2  # as in the released code of 2016
 
 
 class Dual(NamedTuple):
@@ -85,6 +84,7 @@ def badmm(
   blend: float = 0.05,
   inner_iterations: int = 2,
   policy_rollouts: float = 0.0,
+  penalty: float = 0.01,
 ) -> iteration.Improve:
   r"""Bregman ADMM (Li & Malik 2016, section 3; 2017, section 3.3).
 
@@ -105,20 +105,24 @@ def badmm(
     policy_rollouts: share of the rollouts that the policy makes after the first
       iteration; 0 in the papers.  From the guide's rollouts alone, the policy
       learns on states that it will not visit.
+    penalty: ν_t at first, > 0; 0.01 in the released code of 2016.  The larger
+      it is, the closer the guides stay to the policy.
 
   Returns:
     Improve; its dual is Dual [P, M, ...].
 
   Raises:
-    ValueError: the cost gives each sample its own terms (`of_samples`).
+    ValueError: the cost gives each sample its own terms (`of_samples`), or the
+      penalty is not positive.
   """
   why = 'the cost gives each sample its own actions, no guide to roll out'
   require(not cost.of_samples, f'badmm: {why}: it needs mirror_descent')
+  require(penalty > 0, f'badmm: penalty must be positive, got {penalty!r}')
   improve_one = functools.partial(_improve_one, cost, blend)
 
   def init(shape):
     P, M, T, A = shape
-    nu = jnp.full((P, M, T), FIRST_PENALTY, jnp.float32)
+    nu = jnp.full((P, M, T), penalty, jnp.float32)
     return Dual(jnp.zeros((P, M, T, A)), nu, jnp.ones((P, M)))
 
   def step(policy, iterate, seen):

@@ -51,6 +51,28 @@ class BadmmTest(absltest.TestCase):
     self.assertLess(costs_seen[2], costs_seen[1])
     self.assertLess(costs_seen[1], costs_seen[0])
 
+  @pytest.mark.slow
+  def test_a_large_penalty_keeps_the_guides_with_the_policy(self):
+    policy = make_policy(gradient(), mlp_cell((5,)))
+    functions = jax.random.split(jax.random.key(7), 2)
+    apart = []
+    for penalty in (1e-4, 1e3):
+      trainer = guided_policy_search(
+        policy,
+        state_features(1, 0),
+        (0.01, 0.3),
+        Rollouts(4, functions, num_rollouts=6),
+        improve=badmm(penalty=penalty),
+        regression=Regression(10, 20, batch_size=16, learning_rate=1e-2),
+      )
+      state = trainer.init(jax.random.key(0))
+      np.testing.assert_allclose(state.dual.penalties, penalty, rtol=1e-6)
+      step = jax.jit(trainer.step, compiler_options=QUICKLY)
+      for i in range(2):
+        state, info = step(state, quadratic(3), jax.random.key(i))
+      apart.append(float(info.summary['policy_kl']))
+    self.assertLess(apart[1], 0.5 * apart[0])
+
   def test_penalties_follow_the_divergence(self):
     """Doubled where it is large for its run, halved where it is small."""
     kl = jnp.array([1.0, 1.0, 1.0, 1.0, 5.0, -3.0])
@@ -61,6 +83,8 @@ class BadmmTest(absltest.TestCase):
     for cost in (costs.sample_taylor, costs.sample_gradient):
       with self.assertRaisesRegex(ValueError, 'needs mirror_descent'):
         badmm(cost)
+    with self.assertRaisesRegex(ValueError, 'penalty must be positive, got 0'):
+      badmm(penalty=0)
 
 
 if __name__ == '__main__':
