@@ -4,7 +4,8 @@ Copy and paste:
   python -m experiments.architectures              # 17 minutes of one core
   python -m experiments.architectures --rivals=predicted_step_descent \
       --depths=1 --workdir=runs/depth1
-  python -m experiments.architectures --dataset=mnist --workdir=runs/fig6
+  python -m experiments.architectures --dataset=mnist --workdir=runs/fig6 \
+      --rivals=mnist_gated --rivals=mnist_lstm --rivals=robust
 
 Trains nets of one, two and three hidden layers of 5 to 80 sigmoid units, and
 the net of meta-training with other activations.  Hand-designed optimizers are
