@@ -112,7 +112,7 @@ class Badmm(NamedTuple):
 
   policy_rollouts: Annotated[float, 0.0, 0.9] = 0.5
   inner_iterations: Annotated[int, 1, 20] = 2
-  penalty: settings.Positive = 1e-4
+  penalty: settings.Positive = 0.01
 
 
 class Settings(NamedTuple):
@@ -165,6 +165,12 @@ EXPERIMENT = settings.Experiment(
   Settings(),
   {
     'quick': {},
+    'badmm': {
+      'num_epochs': 16,
+      'trainer': 'badmm',
+      'precision_power': 0.5,
+      'penalty': 1e-4,
+    },
     'paper': {
       'num_epochs': 10,
       'trainer': 'badmm',
@@ -174,7 +180,6 @@ EXPERIMENT = settings.Experiment(
       'policy_rollouts': 0.0,
       'blend': 0.5,
       'inner_iterations': 4,
-      'penalty': 0.01,
       'precision_power': 1.0,
     },
   },
