@@ -4,6 +4,7 @@ Copy and paste:
   python -m experiments.learning_to_optimize       # 4 minutes on one core
   python -m experiments.learning_to_optimize --family=robust --workdir=robust
   python -m experiments.learning_to_optimize --family=net --workdir=net
+  python -m experiments.learning_to_optimize --preset=badmm --workdir=badmm
 
 Trains a policy on a set of small functions (logistic regression, robust linear
 regression or nets of 12 weights), compares it on unseen ones, to 4 times its

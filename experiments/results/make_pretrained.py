@@ -23,6 +23,7 @@ NAMES = {
   'mnist_gated': 'mnist/gated',
   'cifar10': 'cifar10/quick',
   'neural_art': 'neural_art/quick',
+  'neural_art_gated': 'neural_art/gated',
   'predicted_step_descent': 'predicted_step_descent/full',
   'scale_free': 'predicted_step_descent/scale_free',
 }
