@@ -205,6 +205,9 @@ FIGURES = {
   'validate_on': (),
   'test_data': ('cifar10', 'cifar100'),
   'panels': ('base', 'wide', 'noisy', 'wide_noisy', 'wide_long'),
+  'baselines': tuple(
+    n for n in TABLE if n not in NOT_COMPARED and 'line search' not in n
+  ),
 }
 EXPERIMENT = settings.Experiment(
   'predicted_step_descent',
