@@ -43,10 +43,11 @@ MISSING = """
   and 1,000 steps. `python -m experiments.cifar10 --preset=full` makes them, on
   a GPU; no comparison is kept.
 - Li & Malik 2016, curves of single test functions: no command draws them.
-- Li & Malik 2017, Figs. 1 to 5, fifteen panels on Toronto Faces, CIFAR-10 and
-  CIFAR-100: no command makes them from data that anyone can prepare.  They were
-  measured on other faces and on subsets of CIFAR, see
-  [predicted_step_descent/full](predicted_step_descent/full/NOTES.md).
+- Li & Malik 2017, Figs. 1 to 5 on Toronto Faces, which cannot be had: other
+  faces take their place.  `python -m experiments.predicted_step_descent
+  --preset=figures` draws the figures of CIFAR-10 and CIFAR-100; the kept ones
+  are of subsets, see
+  [scale_free](predicted_step_descent/scale_free/NOTES.md).
 """
 
 
