@@ -4,9 +4,10 @@ Copy and paste:
   python -m l2o_jax.datasets prepare cifar10         # or: --from DIR
   python -m experiments.cifar10                      # 16 x 16 pixels
   python -m experiments.cifar10 --preset=gated --workdir=runs/gated
-  python -m experiments.cifar10 --train_on=other_labels --workdir=runs/sub
-  python -m experiments.cifar10 --rivals=runs/sub --rivals=robust \
-      --workdir=runs/cifar10_and_sub
+  python -m experiments.cifar10 --preset=gated --train_on=other_labels \
+      --workdir=runs/sub
+  python -m experiments.cifar10 --preset=gated --rivals=runs/sub \
+      --rivals=robust --workdir=runs/gated_and_sub
 
 Meta-trains one LSTM for convolutional and one for fully connected layers, and
 compares them with `robust` and with tuned SGD, NAG, RMSprop and ADAM on images

@@ -24,7 +24,7 @@ class PretrainedTest(parameterized.TestCase):
     learned, theta = l2o_jax.pretrained(name)
     layer = {'w': jnp.ones((3, 2)), 'b': jnp.zeros(2)}
     params = [layer, {'w': jnp.ones((2, 2)), 'b': jnp.zeros(2)}]
-    if name == 'cifar10':  # its two groups
+    if name.startswith('cifar10'):  # two groups
       params = dict(zip(('conv', 'fc'), params))
     opt = l2o_jax.pretrained_optimizer(name)
     self.assertIsInstance(opt, optax.GradientTransformationExtraArgs)

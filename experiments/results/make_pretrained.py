@@ -22,6 +22,7 @@ NAMES = {
   'mnist_lstm': 'mnist/quick',
   'mnist_gated': 'mnist/gated',
   'cifar10': 'cifar10/quick',
+  'cifar10_gated': 'cifar10/gated',
   'neural_art': 'neural_art/quick',
   'neural_art_gated': 'neural_art/gated',
   'predicted_step_descent': 'predicted_step_descent/full',
