@@ -159,13 +159,13 @@ def show(path) -> None:
 def write_table(title: str, head: Sequence[str], rows, left: int = 1) -> str:
   """Text in columns, the first `left` to the left and the others to the right.
 
-  A blank line and the title stand above; the title may be part of the head.
+  A blank line and the title, if there is one, stand above.
   """
   lines = [list(map(str, row)) for row in (head, *rows)]
   wide = [max(map(len, column)) for column in zip(*lines)]
   sides = [str.ljust] * left + [str.rjust] * (len(wide) - left)
-  aligned = ('  '.join(f(*x) for f, *x in zip(sides, l, wide)) for l in lines)
-  return '\n'.join(['', *([title] if title else []), *aligned])
+  one = lambda line: '  '.join(f(*x) for f, *x in zip(sides, line, wide))
+  return '\n'.join(['', *([title] if title else []), *map(one, lines)])
 
 
 def _number(value, digits=4):
