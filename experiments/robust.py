@@ -47,11 +47,11 @@ class Optimizer(NamedTuple):
 
   Attributes:
     hidden: Units of the LSTM in the gate; 0: none.
-    bound: Bound of a step, > 0.05.
+    bound: Bound of a step, > 0.15.
   """
 
   hidden: Annotated[int, 0, 1000] = 0
-  bound: Annotated[float, 0.051, 10.0] = 0.3
+  bound: Annotated[float, 0.16, 10.0] = 0.9
 
 
 class Curriculum(NamedTuple):
@@ -102,7 +102,7 @@ EXPERIMENT = settings.Experiment(
   Settings(),
   {
     'quick': {'num_epochs': 32, 'evaluation_period': 16, 'horizons': (300,)},
-    'full': {'num_epochs': 32, 'evaluation_period': 8, 'num_validation': 2},
+    'full': {'num_epochs': 44, 'evaluation_period': 11, 'num_validation': 2},
   },
   __doc__,
   check=check,

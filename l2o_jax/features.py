@@ -74,6 +74,7 @@ def adam_ratios(
   b2: float = 0.95,
   eps: float = 1e-8,
   age: float | None = None,
+  window: float | None = None,
 ) -> Features:
   r"""The step that Adam would take, and the gradient in the same units.
 
@@ -85,25 +86,36 @@ def adam_ratios(
   bounded: after many steps by (1 - β₁) / √((1 - β₂) (1 - β₁² / β₂)) and 1 / √(1
   - β₂).
 
+  With a window c the memory of g² grows with time, so that few steps do not
+  decide where gradients are noisy, and early ones are forgotten:
+
+      v ← (1 - a) v + a g²,   a = max((1 - β₂) / (1 - β₂ᵗ), c / (c + t - 1))
+
+  in place of v / (1 - β₂ᵗ).  v is then a mean over about the last t / c steps,
+  and in the end over the last 1 / (1 - β₂).
+
   Args:
     b1: β₁; several values give one ratio of this kind each.
     b2: β₂.
     eps: ε > 0, in units of the gradient.
     age: adds log(1 + (t - 1) / age) as the last feature, in steps.  None: adds
       nothing.
+    window: c; None: the memory of g² is the same at all times.
 
   Returns:
     Features with F = K + 1 for K values of β₁, and one more with an age; memory
     of K + 1 values.
 
   Raises:
-    ValueError: a decay is not in [0, 1), or ε or the age is not positive.
+    ValueError: a decay is not in [0, 1), or ε, the age or the window is not
+      positive.
   """
   b1 = tuple(b1) if isinstance(b1, Sequence) else (b1,)
   decays = b1 and all(0 <= b < 1 for b in (*b1, b2))
   require(decays, f'adam_ratios: decays must be in [0, 1): {b1}, {b2}')
-  above = eps > 0 and (age is None or 0 < age < math.inf)
-  require(above, f'adam_ratios: must be positive: eps {eps!r}, age {age!r}')
+  given = [x for x in (eps, age, window) if x is not None]
+  above = f'must be positive: eps {eps!r}, age {age!r}, window {window!r}'
+  require(all(0 < x < math.inf for x in given), f'adam_ratios: {above}')
 
   def rest(b, t):
     """1 - bᵗ; quicker than a power, and more exact near 0."""
@@ -122,9 +134,14 @@ def adam_ratios(
     step = memory.step + 1
     t = step.astype(g.dtype)
     m = [b * m + (1 - b) * g for b, m in zip(b1, memory.m)]
-    v = b2 * memory.v + (1 - b2) * g**2
+    if window is None:
+      v = b2 * memory.v + (1 - b2) * g**2
+      mean = v / rest(b2, t)
+    else:
+      a = jnp.maximum((1 - b2) / rest(b2, t), window / (window + t - 1))
+      v = mean = (1 - a) * memory.v + a * g**2
     # Above 0 the root has a finite derivative.
-    size = jnp.sqrt(jnp.maximum(v / rest(b2, t), limits.tiny)) + eps
+    size = jnp.sqrt(jnp.maximum(mean, limits.tiny)) + eps
     seen = [m / rest(b, t) / size for b, m in zip(b1, m)] + [g / size]
     if age is not None:
       seen.append(jnp.broadcast_to(jnp.log1p((t - 1) / age), g.shape))

@@ -36,7 +36,7 @@ _BY_NAME = {}
 _LATER = {
   'predicted_step_descent': {'features': 'changes'},
   'lstm_log_and_sign': {'labels': None},
-  'robust_optimizer': {'labels': None},
+  'robust_optimizer': {'labels': None, 'long_memory': False},
 }
 
 
@@ -182,7 +182,11 @@ def autonomous_optimizer(
 
 @_named
 def robust_optimizer(
-  hidden: int = 0, scale: float = 0.3, age: float = 100.0, labels=None
+  hidden: int = 0,
+  scale: float = 0.9,
+  age: float = 100.0,
+  labels=None,
+  long_memory: bool = True,
 ) -> LearnedOptimizer:
   """Schedule-free Adam with a learned gate on the length of its steps.
 
@@ -192,17 +196,26 @@ def robust_optimizer(
 
   Args:
     hidden: units of an LSTM in the gate; 0: none.
-    scale: bound of a step, > 0.05.
+    scale: bound of a step, > 0.15.
     age: steps after which the length of steps begins to fall, > 0.
     labels: see `lstm_log_and_sign`.
+    long_memory: g² is a mean over the last tenth of all steps.  False: over the
+      last twenty steps, which is as good where a net fits its data exactly and
+      worse where noise limits the loss.
 
   Raises:
     ValueError: an argument is out of its bounds.
   """
-  features = adam_ratios((0.9, 0.97), 0.95, age=age)
   # The direction starts as the newest gradient: averaging is momentum enough.
-  cell = gated_cell(hidden, scale, rate=0.05, direction=-1)
-  learned = coordinatewise(features, schedule_free(cell, age, power=3.0))
+  if long_memory:
+    features = adam_ratios(0.95, 0.999, age=age, window=10.0)
+    start = {'rate': 0.025, 'direction': -1, 'slope': 1 / 3, 'trust': 0.8}
+    average = {'momentum': 0.8, 'power': 4.0}
+  else:
+    features = adam_ratios((0.9, 0.97), 0.95, age=age)
+    start, average = {'rate': 0.05, 'direction': -1}, {'power': 3.0}
+  cell = schedule_free(gated_cell(hidden, scale, **start), age, **average)
+  learned = coordinatewise(features, cell)
   return learned if labels is None else grouped(learned, by_label(labels))
 
 
@@ -260,7 +273,8 @@ def build(call) -> LearnedOptimizer:
     ValueError: no function of this file has that name, or an argument is wrong.
   """
   try:
-    return _BY_NAME[call['name']](**call['arguments'])
+    arguments = {**_LATER.get(call['name'], {}), **call['arguments']}
+    return _BY_NAME[call['name']](**arguments)
   except (KeyError, TypeError) as error:
     raise ValueError(
       f'no learned optimizer of this library: {call!r:.200} ({error})'

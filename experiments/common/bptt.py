@@ -49,7 +49,7 @@ def learned_optimizer(s, labels=None) -> LearnedOptimizer:
     labels: of groups with a theta each; None: one for all.
   """
   if s.optimizer.optimizer == 'gated':
-    return robust_optimizer(s.gate.units, labels=labels)
+    return robust_optimizer(s.gate.units, 0.3, labels=labels, long_memory=False)
   return lstm_log_and_sign(s.lstm.preprocessing_p, s.lstm.output_scale, labels)
 
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.tree_util import Partial
 
 from experiments.common import nets, problems
 from experiments.common.tasks import digits
@@ -29,10 +30,49 @@ def _images(side, part):
   return data.x[part], data.y[part]
 
 
+def _noisy(data, net, batch_size, inputs=0.0, labels=0.0) -> Optimizee:
+  """A classifier whose data nobody can learn by heart.
+
+  Every minibatch adds N(0, inputs²) to the images and draws a part of the
+  labels anew.  Losses stop at a level that the noise sets, as they do where
+  there are more data than steps.  Over all data they are with one draw of the
+  noise in the images, and expected over labels.
+  """
+  init, apply = net
+  images, y = data
+  x = jnp.asarray(images.reshape(len(images), -1))
+
+  def cross_entropy(params, x, targets):
+    log_p = jax.nn.log_softmax(apply(params, x))
+    return -jnp.mean(jnp.sum(targets * log_p, -1))
+
+  def seen(x, key):
+    return x + inputs * jax.random.normal(key, x.shape)
+
+  def loss(data, params, task, key):
+    x, y = data
+    keys = jax.random.split(key, 4)
+    rows = jax.random.randint(keys[0], (batch_size,), 0, x.shape[0])
+    anew = jax.random.bernoulli(keys[1], labels, (batch_size,))
+    other = jax.random.randint(keys[2], (batch_size,), 0, _CLASSES)
+    targets = jax.nn.one_hot(jnp.where(anew, other, y[rows]), _CLASSES)
+    return cross_entropy(params, seen(x[rows], keys[3]), targets)
+
+  def objective(data, params, task):
+    x, y = data
+    targets = (1 - labels) * jax.nn.one_hot(y, _CLASSES) + labels / _CLASSES
+    return cross_entropy(params, seen(x, jax.random.key(0)), targets)
+
+  data = x, jnp.asarray(y)
+  return Optimizee(
+    lambda key: (init(key), ()), Partial(loss, data), Partial(objective, data)
+  )
+
+
 def trained() -> tuple[Optimizee, ...]:
   """Small nets on 7 x 7 to 14 x 14 digits, quadratics; batches of 8 to 128.
 
-  Half of them are in random units.
+  Four are in random units, three have data that cannot be learned by heart.
   """
   part = slice(0, _TRAINED)
   small, large = _images(7, part), _images(14, part)
@@ -48,6 +88,9 @@ def trained() -> tuple[Optimizee, ...]:
     any_units(of(*small, nets.normalised(49, _CLASSES, (16, 16)), 128), 0.5),
     any_units(optimizees.quadratic(20, 'normal', 1.0), 1.0),
     of(*large, net(196, 12, activation='gelu'), 8),
+    _noisy(small, net(49, 16), 64, inputs=0.5),
+    _noisy(_images(10, part), net(100, gain=0.1), 16, inputs=1.0),
+    _noisy(small, net(49, 16, 16), 32, labels=0.1),
   )
 
 
@@ -59,6 +102,8 @@ def validation() -> dict[str, Optimizee]:
   net = lambda *sizes, **how: nets.dense((*sizes, _CLASSES), **how)
   mlp = lambda *sizes, **how: optimizees.mlp((*sizes, _CLASSES), **how)
   sigmoid = mlp(784, 20, activation='sigmoid', initial_std=0.1)
+  tanh = net(196, 24, 24, activation='tanh')
+  deep = nets.normalised(196, _CLASSES, (24, 24, 24))
   return {
     'sigmoid, 784 inputs': of(large, sigmoid, 128),
     'ReLU, 784 inputs': of(large, mlp(784, 20, activation='relu'), 128),
@@ -69,6 +114,11 @@ def validation() -> dict[str, Optimizee]:
     'convolutions': of(middle, nets.conv(14, _CLASSES, batch_norm=False), 64),
     'recurrent': of(middle, nets.rows_gru(14, _CLASSES), 64),
     'quadratic': optimizees.quadratic(30, 'normal', 1.0),
+    'noisy images': _noisy(middle, net(196, 32), 32, inputs=1.0),
+    'noisy labels': _noisy(middle, tanh, 64, labels=0.2),
+    'noisy, wide': _noisy(middle, net(196, 64), 64, inputs=0.4),
+    'noisy, normalised': _noisy(middle, deep, 32, inputs=0.4),
+    'noisy, batches of 8': _noisy(small, net(49, 32), 8, inputs=0.2),
   }
 
 

@@ -36,6 +36,8 @@ def gated_cell(
   rate: float = 0.03,
   direction: int = 0,
   even: int = 1,
+  slope: float = 1.0,
+  trust: float = 0.0,
 ) -> Cell:
   r"""Adam's direction, and a learned gate on the length of the step.
 
@@ -51,18 +53,24 @@ def gated_cell(
   t / age) the length of steps can fall as a power of time, at any t.
 
   Made for `adam_ratios` with an age.  At the start theta is Adam with a rate
-  that falls as the root of time: d is one feature, m the last one times -1/2
-  plus b, and scale σ(m) is `rate` at t = 0, but for what an LSTM adds.  This
+  that falls as the root of time: d is one feature times `slope`, m the last one
+  times -1/2 plus b, and scale slope σ(m) is `rate` at t = 0, but for what an
+  LSTM adds and for what `trust` adds.  This
   nominal term (Harrison et al. 2022) is part of theta and trained with it.
 
   Args:
     hidden: H; 0: no LSTM.
     scale: bound of a step, in units of the parameters.
-    rate: length of a step of size 1 at the start, 0 < rate < scale.
+    rate: the step where that feature is small is -rate times the feature at the
+      start, 0 < rate < scale slope.
     direction: which of the F - even first features is d at the start, as an
       index.
     even: how many features, the last, do not change with the coordinate's sign,
       >= 1.
+    slope: weight of that feature in d at the start, > 0.  tanh bends where the
+      feature is 1 / slope.
+    trust: weight of |x_0| in m at the start: where gradients agree over time,
+      steps are longer.
 
   Returns:
     A whole Cell with theta {'lstm': [{'w', 'b'}], 'direction': [F - even],
@@ -74,8 +82,9 @@ def gated_cell(
       positive, or (from `init`) all features are even or none is `direction`.
   """
   require(hidden >= 0, f'gated_cell: hidden must not be negative: {hidden}')
-  within = f'gated_cell: rate must be in (0, {scale}), got {rate!r}'
-  require(0 < rate < scale < math.inf, within)
+  require(slope > 0, f'gated_cell: slope must be positive, got {slope!r}')
+  within = f'gated_cell: rate must be in (0, {scale * slope}), got {rate!r}'
+  require(0 < rate < scale * slope < math.inf, within)
   require(even > 0, f'gated_cell: even must be positive, got {even!r}')
 
   def init(key, num_features):
@@ -89,12 +98,12 @@ def gated_cell(
     lstm = [lstm_layer_init(key_lstm, size, hidden)] if hidden else []
     of_h = 0.1 * truncated_normal(key_h, max(hidden, 1), (hidden, 1))
     zeros = functools.partial(jnp.zeros, dtype=jnp.float32)
-    of_e = zeros((size, 1)).at[-1].set(-0.5)
+    of_e = zeros((size, 1)).at[-1].set(-0.5).at[0].set(trust)
     gate = {
       'w': jnp.concatenate([of_h, of_e]),
-      'b': jnp.log(jnp.array([rate / (scale - rate)], jnp.float32)),
+      'b': jnp.log(jnp.array([rate / (scale * slope - rate)], jnp.float32)),
     }
-    of_x = zeros(ratios).at[direction].set(1.0)
+    of_x = zeros(ratios).at[direction].set(slope)
     return {'lstm': lstm, 'direction': of_x, 'gate': gate}
 
   def initial_state(n):
