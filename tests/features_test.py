@@ -259,6 +259,29 @@ class AdamRatiosTest(parameterized.TestCase):
     ages = np.log(1 + np.arange(7) / 2)[:, None]
     np.testing.assert_allclose(seen[..., 3], ages + np.zeros(2), rtol=1e-12)
 
+  def test_a_memory_that_grows(self):
+    """Weights by hand: c / (c + t - 1), until 1 - β₂ is more.
+
+    With c = 2 they are 1 and 2/3; then β₂ = 1/2 has more: 4/7 and 8/15.
+    """
+    features = adam_ratios(0.0, 0.5, 1e-12, window=2.0)
+    memory, g = features.init(jnp.zeros(())), (1.0, 2.0, 4.0, 0.0)
+    means = []
+    for x in g:
+      memory, _ = features.update(memory, None, jnp.array(x), None)
+      means.append(float(memory.v))
+    np.testing.assert_allclose(means, [1, 3, 73 / 7, 73 / 15], rtol=1e-6)
+    root = np.sqrt(np.array([1, 3, 73 / 7]))
+    seen = along(features, *[np.array(g[:3])[:, None]] * 3)
+    np.testing.assert_allclose(seen[:, 0, 1], g[:3] / root, rtol=1e-6)
+
+  def test_a_long_memory_is_a_mean(self):
+    """c = 1: the plain mean of all squares, whatever came first."""
+    x, g, f = run_data(50)
+    seen = along(adam_ratios(0.0, 1 - 1e-9, 1e-12, window=1.0), x, g, f)
+    mean = np.cumsum(g**2, 0) / np.arange(1, 51)[:, None]
+    np.testing.assert_allclose(seen[..., 1], g / np.sqrt(mean), rtol=1e-6)
+
   def test_units_do_not_matter(self):
     x, g, f = run_data(9)
     one = along(adam_ratios(), x, g, f)
@@ -286,6 +309,8 @@ class AdamRatiosTest(parameterized.TestCase):
     ({'b1': ()}, 'decays must be in'),
     ({'eps': 0.0}, 'must be positive'),
     ({'age': 0.0}, 'must be positive'),
+    ({'window': 0.0}, 'must be positive.*window 0.0'),
+    ({'window': float('nan')}, 'must be positive'),
   )
   def test_bad_arguments(self, arguments, message):
     with self.assertRaisesRegex(ValueError, message):

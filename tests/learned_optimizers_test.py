@@ -140,6 +140,20 @@ class FilesTest(parameterized.TestCase):
     self.assertEqual(learned.call, old)
     chex.assert_trees_all_equal(same, theta)
 
+  def test_a_robust_optimizer_with_a_short_memory(self):
+    """Files that do not say which memory have the short one, as before."""
+    learned = robust_optimizer(0, 0.3, long_memory=False)
+    old = {'name': 'robust_optimizer', 'arguments': {}}
+    old['arguments'] = {'hidden': 0, 'scale': 0.3, 'age': 100.0}
+    self.assertEqual(learned.call, old)
+    theta = theta_of(learned)
+    checkpoint.save(self.path, theta, metadata={'optimizer': old})
+    again, same = load_learned(self.path, expected=learned)
+    chex.assert_trees_all_equal(same, theta)
+    self.assertEqual(again.call, old)
+    long = robust_optimizer().call['arguments']
+    self.assertIs(long['long_memory'], True)
+
   def test_labels_that_came_later(self):
     """Without them a file is as those of older versions."""
     self.assertNotIn('labels', robust_optimizer(3).call['arguments'])

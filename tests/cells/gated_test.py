@@ -29,6 +29,16 @@ class GatedCellTest(parameterized.TestCase):
       wanted = -0.03 * (1 + t / 100) ** -0.5 * np.tanh(direction)
       np.testing.assert_allclose(step, wanted, rtol=0.02, atol=1e-6)
 
+  def test_bends_later_and_trusts(self):
+    """-scale tanh(x_1 / 3) σ(m), m = log(r / (1 - r)) + 0.8 tanh|x_0|."""
+    cell = gated_cell(0, 0.9, 0.03, direction=-1, slope=1 / 3, trust=0.8)
+    theta = cell.init(jax.random.key(0), 3)
+    x = jnp.array([[-1.0, 0.2], [0.3, 6.0], [0.0, 0.0]])
+    step, _ = cell.step(theta, x, ())
+    odds = 0.1 / 0.9 * np.exp(0.8 * np.tanh([1.0, 0.2]))
+    wanted = -0.9 * np.tanh([0.1, 2.0]) * odds / (1 + odds)
+    np.testing.assert_allclose(step, wanted, rtol=1e-5)
+
   @parameterized.parameters(0, 4)
   def test_is_odd_and_bounded(self, hidden):
     """Whatever theta is: gradients turned round give steps turned round."""
@@ -54,6 +64,10 @@ class GatedCellTest(parameterized.TestCase):
       gated_cell(-1)
     with self.assertRaisesRegex(ValueError, r'rate must be in \(0, 0.1\)'):
       gated_cell(scale=0.1, rate=0.2)
+    with self.assertRaisesRegex(ValueError, r'rate must be in \(0, 0.05\)'):
+      gated_cell(scale=0.1, rate=0.06, slope=0.5)
+    with self.assertRaisesRegex(ValueError, 'slope must be positive, got 0'):
+      gated_cell(slope=0)
     with self.assertRaisesRegex(ValueError, 'needs more than 1 features'):
       gated_cell().init(jax.random.key(0), 1)
     with self.assertRaisesRegex(ValueError, 'even must be positive, got 0'):

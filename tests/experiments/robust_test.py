@@ -4,12 +4,13 @@ import json
 from unittest import mock
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
 from experiments import robust
-from experiments.common import families, run, tasks, training
+from experiments.common import families, nets, run, tasks, training
 from experiments.common.settings import UsageError
 from l2o_jax import optimizees
 from l2o_jax.learned_optimizers import load_learned
@@ -29,6 +30,51 @@ TINY = {
 
 def small_families():
   return optimizees.quadratic(2), optimizees.quadratic(3)
+
+
+class NoiseTest(absltest.TestCase):
+  """Optimizees whose data cannot be learned by heart."""
+
+  def test_loss_and_objective(self):
+    """The objective is the mean of the loss over minibatches."""
+    data = np.eye(3, dtype=np.float32), np.array([0, 1, 2])
+    net = nets.dense((3, 10))
+    f = families._noisy(data, net, 300, labels=0.5)
+    params = jax.tree.map(lambda x: x + 0.5, f.init(jax.random.key(0))[0])
+    losses = jax.vmap(lambda key: f.loss(params, (), key))(
+      jax.random.split(jax.random.key(1), 300)
+    )
+    error = 4 * float(losses.std()) / 300**0.5
+    self.assertAlmostEqual(
+      float(losses.mean()), float(f.objective(params, ())), delta=error
+    )
+
+  def test_labels_by_hand(self):
+    """A net without weights: log 10, whatever the labels are; else by hand."""
+    data = np.zeros((1, 2), np.float32), np.array([3])
+    net = (lambda key: jnp.zeros(10), lambda p, x: p + 0 * x[:, :1])
+    f = families._noisy(data, net, 4, labels=0.2)
+    self.assertAlmostEqual(
+      float(f.objective(jnp.zeros(10), ())), np.log(10), places=5
+    )
+    p = jnp.zeros(10).at[3].set(5.0)
+    log_z = np.log(np.exp(5) + 9)
+    right, wrong = log_z - 5, log_z
+    wanted = (0.8 + 0.02) * right + 0.18 * wrong
+    self.assertAlmostEqual(float(f.objective(p, ())), wanted, places=5)
+
+  def test_images_are_noisy(self):
+    """Of two pixels of 0 the net sees N(0, 0.5²)."""
+    data = np.zeros((1, 2), np.float32), np.array([0])
+    seen = []
+    net = (
+      lambda key: jnp.zeros(()),
+      lambda p, x: (seen.append(x), jnp.zeros((len(x), 10)))[1],
+    )
+    f = families._noisy(data, net, 2000, inputs=0.5)
+    f.loss(jnp.zeros(()), (), jax.random.key(0))
+    self.assertAlmostEqual(float(seen[0].std()), 0.5, delta=0.03)
+    self.assertAlmostEqual(float(seen[0].mean()), 0.0, delta=0.03)
 
 
 class RobustTest(parameterized.TestCase):
