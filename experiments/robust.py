@@ -68,8 +68,8 @@ class Curriculum(NamedTuple):
   """
 
   horizons: tuple[settings.Count, ...] = (1000,)
-  num_optimizees: settings.Count = 12
-  learning_rate: settings.Positive = 0.005
+  num_optimizees: settings.Count = 24
+  learning_rate: settings.Positive = 0.003
   clip_norm: settings.Positive = 1.0
   std: settings.Positive = 0.15
 
@@ -102,7 +102,7 @@ EXPERIMENT = settings.Experiment(
   Settings(),
   {
     'quick': {'num_epochs': 32, 'evaluation_period': 16, 'horizons': (300,)},
-    'full': {'num_epochs': 44, 'evaluation_period': 11, 'num_validation': 2},
+    'full': {'num_epochs': 66, 'evaluation_period': 11, 'num_validation': 4},
   },
   __doc__,
   check=check,

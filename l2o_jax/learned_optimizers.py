@@ -209,7 +209,7 @@ def robust_optimizer(
   # The direction starts as the newest gradient: averaging is momentum enough.
   if long_memory:
     features = adam_ratios(0.95, 0.999, age=age, window=10.0)
-    start = {'rate': 0.025, 'direction': -1, 'slope': 1 / 3, 'trust': 0.8}
+    start = {'rate': 0.02, 'direction': -1, 'slope': 1 / 3, 'trust': 0.8}
     average = {'momentum': 0.8, 'power': 4.0}
   else:
     features = adam_ratios((0.9, 0.97), 0.95, age=age)
