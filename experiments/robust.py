@@ -102,7 +102,7 @@ EXPERIMENT = settings.Experiment(
   Settings(),
   {
     'quick': {'num_epochs': 32, 'evaluation_period': 16, 'horizons': (300,)},
-    'full': {'num_epochs': 66, 'evaluation_period': 11, 'num_validation': 4},
+    'full': {'num_epochs': 44, 'evaluation_period': 11, 'num_validation': 4},
   },
   __doc__,
   check=check,

@@ -82,13 +82,13 @@ def trained() -> tuple[Optimizee, ...]:
   return (
     any_units(of(*large, net(196, 20, activation='sigmoid'), 128), 1.0),
     of(*small, net(49, 20, gain=0.5), 64),
-    of(*large, net(196, 16, 16, activation='tanh'), 16),
-    of(*small, net(49, 16, 16, 16), 64),
+    of(*large, net(196, 24, 24, activation='tanh'), 16),
+    of(*small, net(49, 32, 32), 64),
     any_units(of(*_images(10, part), net(100), 16), 1.0),
     any_units(of(*small, nets.normalised(49, _CLASSES, (16, 16)), 128), 0.5),
     any_units(optimizees.quadratic(20, 'normal', 1.0), 1.0),
-    of(*large, net(196, 12, activation='gelu'), 8),
-    _noisy(small, net(49, 16), 64, inputs=0.5),
+    of(*large, net(196, 24, activation='gelu'), 8),
+    _noisy(small, net(49, 48), 64, inputs=0.5),
     _noisy(_images(10, part), net(100, gain=0.1), 16, inputs=1.0),
     _noisy(small, net(49, 16, 16), 32, labels=0.1),
   )

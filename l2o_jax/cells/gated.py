@@ -41,7 +41,7 @@ def gated_cell(
 ) -> Cell:
   r"""Adam's direction, and a learned gate on the length of the step.
 
-      d = w^T x
+      d = slope w^T x
       m = u^T [h, e] + b,   h from an LSTM layer of H units that sees e
       delta = -scale tanh(d) σ(m)
 
@@ -53,8 +53,8 @@ def gated_cell(
   t / age) the length of steps can fall as a power of time, at any t.
 
   Made for `adam_ratios` with an age.  At the start theta is Adam with a rate
-  that falls as the root of time: d is one feature times `slope`, m the last one
-  times -1/2 plus b, and scale slope σ(m) is `rate` at t = 0, but for what an
+  that falls as the root of time: w^T x is one feature, m the last one times -1/2
+  plus b, and scale slope σ(m) is `rate` at t = 0, but for what an
   LSTM adds and for what `trust` adds.  This
   nominal term (Harrison et al. 2022) is part of theta and trained with it.
 
@@ -67,8 +67,7 @@ def gated_cell(
       index.
     even: how many features, the last, do not change with the coordinate's sign,
       >= 1.
-    slope: weight of that feature in d at the start, > 0.  tanh bends where the
-      feature is 1 / slope.
+    slope: > 0; tanh bends where w^T x is 1 / slope.
     trust: weight of |x_0| in m at the start: where gradients agree over time,
       steps are longer.
 
@@ -103,7 +102,7 @@ def gated_cell(
       'w': jnp.concatenate([of_h, of_e]),
       'b': jnp.log(jnp.array([rate / (scale * slope - rate)], jnp.float32)),
     }
-    of_x = zeros(ratios).at[direction].set(slope)
+    of_x = zeros(ratios).at[direction].set(1.0)
     return {'lstm': lstm, 'direction': of_x, 'gate': gate}
 
   def initial_state(n):
@@ -117,6 +116,6 @@ def gated_cell(
       h, c = lstm_layer(theta['lstm'][0], jnp.stack(e), state[0])  # [H, ...]
       e, new_state = [*h, *e], ((h, c),)
     d, m = _weighted(theta['direction'], x[:-even]), _weighted(u, e) + b
-    return -scale * tanh(d) * sigmoid(m), new_state
+    return -scale * tanh(slope * d) * sigmoid(m), new_state
 
   return Cell(init, initial_state, step, whole=True)
