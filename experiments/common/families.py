@@ -82,7 +82,7 @@ def trained() -> tuple[Optimizee, ...]:
   return (
     any_units(of(*large, net(196, 20, activation='sigmoid'), 128), 1.0),
     of(*small, net(49, 20, gain=0.5), 64),
-    of(*large, net(196, 24, 24, activation='tanh'), 16),
+    of(*large, net(196, 28, 28, activation='tanh'), 16),
     of(*small, net(49, 32, 32), 64),
     any_units(of(*_images(10, part), net(100), 16), 1.0),
     any_units(of(*small, nets.normalised(49, _CLASSES, (16, 16)), 128), 0.5),
