@@ -55,7 +55,8 @@ def gated_cell(
   Made for `adam_ratios` with an age.  At the start theta is Adam with a rate
   that falls as the root of time: w^T x is one feature, m the last one times
   -1/2 plus b, and scale slope σ(m) is `rate` at t = 0, but for what an LSTM and
-  `trust` add.  This nominal term (Harrison et al. 2022) is part of theta and trained with it.
+  `trust` add.  This nominal term (Harrison et al. 2022) is part of theta and
+  trained with it.
 
   Args:
     hidden: H; 0: no LSTM.
