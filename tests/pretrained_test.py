@@ -46,7 +46,8 @@ class PretrainedTest(parameterized.TestCase):
     for text in make_pretrained.page().split('\n## ')[1:]:
       fails = text.partition('**Where it fails.** ')[2]
       self.assertGreater(len(fails.strip()), 80)
-      self.assertRegex(text, r'made by: `(git checkout \w+ && )?python -m experiments\.')
+      command = r'`(git checkout \w+ && )?python -m experiments\.'
+      self.assertRegex(text, 'made by: ' + command)
 
   def test_small(self):
     size = sum(f.stat().st_size for f in FOLDER.glob('*.npz'))
