@@ -2,7 +2,7 @@
 
 Copy and paste:
   python -m experiments.robust                    # a small one
-  python -m experiments.robust --preset=full      # the one in the package
+  python -m experiments.robust --preset=full --seed=1   # the one in the package
 
 The optimizer is schedule-free Adam with a learned gate on the length of its
 steps (`robust_optimizer`).  It is meta-trained by evolution strategies on small
