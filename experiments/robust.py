@@ -47,11 +47,11 @@ class Optimizer(NamedTuple):
 
   Attributes:
     hidden: Units of the LSTM in the gate; 0: none.
-    bound: Bound of a step, > 0.15.
+    bound: Bound of a step, > 0.06.
   """
 
   hidden: Annotated[int, 0, 1000] = 0
-  bound: Annotated[float, 0.16, 10.0] = 0.9
+  bound: Annotated[float, 0.061, 10.0] = 0.9
 
 
 class Curriculum(NamedTuple):
