@@ -37,7 +37,7 @@ from experiments.common.baselines import MODERN, SCHEDULED, TABLE
 from experiments.common.judging import Contender
 from experiments.common.tasks import Task
 from l2o_jax.base import LearnedOptimizer, Optimizee
-from l2o_jax.learned_optimizers import load_learned
+from l2o_jax.learned_optimizers import eval_params, load_learned
 from l2o_jax.pretrained import names, pretrained
 
 FIXED = 'ADAM 1e-3'
@@ -57,6 +57,8 @@ class Judgement(NamedTuple):
       a file of theta.
     tune_theta: Tune a factor of the learned optimizers' steps, with as many
       trials as the rivals' rates; they are judged with and without it.
+    average: Judge those that average their steps at the average, too, as
+      schedule-free AdamW is (l2o_jax.eval_params).
     weight_decay: Judge the learned optimizers with weight decay, too: with
       optax.add_decayed_weights of this strength before them, a flag for each.
     task: Tasks, a flag for each.
@@ -74,6 +76,7 @@ class Judgement(NamedTuple):
   resume: Literal['auto', 'never', 'must'] = 'auto'
   theta: tuple[str, ...] = ('robust',)
   tune_theta: bool = False
+  average: bool = False
   weight_decay: tuple[settings.Positive, ...] = ()
   task: tuple[Literal[tuple(tasks.KINDS)], ...] = ('wide', 'residual')
   horizons: tuple[settings.Count, ...] = (100, 500, 2000)
@@ -106,6 +109,7 @@ _SCEPTICAL = {
   'num_test': 10,
   'num_tuning': 2,
   'tune_theta': True,
+  'average': True,
   'weight_decay': (1e-4, 1e-3),
 }
 EXPERIMENT = settings.Experiment(
@@ -124,6 +128,11 @@ EXPERIMENT = settings.Experiment(
 )
 
 
+def at_average(state, params, rate, theta):
+  """Where a learned optimizer is judged that averages its steps."""
+  return eval_params(theta, state, params, rate)
+
+
 def learned_contenders(s: Judgement) -> dict[str, Contender]:
   """The learned optimizers by name.
 
@@ -140,11 +149,15 @@ def learned_contenders(s: Judgement) -> dict[str, Contender]:
     label = name if name in names() else '/'.join(pathlib.Path(name).parts[-2:])
     label = comparison.unused(found, label, pathlib.Path(name))
     known = {'arguments': (theta,), 'of': digest(learned, theta)}
-    found[label] = Contender(make, (1.0,), **known)
-    if s.tune_theta:
-      factors = tuple(10 ** np.linspace(-1.5, 0.5, len(judging.RATES)))
-      tuned = f'{label}, steps tuned'
-      found[tuned] = Contender(make, factors, **known)
+    points = {label: None}
+    if s.average and 'momentum' in theta:
+      points[f'{label}, average'] = at_average
+    factors = tuple(10 ** np.linspace(-1.5, 0.5, len(judging.RATES)))
+    for name, point in points.items():
+      found[name] = Contender(make, (1.0,), point=point, **known)
+      if s.tune_theta:
+        tuned = f'{name}, steps tuned'
+        found[tuned] = Contender(make, factors, point=point, **known)
     for decay in s.weight_decay:
 
       def decayed(rate, steps, theta, make=make, decay=decay):

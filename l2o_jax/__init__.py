@@ -62,6 +62,7 @@ from l2o_jax.guard import guarded
 from l2o_jax.imitation import imitation
 from l2o_jax.learned_optimizers import (
   autonomous_optimizer,
+  eval_params,
   flattened,
   load_learned,
   lstm_averaging,
@@ -95,6 +96,7 @@ __all__ = (
   'blocks',
   'coordinatewise',
   'datasets',
+  'eval_params',
   'evolution',
   'flattened',
   'gated_cell',

@@ -28,6 +28,8 @@ class Contender(NamedTuple):
     scheduled: whether it is run anew for each horizon, as it must be told the
       number of steps.
     arguments: arrays that it is made of, theta for example.
+    point: (opt_state, params, rate, *arguments) -> where it is judged; None: at
+      the parameters, or where optax's schedule-free form is to be judged.
     of: tells its theta from another; '' without one.
   """
 
@@ -35,6 +37,7 @@ class Contender(NamedTuple):
   rates: Sequence[float] = RATES
   scheduled: bool = False
   arguments: tuple = ()
+  point: Callable | None = None
   of: str = ''
 
 
@@ -61,7 +64,7 @@ class _Runs:
   """
 
   def __init__(self, contender: Contender, task: Task, num_steps: int):
-    judge, answer = _judge(task), optax.contrib.schedule_free_eval_params
+    judge, optaxs = _judge(task), optax.contrib.schedule_free_eval_params
     self.num_steps, self._every = num_steps, min(EVERY, num_steps)
     self._seen = {}
 
@@ -72,7 +75,10 @@ class _Runs:
       of = lambda params, drawn: judge(task.held_out, f, params, drawn)
       state = jax.eval_shape(lambda key: opt.init(f.init(key)[0]), key)
       free = isinstance(state, optax.contrib.ScheduleFreeState)
-      how = {'every': self._every, 'point': answer if free else None}
+      point = optaxs if free else None
+      if contender.point is not None:
+        point = lambda state, x: contender.point(state, x, rate, *arguments)
+      how = {'every': self._every, 'point': point}
       found = learning_curves(f, opt, key[None], num_steps, objective=of, **how)
       return jax.tree.map(lambda x: x[0], found)
 

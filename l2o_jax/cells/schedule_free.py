@@ -7,6 +7,12 @@ from l2o_jax.checks import require
 from l2o_jax.cpu import sigmoid
 
 
+def average(theta, offset):
+  """x - y = -(1 - β) / β o, the average relative to the parameters."""
+  beta = sigmoid(theta['momentum'])
+  return -(1 - beta) / beta * offset
+
+
 def schedule_free(
   cell: Cell, age: float, momentum: float = 0.9, power: float = 1.0
 ) -> Cell:
@@ -22,7 +28,8 @@ def schedule_free(
   The average is the
   cell's own, over time; it has nothing to do with averaging over coordinates.
 
-  Only the offset o = z - y is kept, since x - y = -(1 - β) / β o.  The step of
+  x is where to judge (`eval_params`), and is often better than y.  Only the
+  offset o = z - y is kept, since x - y = -(1 - β) / β o.  The step of
   the parameters is linear in delta: scaling the updates, for example by
   `optax.scale` behind the optimizer, scales its steps.  β and q are part of
   theta and trained with it.
@@ -63,7 +70,7 @@ def schedule_free(
     c = q / (q + age * jnp.expm1(inputs[-1]))
     # All three relative to the parameters y as they are.
     z = offset + delta
-    x = -(1 - beta) / beta * offset
+    x = average(theta, offset)
     x = x + c * (z - x)
     y = (1 - beta) * z + beta * x
     return y, (inner, (z - y)[None])

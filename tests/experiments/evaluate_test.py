@@ -14,7 +14,7 @@ from absl.testing import absltest, parameterized
 
 import l2o_jax
 from experiments import evaluate
-from experiments.common import cli, judging, tasks, verdict
+from experiments.common import cli, judging, problems, tasks, verdict
 from experiments.common.judging import Contender
 from experiments.common.settings import UsageError
 from experiments.common.tasks import Task
@@ -229,6 +229,31 @@ class EvaluateTest(absltest.TestCase):
 
     self.assertEqual(signs('robust'), [0, 0, 0])
     self.assertEqual(signs('robust, decay 0.1'), [-1, 1, 0])
+
+  def test_average(self):
+    """Those that average are judged there, too; others have no such row."""
+    flags = {'average': True, 'theta': ('robust', 'quadratics')}
+    rivals = evaluate.contenders(self.settings(**flags).run)
+    names = {name for name in rivals if 'average' in name}
+    self.assertEqual(names, {'robust, average'})
+    task = tasks.make('robust_regression')
+    ends = {
+      name: judging.judged(rivals[name], task, (100,), 1, 1)[100]['loss'][0]
+      for name in ('robust', 'robust, average')
+    }
+    self.assertNotEqual(*ends.values())
+    theta = l2o_jax.pretrained('robust')[1]
+    f, keys = task.optimizee, problems.keys('test', 1)
+    loss = l2o_jax.learning_curves(
+      f,
+      l2o_jax.pretrained_optimizer('robust'),
+      keys,
+      100,
+      objective=True,
+      every=100,
+      point=lambda state, x: l2o_jax.eval_params(theta, state, x),
+    )[0, -1]
+    np.testing.assert_allclose(ends['robust, average'], loss, rtol=1e-3)
 
   def test_bad_flags(self):
     with self.assertRaisesRegex(UsageError, 'horizons=150 is not a multiple'):
