@@ -37,7 +37,8 @@ from experiments.common.baselines import MODERN, SCHEDULED, TABLE
 from experiments.common.judging import Contender
 from experiments.common.tasks import Task
 from l2o_jax.base import LearnedOptimizer, Optimizee
-from l2o_jax.learned_optimizers import eval_params, load_learned
+from l2o_jax.cells.schedule_free import eval_params
+from l2o_jax.learned_optimizers import load_learned
 from l2o_jax.pretrained import names, pretrained
 
 FIXED = 'ADAM 1e-3'

@@ -42,7 +42,7 @@ from l2o_jax.cells.gated import gated_cell
 from l2o_jax.cells.lstm import lstm_cell
 from l2o_jax.cells.mlp import mlp_cell
 from l2o_jax.cells.ntm_bfgs import ntm_bfgs_cell
-from l2o_jax.cells.schedule_free import schedule_free
+from l2o_jax.cells.schedule_free import eval_params, schedule_free
 from l2o_jax.cells.standardised import standardised
 from l2o_jax.checkpoint import CheckpointError, load, metadata, save
 from l2o_jax.coordinatewise import coordinatewise
@@ -62,7 +62,6 @@ from l2o_jax.guard import guarded
 from l2o_jax.imitation import imitation
 from l2o_jax.learned_optimizers import (
   autonomous_optimizer,
-  eval_params,
   flattened,
   load_learned,
   lstm_averaging,

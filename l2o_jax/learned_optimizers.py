@@ -7,7 +7,6 @@ import warnings
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from l2o_jax import checkpoint
 from l2o_jax.base import LearnedOptimizer
@@ -15,10 +14,10 @@ from l2o_jax.cells.gated import gated_cell
 from l2o_jax.cells.lstm import lstm_cell
 from l2o_jax.cells.mlp import mlp_cell
 from l2o_jax.cells.ntm_bfgs import ntm_bfgs_cell
-from l2o_jax.cells.schedule_free import average, schedule_free
+from l2o_jax.cells.schedule_free import schedule_free
 from l2o_jax.cells.standardised import standardised
 from l2o_jax.checks import require
-from l2o_jax.coordinatewise import CoordinatewiseState, coordinatewise
+from l2o_jax.coordinatewise import coordinatewise
 from l2o_jax.features import (
   adam_ratios,
   gradient,
@@ -218,49 +217,6 @@ def robust_optimizer(
   cell = schedule_free(gated_cell(hidden, scale, **start), age, **average)
   learned = coordinatewise(features, cell)
   return learned if labels is None else grouped(learned, by_label(labels))
-
-
-def eval_params(theta, opt_state, params, learning_rate: float = 1.0):
-  """Where to judge a run of `robust_optimizer`: at the average of its steps.
-
-      x = y + η (x - y)     y: the parameters; see `schedule_free`
-
-  The loss at x is often lower than at y, and x is what to save.  Training goes
-  on from y.  Running averages of batch normalisation are of y; let a few
-  minibatches update them at x.  `optax.contrib.schedule_free_eval_params` is
-  the same for optax's form.
-
-  Args:
-    theta: of `robust_optimizer` without labels; `pretrained` returns it.
-    opt_state: of the optimizer, or of a chain or wrapper with it inside.
-    params: y.
-    learning_rate: η, the constant factor behind the optimizer's steps.
-
-  Returns:
-    x, like the parameters; those without an offset, masked ones, as they are.
-
-  Raises:
-    ValueError: theta has no average, there is not one such state, or it is of
-      other parameters.
-  """
-  averages = isinstance(theta, dict) and 'momentum' in theta
-  require(averages, 'eval_params: theta is not of robust_optimizer')
-  own = lambda s: isinstance(s, CoordinatewiseState)
-  states = list(filter(own, jax.tree.leaves(opt_state, is_leaf=own)))
-  one = f'eval_params: needs one state of the optimizer, found {len(states)}'
-  require(len(states) == 1, one)
-  _, offsets = states[0].cell[0]  # a tree like the parameters, leaves [1, *s]
-
-  def judged(y, offset):
-    if isinstance(offset, optax.MaskedNode):
-      return y
-    return y + (learning_rate * average(theta, offset[0])).astype(y.dtype)
-
-  try:
-    return jax.tree.map(judged, params, offsets)
-  except ValueError:
-    other = 'eval_params: the state is not of parameters like these'
-    raise ValueError(other) from None
 
 
 @_named

@@ -8,10 +8,8 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from absl.testing import absltest, parameterized
 
-import l2o_jax
 from l2o_jax import checkpoint
 from l2o_jax.cells.lstm import lstm_cell
 from l2o_jax.coordinatewise import coordinatewise
@@ -19,7 +17,6 @@ from l2o_jax.features import gradient
 from l2o_jax.learned_optimizers import (
   autonomous_optimizer,
   build,
-  eval_params,
   flattened,
   load_learned,
   lstm_averaging,
@@ -31,7 +28,6 @@ from l2o_jax.learned_optimizers import (
   robust_optimizer,
   save_learned,
 )
-from tests import quick
 from tests.contracts.subjects import theta_of
 
 LABELS = [{'w': 'first', 'b': 'biases'}, {'w': 'second', 'b': 'biases'}]
@@ -244,60 +240,6 @@ class NamedTest(parameterized.TestCase):
     learned = lstm_raw()
     with self.assertWarnsRegex(DeprecationWarning, 'no longer needed'):
       self.assertIs(flattened(learned), learned)
-
-
-class EvalParamsTest(parameterized.TestCase):
-  """Where a run is judged, from the path of its parameters alone."""
-
-  @parameterized.parameters(1.0, 0.3)
-  def test_is_the_average_of_the_path(self, learning_rate):
-    """z_t is solved for from y_t = (1 - β) z_t + β x_t, in float64."""
-    theta = l2o_jax.pretrained('robust')[1]
-    opt = l2o_jax.pretrained_optimizer('robust', learning_rate)
-    y = jnp.array([2.0, -1.0, 0.5])
-    x, state, update = np.array(y, float), opt.init(y), quick.jit(opt.update)
-    beta = 1 / (1 + np.exp(-float(theta['momentum'])))
-    q = np.exp(float(theta['power']))
-    for t in range(30):
-      change, state = update(jnp.array([1.0, 5.0, 20.0]) * y, state, y)
-      y = optax.apply_updates(y, change)
-      c = q / (q + t)
-      old = beta * (1 - c) * x
-      z = (np.array(y, float) - old) / (1 - beta + beta * c)
-      x = x + c * (z - x)
-      found = eval_params(theta, state, y, learning_rate)
-      np.testing.assert_allclose(found, x, rtol=1e-4, atol=1e-4)
-    self.assertGreater(np.abs(x - y).max(), 1e-2 * learning_rate)
-
-  @parameterized.named_parameters(
-    ('chain', lambda tx: optax.chain(optax.clip(1.0), tx)),
-    ('masked', lambda tx: optax.masked(tx, {'w': True, 'b': False})),
-    ('MultiSteps', lambda tx: optax.MultiSteps(tx, 1)),
-    ('apply_if_finite', lambda tx: optax.apply_if_finite(tx, 3)),
-  )
-  def test_inside_of(self, around):
-    theta = l2o_jax.pretrained('robust')[1]
-    y = {'w': jnp.ones((2, 3)), 'b': jnp.ones(2, jnp.bfloat16)}
-    opt = around(l2o_jax.pretrained_optimizer('robust'))
-    state = opt.init(y)
-    chex.assert_trees_all_equal(eval_params(theta, state, y), y)
-    for _ in range(5):
-      change, state = quick.jit(opt.update)(y, state, y)
-      y = optax.apply_updates(y, change)
-    x = quick.jit(eval_params)(theta, state, y)
-    chex.assert_trees_all_equal_shapes_and_dtypes(x, y)
-    self.assertGreater(np.min(x['w'] - y['w']), 1e-3)  # behind a fall
-
-  def test_what_has_no_average(self):
-    theta, y = l2o_jax.pretrained('robust')[1], jnp.ones(2)
-    tx = l2o_jax.pretrained_optimizer('robust')
-    with self.assertRaisesRegex(ValueError, 'theta is not of robust_opti'):
-      eval_params(theta_of(lstm_raw()), tx.init(y), y)
-    with self.assertRaisesRegex(ValueError, 'one state of the optimizer, f'):
-      eval_params(theta, optax.adam(0.1).init(y), y)
-    flat = optax.flatten(tx).init({'w': y})
-    with self.assertRaisesRegex(ValueError, 'not of parameters like these'):
-      eval_params(theta, flat, {'w': y})
 
 
 if __name__ == '__main__':

@@ -1,13 +1,16 @@
 """Schedule-free averaging around any cell: no schedule of rates is needed."""
 
+import jax
 import jax.numpy as jnp
+import optax
 
 from l2o_jax.base import Cell
 from l2o_jax.checks import require
+from l2o_jax.coordinatewise import CoordinatewiseState
 from l2o_jax.cpu import sigmoid
 
 
-def average(theta, offset):
+def _average(theta, offset):
   """x - y = -(1 - β) / β o, the average relative to the parameters."""
   beta = sigmoid(theta['momentum'])
   return -(1 - beta) / beta * offset
@@ -70,9 +73,52 @@ def schedule_free(
     c = q / (q + age * jnp.expm1(inputs[-1]))
     # All three relative to the parameters y as they are.
     z = offset + delta
-    x = average(theta, offset)
+    x = _average(theta, offset)
     x = x + c * (z - x)
     y = (1 - beta) * z + beta * x
     return y, (inner, (z - y)[None])
 
   return Cell(init, initial_state, step, True, cell.communicates)
+
+
+def eval_params(theta, opt_state, params, learning_rate: float = 1.0):
+  """Where to judge a run of `robust_optimizer`: at the average of its steps.
+
+      x = y + η (x - y)     y: the parameters; see `schedule_free`
+
+  The loss at x is often lower than at y, and x is what to save.  Training goes
+  on from y.  Running averages of batch normalisation are of y; let a few
+  minibatches update them at x.  `optax.contrib.schedule_free_eval_params` is
+  the same for optax's form.
+
+  Args:
+    theta: of `robust_optimizer` without labels; `pretrained` returns it.
+    opt_state: of the optimizer, or of a chain or wrapper with it inside.
+    params: y.
+    learning_rate: η, the constant factor behind the optimizer's steps.
+
+  Returns:
+    x, like the parameters; those without an offset, masked ones, as they are.
+
+  Raises:
+    ValueError: theta has no average, there is not one such state, or it is of
+      other parameters.
+  """
+  averages = isinstance(theta, dict) and 'momentum' in theta
+  require(averages, 'eval_params: theta is not of robust_optimizer')
+  own = lambda s: isinstance(s, CoordinatewiseState)
+  states = list(filter(own, jax.tree.leaves(opt_state, is_leaf=own)))
+  one = f'eval_params: needs one state of the optimizer, found {len(states)}'
+  require(len(states) == 1, one)
+  _, offsets = states[0].cell[0]  # a tree like the parameters, leaves [1, *s]
+
+  def judged(y, offset):
+    if isinstance(offset, optax.MaskedNode):
+      return y
+    return y + (learning_rate * _average(theta, offset[0])).astype(y.dtype)
+
+  try:
+    return jax.tree.map(judged, params, offsets)
+  except ValueError:
+    other = 'eval_params: the state is not of parameters like these'
+    raise ValueError(other) from None
