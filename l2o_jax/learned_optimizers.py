@@ -35,7 +35,7 @@ _BY_NAME = {}
 # that old and new files agree.
 _LATER = {
   'predicted_step_descent': {'features': 'changes'},
-  'lstm_log_and_sign': {'labels': None},
+  'lstm_log_and_sign': {'labels': None, 'averaged': 0},
   'robust_optimizer': {'labels': None, 'long_memory': False},
 }
 
@@ -73,7 +73,7 @@ def lstm_raw(scale: float = 1.0) -> LearnedOptimizer:
 
 @_named
 def lstm_log_and_sign(
-  p: float = 10.0, scale: float = 0.1, labels=None
+  p: float = 10.0, scale: float = 0.1, labels=None, averaged: int = 0
 ) -> LearnedOptimizer:
   """LSTM on logarithm and sign, as in the paper on MNIST (section 3.2).
 
@@ -85,8 +85,10 @@ def lstm_log_and_sign(
     labels: tree of group names like the parameters, or a prefix of one; each
       group has its own theta, as in the paper on CIFAR-10 (section 3.3): one
       for convolutional and one for fully connected layers.  None: one for all.
+    averaged: see `lstm_averaging`; over the coordinates of a group.
   """
-  learned = coordinatewise(log_and_sign(p), lstm_cell(scale=scale))
+  cell = lstm_cell(scale=scale, averaged=averaged)
+  learned = coordinatewise(log_and_sign(p), cell)
   return learned if labels is None else grouped(learned, by_label(labels))
 
 

@@ -154,6 +154,21 @@ class FilesTest(parameterized.TestCase):
     long = robust_optimizer().call['arguments']
     self.assertIs(long['long_memory'], True)
 
+  def test_averaging_cells_that_came_later(self):
+    """With them a coordinate's step depends on another's gradient."""
+    self.assertNotIn('averaged', lstm_log_and_sign().call['arguments'])
+    learned = lstm_log_and_sign(averaged=5)
+    self.assertTrue(learned.communicates)
+    theta = theta_of(learned)
+    save_learned(self.path, learned, theta)
+    again, same = load_learned(self.path, expected=learned)
+    steps = []
+    for other in 1.0, -3.0:
+      opt = again.transform(same)
+      g = jnp.array([0.5, other])
+      steps.append(opt.update(g, opt.init(g), g)[0][0])
+    self.assertGreater(abs(float(steps[0] - steps[1])), 1e-5)
+
   def test_labels_that_came_later(self):
     """Without them a file is as those of older versions."""
     self.assertNotIn('labels', robust_optimizer(3).call['arguments'])

@@ -50,7 +50,12 @@ def learned_optimizer(s, labels=None) -> LearnedOptimizer:
   """
   if s.optimizer.optimizer == 'gated':
     return robust_optimizer(s.gate.units, 0.3, labels=labels, long_memory=False)
-  return lstm_log_and_sign(s.lstm.preprocessing_p, s.lstm.output_scale, labels)
+  p, scale, averaged = (
+    s.lstm.preprocessing_p,
+    s.lstm.output_scale,
+    s.lstm.averaged,
+  )
+  return lstm_log_and_sign(p, scale, labels, averaged)
 
 
 def make_trainers(

@@ -165,14 +165,20 @@ def _check_bptt(experiment, settings, given: dict[str, Any]) -> None:
     return
   steps, length = settings.run.num_steps, bptt.unroll_length
   twice = bptt.search_trials and 'learning_rate' in given
-  blocks = bptt.remat == 'blocks' and bptt.second_derivatives
+  blocks = bptt.remat == 'blocks'
+  averaged = 'averaged' not in unused and settings_lib.flat(settings).get(
+    'averaged'
+  )
   settings_lib.refuse(
     {
       f'--num_steps={steps} is not a multiple of --unroll_length={length}': (
         steps % length
       ),
       '--search_trials replaces --learning_rate: leave it out': twice,
-      '--remat=blocks needs --nosecond_derivatives': blocks,
+      '--remat=blocks needs --nosecond_derivatives': (
+        blocks and bptt.second_derivatives
+      ),
+      '--remat=blocks needs --averaged=0': blocks and averaged,
     }
   )
 

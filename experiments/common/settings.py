@@ -88,10 +88,13 @@ class Lstm(NamedTuple):
       at the start.
     preprocessing_p: p of the gradient's preprocessing, > 0: gradients under
       exp(-p) are seen linearly.
+    averaged: Cells of the 20 in each layer that are averaged over all
+      coordinates (appendix D), >= 0; 0: each coordinate on its own.
   """
 
   output_scale: Positive = 0.01
   preprocessing_p: Annotated[float, 1e-3, 50.0] = 7.0
+  averaged: Annotated[int, 0, 20] = 0
 
 
 class Optimizer(NamedTuple):

@@ -108,6 +108,11 @@ class ParseTest(parameterized.TestCase):
     ('quadratics', '--search_trials=3 --learning_rate=1e-3', 'leave it out'),
     ('learning_to_optimize', '--family=net --policy=joint', '--cost=taylor'),
     (
+      'mnist',
+      '--remat=blocks --nosecond_derivatives --averaged=5',
+      '--averaged=0',
+    ),
+    (
       'learning_to_optimize',
       '--trainer=badmm --cost=sample_taylor',
       '--trainer=mdgps',
