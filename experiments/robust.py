@@ -106,6 +106,13 @@ EXPERIMENT = settings.Experiment(
   },
   __doc__,
   check=check,
+  words={
+    'num_epochs': 'Epochs of meta-training, >= 0; one epoch is runs of '
+    '--horizons steps of one family, the families in turn.',
+    'num_steps': 'Steps of a run in the comparison, >= 1.',
+    'num_validation': 'Seeds of each validation net, >= 1; the theta that is '
+    'best on them is kept.',
+  },
 )
 
 

@@ -305,9 +305,11 @@ def load(path, like):
   expected = [_describe(name, leaf) for name, leaf in zip(names, leaves)]
   with _opened(path) as (z, members, manifest):
     stored = {entry['name']: entry for entry in manifest['arrays']}
-    odd = set(names) ^ set(stored) or set(names) ^ (set(members) - {MANIFEST})
-    odd = ', '.join(sorted(odd)[:5])
-    _check(not odd, f'holds other arrays than expected: {odd}')
+    lacking = set(names) - (set(stored) & set(members))
+    beside = (set(stored) | set(members)) - {MANIFEST, *names}
+    some = lambda found: ', '.join(sorted(found)[:5]) or 'none'
+    odd = f'lacks {some(lacking)}; holds beside: {some(beside)}'
+    _check(not lacking | beside, f'holds other arrays than expected: it {odd}')
     for name, (leaf, shape, want) in zip(names, expected):
       _check_dtype(name, stored[name]['dtype'], want, leaf)
       found = tuple(stored[name]['shape'])

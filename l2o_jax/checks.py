@@ -7,6 +7,14 @@ def require(condition, message: str, error=ValueError) -> None:
     raise error(message)
 
 
+def pair(found):
+  """What `Optimizee.init` returned, if it is (params, task)."""
+  both = isinstance(found, tuple) and len(found) == 2
+  form = 'Optimizee.init must return a tuple (params, task), task () for none'
+  require(both, f'{form}; it returned {type(found).__name__}', TypeError)
+  return found
+
+
 def positive(who: str, **sizes) -> None:
   """Raises a ValueError unless all are whole numbers of at least 1."""
   for name, size in sizes.items():

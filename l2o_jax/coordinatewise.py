@@ -113,7 +113,10 @@ def _rule(features, cell, theta, state_dtype):
     memory = each(features.init, x.ndim)(x)
     if cell.communicates:
       state = cell.initial_state(x.size)
-      return WholeState((memory,), (_cast(state, state_dtype or dtype),))
+      # Copies, since a cell may start several arrays from one buffer, which a
+      # user could then not donate.
+      state = jax.tree.map(jnp.array, _cast(state, state_dtype or dtype))
+      return WholeState((memory,), (state,))
     state = cell.initial_state(1) if cell.whole else cell.initial_state()
     box = lambda s: s.reshape(s.shape + (1,) * x.ndim)
     flat = lambda s: s[..., 0] if cell.whole else jnp.asarray(s)
@@ -147,6 +150,9 @@ def _rule(features, cell, theta, state_dtype):
       delta, state = each(step, g.ndim)(inputs, state)  # [*s], [H, *s]
     _check('step', jnp.shape(delta), g.shape)
     new = type(old)((memory,), (state,))
+    kinds = [jax.tree.structure(x) for x in (old, new)]
+    began = f'coordinatewise: memory and state began as {kinds[0]}'
+    require(kinds[0] == kinds[1], f'{began}, became {kinds[1]}')
     return delta, jax.tree.map(_as_before, new, old)
 
   return start, move
@@ -206,16 +212,27 @@ def coordinatewise(
     or features, step, memory or state do not have the shapes of the contract.
 
   Raises:
-    ValueError: the cell communicates but is not whole, or `state_dtype` is not
-      a floating-point type.
+    ValueError: the cell communicates but is not whole, the features need
+      something else than params and value, or `state_dtype` is not a
+      floating-point type.
   """
   known = state_dtype is None or jnp.issubdtype(state_dtype, jnp.floating)
   floating = f'state_dtype must be a floating-point type, got {state_dtype!r}'
   require(known, f'coordinatewise: {floating}')
+  needs = set(features.needs) - {'params', 'value'}
+  require(not needs, f'coordinatewise: features cannot need {sorted(needs)}')
   whole = cell.whole or not cell.communicates
   require(whole, 'coordinatewise: a cell that communicates must be whole')
 
+  init_theta = lambda key: cell.init(key, features.size)
+
   def transform(theta):
+    key = jax.eval_shape(jax.random.key, 0)  # of shapes alone: nothing is run
+    of_shape = lambda tree: jax.tree.map(jnp.shape, tree)
+    fits = of_shape(theta) == of_shape(jax.eval_shape(init_theta, key))
+    require(
+      fits, 'coordinatewise: theta is not for these features and this cell'
+    )
     rule = _rule(features, cell, theta, state_dtype)
     over_leaves = _all_at_once if cell.communicates else leaf_by_leaf
     init, move = over_leaves(*rule)
@@ -231,5 +248,4 @@ def coordinatewise(
 
     return optax.GradientTransformationExtraArgs(init, update)
 
-  init = lambda key: cell.init(key, features.size)
-  return LearnedOptimizer(init, transform, cell.communicates)
+  return LearnedOptimizer(init_theta, transform, cell.communicates)

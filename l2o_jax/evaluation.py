@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from l2o_jax.base import Optimizee
-from l2o_jax.checks import positive, require
+from l2o_jax.checks import pair, positive, require
 from l2o_jax.unroll import scalar, unroll
 
 
@@ -55,7 +55,7 @@ def learning_curves(
 
   def run(key):  # [T / k + 1]
     key_init, key_loss = jax.random.split(key)
-    params, task = optimizee.init(key_init)
+    params, task = pair(optimizee.init(key_init))
     loss = scalar(
       lambda x, key: optimizee.loss(x, task, key), 'learning_curves'
     )

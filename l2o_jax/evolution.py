@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from l2o_jax.base import Info, LearnedOptimizer, MetaTrainer
-from l2o_jax.checks import positive, require
+from l2o_jax.checks import pair, positive, require
 from l2o_jax.truncated_bptt import MetaState, meta_update
 from l2o_jax.unroll import scalar, unroll
 
@@ -96,7 +96,8 @@ def evolution(
   def step(state, optimizee, key):
     key_init, key_loss, key_noise = jax.random.split(key, 3)
     keys = jax.random.split(key_init, num_optimizees)
-    params, tasks = jax.vmap(optimizee.init)(keys)
+    init = lambda key: pair(optimizee.init(key))
+    params, tasks = jax.vmap(init)(keys)
     states = jax.vmap(learned.transform(state.theta).init)(params)
     pairs = jax.tree.map(lambda x: jnp.stack([x, x]), (params, states))
     shape = (num_unrolls, num_optimizees, unroll_length + 1)

@@ -77,9 +77,12 @@ def _label_tree(groups, tree):
   name_all = lambda name, part: jax.tree.map(lambda _: name, part)
   try:
     return jax.tree.map(name_all, labels, tree)
-  except ValueError as error:
-    why = str(error).splitlines()[0]
-    raise ValueError(f'groups: labels do not fit the leaves: {why}') from None
+  except ValueError:
+    found = jax.tree.structure(tree)
+    raise ValueError(
+      f'groups: labels do not fit the leaves: labels are {labels!r:.200}, '
+      f'parameters are {found!s:.200}'
+    ) from None
 
 
 def _labels(groups, tree):

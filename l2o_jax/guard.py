@@ -62,6 +62,11 @@ def guarded(
   of a mean over n of them.  Updates are added to x, so the guard's x is reached
   up to the rounding of x.
 
+  Between two comparisons the guarded run is on its own: stop where `state.step`
+  is 0, which is after a multiple of N steps unless a loss or a step was not
+  finite.  What lies outside the parameters, such as the running averages of
+  batch normalisation, is not guarded.
+
   Nothing may stand behind it in a chain, which would change the way to the
   guard's x, nor a mask around it, since `value_fn` needs all parameters.  What
   stands in front changes the guarded run alone: put weight decay or clipping
@@ -91,10 +96,11 @@ def guarded(
   opt, guard = map(optax.with_extra_args_support, (opt, guard))
 
   def init(params):
-    zero = jnp.zeros((), jnp.int32)
-    copy = jax.tree.map(jnp.asarray, params)
+    # Buffers of its own, which a user may donate together with the parameters.
+    copy = jax.tree.map(jnp.array, params)
     states = opt.init(params), guard.init(params)
-    return GuardedState(zero, *states, copy, jnp.zeros(2), zero)
+    count = lambda: jnp.zeros((), jnp.int32)
+    return GuardedState(count(), *states, copy, jnp.zeros(2), count())
 
   def update(
     updates, state, params=None, *, value=None, value_fn=None, **extra

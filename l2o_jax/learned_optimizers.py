@@ -334,7 +334,7 @@ def load_learned(path, expected: LearnedOptimizer | None = None):
   call = metadata.get('optimizer') if isinstance(metadata, dict) else None
   if call is None:
     raise checkpoint.CheckpointError(
-      f'{path}: does not say which optimizer it is for'
+      f'{path}: does not say which optimizer it is for; l2o_jax.load reads it'
     )
   try:
     learned = build(call)

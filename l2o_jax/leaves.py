@@ -22,9 +22,14 @@ def _array(x):
 def check_real(tree, what: str):
   """Raises a TypeError that names the first leaf that is not floating-point."""
   for path, x in jax.tree.leaves_with_path(tree):
-    dtype = x.dtype if hasattr(x, 'dtype') else jnp.result_type(x)
+    name = jax.tree_util.keystr(path) or 'array'
+    try:
+      dtype = x.dtype if hasattr(x, 'dtype') else jnp.result_type(x)
+    except TypeError:
+      raise TypeError(
+        f'coordinatewise: the {what} {name} is no array: {x!r:.80}'
+      ) from None
     if not jnp.issubdtype(dtype, jnp.floating):
-      name = jax.tree_util.keystr(path) or 'array'
       kind = 'float0' if dtype == jax.dtypes.float0 else dtype.name
       raise TypeError(
         f'coordinatewise: the {what} {name} is {kind}, not real '
@@ -109,7 +114,13 @@ def leaf_by_leaf(start: Callable, move: Callable):
   def update(updates, state, params=None, **extra_args):
     check_real(updates, 'gradient')
     inner = structure()
-    trees = inner.flatten_up_to(state)
+    try:
+      trees = inner.flatten_up_to(state)
+    except ValueError:
+      raise ValueError(
+        f'coordinatewise: the state is not of this optimizer: {type(state)}; '
+        'the order is update(gradients, state, params)'
+      ) from None
     like = updates if params is None else params
     outer = jax.tree.structure(trees[0] if trees else like)
     columns = [outer.flatten_up_to(tree) for tree in trees]

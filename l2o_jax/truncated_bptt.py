@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from l2o_jax.base import Info, LearnedOptimizer, MetaTrainer, Optimizee
-from l2o_jax.checks import positive, require
+from l2o_jax.checks import pair, positive, require
 from l2o_jax.leaves import to_array, to_tree
 from l2o_jax.unroll import check_remat, scalar
 from l2o_jax.unroll import unroll as plain_unroll
@@ -292,7 +292,8 @@ def truncated_bptt(
   def start(theta, optimizee, key):
     """tasks, x_0 and states of B fresh optimizees."""
     keys = spread(jax.random.split(key, num_optimizees))
-    params, tasks = spread(jax.vmap(optimizee.init)(keys))
+    init = lambda key: pair(optimizee.init(key))
+    params, tasks = spread(jax.vmap(init)(keys))
     states = spread(jax.vmap(learned.transform(theta).init)(params))
     return tasks, params, states
 

@@ -78,6 +78,8 @@ def scalar(loss, who):
 
   def checked(*args):
     value = loss(*args)
+    pair = f'{who}: the loss must be a scalar, not a tuple'
+    require(not isinstance(value, tuple), pair)
     wrong = f'{who}: the loss must be a scalar, got shape {jnp.shape(value)}'
     require(jnp.shape(value) == (), wrong)
     return value

@@ -137,6 +137,25 @@ class CoordinatewiseTest(absltest.TestCase):
       with self.assertRaisesRegex(ValueError, f'^coordinatewise: .*{message}'):
         opt.update(x, opt.init(x), x)
 
+  def test_memory_of_another_structure(self):
+    grows = lambda memory, x, g, value: ((memory, g), g[..., None])
+    features = Features(1, lambda x: jnp.zeros(x.shape), grows)
+    cell = lstm_cell((), scale=1.0)
+    learned = coordinatewise(features, cell)
+    opt, x = learned.transform(learned.init(jax.random.key(0))), jnp.ones(2)
+    with self.assertRaisesRegex(ValueError, '^coordinatewise: memory .* bec'):
+      opt.update(x, opt.init(x), x)
+
+  def test_unknown_needs(self):
+    features = gradient()._replace(needs=frozenset({'values'}))
+    with self.assertRaisesRegex(ValueError, r"cannot need \['values'\]"):
+      coordinatewise(features, lstm_cell())
+
+  def test_what_is_no_array(self):
+    opt = coordinatewise(gradient(), sum_cell(1.0)).transform(jnp.ones(()))
+    with self.assertRaisesRegex(TypeError, r"parameter \['f'\] is no array: <"):
+      opt.init({'f': jax.nn.relu, 'w': jnp.ones(2)})
+
   def test_number_types_that_hold_no_fractions(self):
     with self.assertRaisesRegex(ValueError, 'state_dtype must be a floating'):
       coordinatewise(gradient(), sum_cell(0.5), state_dtype=jnp.int32)

@@ -77,6 +77,7 @@ class GroupsTest(parameterized.TestCase):
     ) as e:
       opt.init({'other': jnp.ones(2)})
     self.assertNotIn('\n', str(e.exception))
+    self.assertIn("parameters are PyTreeDef({'other': *})", str(e.exception))
 
   def test_split_and_merge(self):
     """Coordinates in the order of the leaves; a prefix of the tree labels."""

@@ -51,6 +51,14 @@ class GuardTest(parameterized.TestCase):
     self.assertLess(found[-1], trusted[0])
     self.assertAlmostEqual(min(found), trusted[-1], delta=2e-2)
 
+  def test_buffers_of_its_own(self):
+    """Parameters and state may be donated."""
+    x = jnp.array([2.0, -1.5, 1.0])
+    state = guarded(optax.adam(0.1), optax.sgd(0.1)).init(x)
+    arrays = jax.tree.leaves((x, state))
+    places = {a.unsafe_buffer_pointer() for a in arrays}
+    self.assertLen(places, len(arrays))
+
   def test_a_better_optimizer_is_left_alone(self):
     good, poor = optax.sgd(0.1), optax.sgd(1e-4)
     state, found, _ = losses(guarded(good, poor, every=5))

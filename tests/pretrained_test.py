@@ -68,6 +68,14 @@ class PretrainedTest(parameterized.TestCase):
     falling = lambda t: jnp.where(t < 1, 1.0, 0.0)
     np.testing.assert_array_equal(step('robust', falling), 0 * one)
     self.assertLess(float(one[0]), 0)
+    kinds = [
+      jax.tree.structure(l2o_jax.pretrained_optimizer('robust', rate).init(x))
+      for rate in (1.0, 0.25)
+    ]
+    self.assertEqual(*kinds)
+    for rate in -1.0, float('nan'), float('inf'):
+      with self.assertRaisesRegex(ValueError, '^pretrained_optimizer: learni'):
+        l2o_jax.pretrained_optimizer('robust', rate)
 
   def test_unknown_names(self):
     with self.assertRaisesRegex(ValueError, "there is .*robust.*no 'adam'"):

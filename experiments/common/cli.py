@@ -191,7 +191,8 @@ def help_text(experiment: Experiment, settings) -> str:
     flag, allowed = experiment.only.get(key, (None, ()))
     only = f' (--{flag}={" or ".join(map(str, allowed))})' * bool(flag)
     lines.append(f'{title}{only}:')
-    words, hints = settings_lib.helps(type(topic)), _hints(topic)
+    words = {**settings_lib.helps(type(topic)), **experiment.words}
+    hints = _hints(topic)
     for name, value in topic._asdict().items():
       lines += _entry(name, value, hints[name], words.get(name, ''))
     lines.append('')
@@ -224,7 +225,7 @@ def _entry(name, value, hint, text):
 def _choices(hint) -> str:
   """The values of a Literal, also inside of `tuple[..., ...]` and `| None`."""
   if typing.get_origin(hint) is typing.Literal:
-    return ', '.join(typing.get_args(hint))
+    return ' | '.join(typing.get_args(hint))
   return ''.join(_choices(part) for part in typing.get_args(hint))
 
 

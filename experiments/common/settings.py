@@ -35,6 +35,7 @@ class Experiment(NamedTuple):
     only: {topic: (flag, values)}: the topic's flags are for these values of
       another flag alone.
     check: Settings -> None; raises UsageError for flags that contradict.
+    words: {flag: help} of flags that mean something else here.
   """
 
   name: str
@@ -43,6 +44,7 @@ class Experiment(NamedTuple):
   usage: str
   only: dict[str, tuple[str, tuple]] = {}
   check: Callable[[Any], None] = lambda settings: None
+  words: dict[str, str] = {}
 
 
 class Run(NamedTuple):

@@ -83,10 +83,17 @@ def given_theta(learned: LearnedOptimizer, settings):
 
   Raises:
     CheckpointError: it cannot be read, or is for another optimizer.
+    UsageError: there is neither a file nor a pretrained theta of that name.
   """
   path = settings.run.theta
+  if path is None:
+    return None
+  if path not in names() and not pathlib.Path(path).exists():
+    raise UsageError(
+      f'--theta={path}: no file, and not one of {", ".join(names())}'
+    )
   load = pretrained if path in names() else load_learned
-  return None if path is None else load(path, learned)[1]
+  return load(path, learned)[1]
 
 
 def first_keys(seed: int) -> tuple[jax.Array, jax.Array]:

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from l2o_jax.base import Theta
-from l2o_jax.checks import require
+from l2o_jax.checks import pair, require
 from l2o_jax.gps.controller import coordinate_state, exploration, mixture
 from l2o_jax.groups import merge, sample, split
 from l2o_jax.unroll import unroll
@@ -97,7 +97,7 @@ def rollout(knobs, policy, optimizee, make_opt, keys, with_hessian=False):
   """
   groups, joint = policy.groups, policy.coordinates is not None
   J = policy.coordinates or knobs.num_coordinates
-  params, task = optimizee.init(keys[0])
+  params, task = pair(optimizee.init(keys[0]))
   minibatches = optimizee.objective is not None
   if minibatches:
     f = lambda params: optimizee.objective(params, task)

@@ -6,7 +6,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from l2o_jax.base import Optimizee
-from l2o_jax.checks import require
+from l2o_jax.checks import pair, require
 
 
 def rescaled(
@@ -60,7 +60,7 @@ def rescaled(
 
   def init(optimizee, key):
     key_f, key_s = jax.random.split(key)
-    params, task = optimizee.init(key_f)
+    params, task = pair(optimizee.init(key_f))
     scales = draw(key_s, params)
     return times(params, jax.tree.map(lambda s: 1 / s, scales)), (task, scales)
 

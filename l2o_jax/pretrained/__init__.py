@@ -1,11 +1,13 @@
 """Meta-trained optimizers that come with the package."""
 
 import importlib.resources
+import math
 from collections.abc import Callable
 
 import optax
 
 from l2o_jax.base import LearnedOptimizer, Theta
+from l2o_jax.checks import require
 from l2o_jax.learned_optimizers import load_learned
 
 _FILES = importlib.resources.files(__name__)
@@ -56,18 +58,22 @@ def pretrained_optimizer(
   Args:
     name: see `pretrained`.
     learning_rate: η, a factor of every step, or a schedule: step count -> η.
-      There is no need to tune it; a schedule that ends at 0 helps where the
-      number of steps is known.
+      It is no rate of Adam: 1 is the usual value, and there is no need to tune
+      it.  A schedule that ends at 0 helps where the number of steps is known.
 
   Returns:
     An optax transformation.
 
   Raises:
     ValueError, CheckpointError: see `pretrained`.
+    ValueError: the factor is negative or not finite.
   """
   learned, theta = pretrained(name)
-  opt = learned.transform(theta)
-  if isinstance(learning_rate, float | int) and learning_rate == 1:
-    return opt
+  if isinstance(learning_rate, float | int):
+    within = f'a finite factor, 1 by default; got {learning_rate!r}'
+    sane = 0 <= learning_rate < math.inf
+    require(sane, f'pretrained_optimizer: learning_rate must be {within}')
+  # In a chain whatever the factor is, so that states have one structure.
   scale = optax.scale_by_learning_rate(learning_rate, flip_sign=False)
-  return optax.with_extra_args_support(optax.chain(opt, scale))
+  chained = optax.chain(learned.transform(theta), scale)
+  return optax.with_extra_args_support(chained)

@@ -293,6 +293,33 @@ class ArgumentsTest(parameterized.TestCase):
         self.assertStartsWith(str(caught.exception), 'coordinatewise: ')
         self.assertNotIn('\n', str(caught.exception))
 
+  @subjects()
+  def test_buffers_of_its_own(self, name):
+    """A user may donate parameters and state: nothing is in two places."""
+    params = tree()
+    arrays = jax.tree.leaves((params, made(name).init(params)))
+    places = [x.unsafe_buffer_pointer() for x in arrays if x.size]
+    self.assertLen(set(places), len(places))
+
+  @subjects()
+  def test_theta_of_another_optimizer(self, name):
+    other = {'some': jnp.ones((2, 3))}
+    theta = (
+      {g: other for g in ('matrix', 'other')} if name == 'grouped' else other
+    )
+    with self.assertRaisesRegex(ValueError, '^coordinatewise: theta is not'):
+      LEARNED[name].transform(theta).init(jnp.ones(20))
+
+  # `optax.partition` reads the state of 'grouped'.
+  @subjects([name for name in SEPARABLE if name != 'grouped'])
+  def test_a_state_of_another_optimizer(self, name):
+    """One line without arrays; params and state are easily swapped."""
+    opt, params = made(name), {'w': jnp.ones((4, 4)), 'b': jnp.ones(4)}
+    for state in optax.adam(0.1).init(params), params:
+      with self.assertRaisesRegex(ValueError, 'not of this optimizer') as e:
+        opt.update(params, state, params, value=1.0)
+      self.assertLess(len(str(e.exception)), 200)
+
   @subjects(NEED_VALUE)
   def test_value_must_be_a_scalar(self, name):
     opt, params = made(name), jnp.ones(N)

@@ -159,6 +159,16 @@ class MetaTrainerTest(parameterized.TestCase):
     self.assertEqual(TRACES[name], 1)
 
   @parameterized.named_parameters((name, name) for name in TRAINERS)
+  def test_an_optimizee_without_a_task(self, name):
+    """Two parameters would otherwise be taken for parameters and a task."""
+    trainer, _, state = trained(name)
+    good = bowls()
+    for found in {'w': jnp.ones(2), 'b': jnp.ones(2)}, [jnp.ones(2)] * 2:
+      bad = good._replace(init=lambda key, found=found: found)
+      with self.assertRaisesRegex(TypeError, r'return a tuple \(params, task'):
+        jax.eval_shape(trainer.step, state, bad, jax.random.key(0))
+
+  @parameterized.named_parameters((name, name) for name in TRAINERS)
   def test_what_it_reports(self, name):
     _, shape, summary = TRAINERS[name]
     _, step, state = trained(name)
