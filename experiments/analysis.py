@@ -45,7 +45,6 @@ from l2o_jax import datasets
 from l2o_jax.base import Optimizee
 from l2o_jax.optimizees.quadratic import quadratic
 
-MOST = 10**8  # numbers of an optimizer's state
 MANY = 10**5  # numbers of a run, of whose coordinates few are probed one by one
 # Coordinates of these know nothing of each other, as `responses` needs it.
 BASELINES = 'SGD', 'momentum', 'NAG', 'RMSprop', 'ADAM', 'AdaGrad'
@@ -163,17 +162,9 @@ def learned_optimizers(s: Analysis, optimizee) -> dict[str, tuple]:
     CheckpointError: a file cannot be read.
   """
   found = {}
-  params, _ = jax.eval_shape(optimizee.init, jax.random.key(0))
-  n = sum(x.size for x in jax.tree.leaves(params))
   for name in s.theta:
     of = comparison.rivals((name,), optimizee, flag='theta')
     learned, theta = next(iter(of.values()))
-    state = jax.eval_shape(learned.transform(theta).init, params)
-    if (size := sum(x.size for x in jax.tree.leaves(state))) > MOST:
-      raise settings.UsageError(
-        f'--theta={name}: its state has {size:.2g} numbers for the {n:,} '
-        f'coordinates of --task={s.task}'
-      )
     short = '/'.join(pathlib.Path(name).parts[-2:])
     found[name if short in found else short] = learned, theta
   return found

@@ -8,9 +8,6 @@ communicate.
 to x.  w is the width of a block, its number of coordinates.
 """
 
-from collections.abc import Callable
-
-import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -28,15 +25,7 @@ BLOCK = 5400
 
 
 def unroll(
-  loss,
-  opt,
-  params,
-  opt_state,
-  keys,
-  *,
-  second_derivatives=False,
-  remat=True,
-  record=None,
+  loss, opt, params, opt_state, keys, *, second_derivatives=False, remat=True
 ):
   """`l2o_jax.unroll`, differentiated one block of coordinates after another.
 
@@ -65,8 +54,8 @@ def unroll(
     ValueError: an option has another value than these, the state has another
       form, or the coordinates communicate.
   """
-  possible = not second_derivatives and record is None and remat is True
-  options = 'second derivatives, records and other values of remat'
+  possible = not second_derivatives and remat is True
+  options = 'second derivatives and other values of remat'
   require(possible, f'blocks.unroll: {options} are not possible block by block')
   is_whole = lambda x: isinstance(x, WholeState)
   whole = any(map(is_whole, jax.tree.leaves(opt_state, is_leaf=is_whole)))
@@ -129,12 +118,7 @@ def _put(floats, tree):
   )
 
 
-def _known(
-  update: Callable,
-  start: chex.ArrayTree,
-  steps: chex.ArrayTree,
-  end: chex.ArrayTree,
-) -> tuple[chex.Array, chex.ArrayTree]:
+def _known(update, start, steps, end):
   """Iterates and end state, known from the forward pass, with derivatives.
 
       x_{t+1}, s_{t+1} = x_t + u_t, s'_t      u_t, s'_t = update(g_t, s_t, ...)
@@ -270,11 +254,8 @@ def chunked(learned: LearnedOptimizer, size: int = 1280) -> LearnedOptimizer:
     ValueError: size is not positive, or the coordinates communicate.
   """
   positive('chunked', size=size)
-  if learned.communicates:
-    raise ValueError(
-      'chunked: the coordinates of this optimizer communicate, or their rule '
-      'depends on the leaf, so no block stands alone'
-    )
+  why = 'its coordinates communicate, or their rule depends on the leaf'
+  require(not learned.communicates, f'chunked: no block stands alone: {why}')
 
   def transform(theta):
     opt = optax.with_extra_args_support(learned.transform(theta))

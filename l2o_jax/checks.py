@@ -1,10 +1,19 @@
 """Bad arguments: one line that names what was wrong."""
 
+import operator
+
+import jax
+
 
 def require(condition, message: str, error=ValueError) -> None:
   """Raises an error with this message unless the condition holds."""
   if not condition:
     raise error(message)
+
+
+def traced(*numbers) -> bool:
+  """Whether bounds cannot be checked, as under `optax.inject_hyperparams`."""
+  return any(isinstance(x, jax.core.Tracer) for x in numbers)
 
 
 def pair(found):
@@ -18,6 +27,9 @@ def pair(found):
 def positive(who: str, **sizes) -> None:
   """Raises a ValueError unless all are whole numbers of at least 1."""
   for name, size in sizes.items():
-    whole = f'{who}: {name} must be a whole number, got {size!r}'
-    require(hasattr(size, '__index__'), whole)
+    try:
+      operator.index(size)
+    except TypeError:
+      whole = f'{who}: {name} must be a whole number, got {size!r}'
+      raise ValueError(whole) from None
     require(size >= 1, f'{who}: {name} must be positive, got {size}')

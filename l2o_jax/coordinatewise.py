@@ -118,16 +118,12 @@ def _rule(features, cell, theta, state_dtype):
       state = jax.tree.map(jnp.array, _cast(state, state_dtype or dtype))
       return WholeState((memory,), (state,))
     state = cell.initial_state(1) if cell.whole else cell.initial_state()
-    box = lambda s: s.reshape(s.shape + (1,) * x.ndim)
-    flat = lambda s: s[..., 0] if cell.whole else jnp.asarray(s)
-    state = jax.tree.map(lambda s: box(flat(s)), state)  # [H, 1, ...]
-
-    # [H, *s], computed from x so that it is sharded as x is.  x is finite, so
-    # this adds 0, but the compiler cannot know that; it would drop 0 * x.
-    def follow(s):
-      shape = jnp.broadcast_shapes(s.shape, x.shape)
-      return s + jnp.broadcast_to((x != x).astype(s.dtype), shape)
-
+    of_one = lambda s: s[..., 0] if cell.whole else jnp.asarray(s)  # [H]
+    box = lambda s: of_one(s).reshape(*of_one(s).shape, *(1,) * x.ndim)
+    state = jax.tree.map(box, state)  # [H, 1, ...]
+    # Computed from x, to be sharded as x is.  x is finite, so this adds 0; the
+    # compiler, which would drop 0 * x, cannot know that.
+    follow = lambda s: s + (x != x).astype(s.dtype)  # [H, *s]
     memory, state = jax.tree.map(follow, (memory, state))
     return CoordinatewiseState((memory,), (_cast(state, state_dtype or dtype),))
 
@@ -240,10 +236,9 @@ def coordinatewise(
     def update(updates, state, params=None, *, value=None, **extra_args):
       del extra_args
       for name, given in ('params', params), ('value', value):
-        if name in features.needs and given is None:
-          raise TypeError(
-            f'coordinatewise: the features need `{name}` in update'
-          )
+        missing = name in features.needs and given is None
+        needed = f'coordinatewise: the features need `{name}` in update'
+        require(not missing, needed, TypeError)
       return move(updates, state, params, value=value)
 
     return optax.GradientTransformationExtraArgs(init, update)

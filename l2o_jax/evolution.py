@@ -62,6 +62,9 @@ def evolution(
     an unroll, in the mean over both runs and B [U];
     Info.summary['gradient_norm'] is the epoch's largest.
 
+  What is constant to back-propagation, such as the units of `standardised`, is
+  trained like the rest.
+
   Raises:
     ValueError: a size or σ is not positive, or weights have a wrong shape or
       are not finite.
@@ -117,7 +120,8 @@ def evolution(
       change = jnp.sum(values[0] - values[1], -1)  # [B]
       drawn = epsilon if reuse_noise else optax.tree.add(drawn, epsilon)
       scale = 2 * std**2 * num_optimizees
-      estimate = lambda xi: jnp.tensordot(change, xi, 1) / scale
+      mean = lambda xi: jnp.tensordot(change, xi, 1) / scale
+      estimate = lambda xi: mean(xi).astype(xi.dtype)
       gradient = jax.tree.map(estimate, drawn)
       loss = jnp.mean(jnp.sum(values, -1))
       state, skipped, norm = meta_update(meta_optimizer, state, loss, gradient)

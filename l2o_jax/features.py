@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import chex
-import jax
 import jax.numpy as jnp
 
 from l2o_jax.base import Features
-from l2o_jax.checks import positive, require
+from l2o_jax.checks import positive, require, traced
 
 
 def gradient() -> Features:
@@ -38,7 +37,7 @@ def log_and_sign(p: float = 10.0) -> Features:
   Raises:
     ValueError: p is out of these bounds.
   """
-  known = isinstance(p, jax.core.Tracer) or 0 < p <= 88
+  known = traced(p) or 0 < p <= 88
   require(known, f'log_and_sign: p must be in (0, 88], got {p!r}')
 
   def update(memory, x, g, value):
@@ -115,7 +114,8 @@ def adam_ratios(
   require(decays, f'adam_ratios: decays must be in [0, 1): {b1}, {b2}')
   given = [x for x in (eps, age, window) if x is not None]
   above = f'must be positive: eps {eps!r}, age {age!r}, window {window!r}'
-  require(all(0 < x < math.inf for x in given), f'adam_ratios: {above}')
+  sane = all(traced(x) or 0 < x < math.inf for x in given)
+  require(sane, f'adam_ratios: {above}')
 
   def rest(b, t):
     """1 - bᵗ; quicker than a power, and more exact near 0."""
@@ -186,13 +186,16 @@ def relative_changes() -> Features:
     return Recent(jnp.zeros((), jnp.int32), past, zero, f)
 
   def update(memory, x, g, value):
-    f = jnp.asarray(value, memory.f.dtype)
+    f, largest = jnp.asarray(value, memory.f.dtype), jnp.finfo(x.dtype).max / 4
     started = memory.step > 0
     last_g = jnp.where(started, memory.g, g)
     known = started & jnp.isfinite(f) & (memory.f != 0)
     change = jnp.where(known, (f - memory.f) / jnp.where(known, memory.f, 1), 0)
-    last = jnp.where(started, x - memory.x[0], 0)
-    before = jnp.where(memory.step > 1, memory.x[0] - memory.x[1], last)
+    # No difference of two large numbers overflows.
+    moved = lambda a, b: 2 * jnp.clip(a / 2 - b / 2, -largest, largest)
+    last = jnp.where(started, moved(x, memory.x[0]), 0)
+    before = moved(memory.x[0], memory.x[1])
+    before = jnp.where(memory.step > 1, before, last)
     change = jnp.broadcast_to(change, x.shape)
     slope = g / (jnp.abs(last_g) + 1)
     ratio = jnp.abs(before) / (jnp.abs(last) + 0.1)

@@ -105,19 +105,15 @@ def split(groups: Groups, tree: chex.ArrayTree) -> list[chex.Array]:
   return [to_array(leaves) for leaves in _of_groups(groups, tree)]
 
 
-def merge(
-  groups: Groups, vectors: list[chex.Array], like: chex.ArrayTree
-) -> chex.ArrayTree:
+def merge(groups: Groups, vectors, like: chex.ArrayTree) -> chex.ArrayTree:
   """The inverse of `split`, with structure, shapes and dtypes of `like`."""
-  parts = map(to_tree, vectors, _of_groups(groups, like))
-  parts = dict(zip(groups.names, map(iter, parts), strict=True))
-  leaves = [next(parts[label]) for label in _labels(groups, like)]
+  parts = map(to_tree, vectors, _of_groups(groups, like))  # leaves of each
+  parts = dict(zip(groups.names, parts, strict=True))
+  leaves = [parts[label].pop(0) for label in _labels(groups, like)]
   return jax.tree.structure(like).unflatten(leaves)
 
 
-def sample(
-  groups: Groups, tree: chex.ArrayTree, key: chex.PRNGKey, count: int
-) -> list[chex.Array]:
+def sample(groups: Groups, tree, key, count: int) -> list[chex.Array]:
   """Random indices [count] into each group's vector, without replacement.
 
   A group with fewer coordinates repeats them.

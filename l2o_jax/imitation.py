@@ -125,6 +125,7 @@ def imitation(
     return runs.collect(rollouts, policy, optimizee, cast, keys, key)
 
   def step(state, optimizee, key):
+    key = runs.typed(key)
     key_rollouts, key_policy, key_scale = jax.random.split(key, 3)
     exact = roll_out(state, optimizee, key_rollouts)
     seen = _rescaled(exact, scale, key_scale) if scale else exact

@@ -294,8 +294,8 @@ def save_learned(path, learned: LearnedOptimizer, theta, metadata=None) -> None:
 
   Raises:
     ValueError: `learned` does not say how it was built, or in words that JSON
-      does not keep, such as tuples; theta is for another optimizer; or the
-      metadata are no dict, or have the key 'optimizer'.
+      does not keep, such as tuples or arrays; theta is for another optimizer;
+      or the metadata are no dict, or have the key 'optimizer'.
   """
   own = 'an optimizer of parts of your own cannot be rebuilt from a file'
   require(learned.call, f'save_learned: {own}; use save and load')
@@ -351,7 +351,10 @@ def load_learned(path, expected: LearnedOptimizer | None = None):
 
 def _plain(call):
   """The call as a file returns it: tuples have become lists."""
-  return json.loads(json.dumps(call))
+  try:
+    return json.loads(json.dumps(call))
+  except (TypeError, ValueError):
+    return None  # what JSON cannot hold
 
 
 def _said(call):

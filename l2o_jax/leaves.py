@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from l2o_jax.checks import require
+
 
 def _array(x):
   """A leaf of the parameters as an array; zeros for a ShapeDtypeStruct."""
@@ -44,21 +46,15 @@ def _flatten_as(outer, tree, what):
     fits = jax.tree_util.all_leaves([x for x in leaves if x is not None])
   except ValueError:
     fits = False
-  if not fits:
-    raise ValueError(
-      f'coordinatewise: the state is of parameters {outer}, the {what} are '
-      f'{jax.tree.structure(tree)}'
-    )
+  found = f'the {what} are {jax.tree.structure(tree)}'
+  require(fits, f'coordinatewise: the state is of parameters {outer}, {found}')
   return leaves
 
 
 def check_shape(what: str, found, wanted):
   """Raises a ValueError unless the shapes of a leaf are the same."""
-  if found != wanted:
-    raise ValueError(
-      f'coordinatewise: the {what} of a leaf has shape {found}, its gradient '
-      f'{wanted}'
-    )
+  wrong = f'the {what} of a leaf has shape {found}, its gradient {wanted}'
+  require(found == wanted, f'coordinatewise: {wrong}')
 
 
 def to_array(tree, batch=()):

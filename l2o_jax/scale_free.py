@@ -62,34 +62,35 @@ def scale_free(age: float = 20.0) -> Features:
 
   def update(old, x, g, value):
     limits = jnp.finfo(g.dtype)
-    tiny, largest = limits.tiny, 0.5 * limits.max**0.5
-    root = lambda z: jnp.sqrt(jnp.maximum(z, tiny))  # of a finite derivative
+    root = lambda z: jnp.sqrt(jnp.maximum(z, limits.tiny))  # finite derivative
+    unbiased = lambda average, b, count: average / (1 - b**count)
+    largest = 0.5 * limits.max**0.5
     g = jnp.clip(g, -largest, largest)  # g² stays finite
     started, t = old.step > 0, (old.step + 1).astype(g.dtype)
+    steps = jnp.maximum(t - 1, 1)  # of which losses and x are known, if any
+
     m = [b * m + (1 - b) * g for b, m in zip((0.5, 0.9), old.m)]
     v = 0.95 * old.v[0] + 0.05 * g**2
     mean = old.v[1] + (g**2 - old.v[1]) / t
-    recent = v / (1 - 0.95**t)
-    ratios = [m / (1 - b**t) / root(recent) for b, m in zip((0.5, 0.9), m)]
-    ratios.append(jnp.clip(g / root(mean), -10, 10))
-    fall = jnp.clip(jnp.log(root(recent) / root(mean)), -10, 10)
+    recent, long = root(unbiased(v, 0.95, t)), root(mean)
+    adam = [unbiased(m, b, t) / recent for b, m in zip((0.5, 0.9), m)]
+    adagrad = jnp.clip(g / long, -10, 10)
+    fall = jnp.clip(jnp.log(recent / long), -10, 10)
 
-    f = jnp.asarray(value, old.f.dtype)
-    f_bar = old.f / jnp.where(started, 1 - 0.9 ** (t - 1), 1)
+    f, f_bar = jnp.asarray(value, old.f.dtype), unbiased(old.f, 0.9, steps)
     size = jnp.abs(f) + jnp.abs(f_bar)
     known = started & jnp.isfinite(size) & (size > 0)
     change = jnp.where(known, f - f_bar, 0) / jnp.where(known, size, 1)
-    f = jnp.where(jnp.isfinite(f), f, f_bar)
-    moved = jnp.where(started, x - old.x, 0)
-    u = 0.9 * old.u + 0.1 * moved**2
-    length = jnp.where(started, 1 - 0.9 ** (t - 1), 1)
-    length = jnp.abs(moved) / root(u / length)
+    new_f = 0.9 * old.f + 0.1 * jnp.where(jnp.isfinite(f), f, f_bar)
 
-    scalars = [change, jnp.log1p((t - 1) / age)]
+    moved = jnp.where(started, jnp.clip(x - old.x, -largest, largest), 0)
+    u = 0.9 * old.u + 0.1 * moved**2
+    length = jnp.abs(moved) / root(unbiased(u, 0.9, steps))
+
+    scalars = change, jnp.log1p((t - 1) / age)
     change, clock = (jnp.broadcast_to(z, x.shape) for z in scalars)
-    seen = jnp.stack([*ratios, change, fall, length, clock], -1)
-    f = 0.9 * old.f + 0.1 * f
-    v = jnp.stack([v, mean])
-    return Magnitudes(old.step + 1, jnp.stack(m), v, x, u, f), seen
+    seen = jnp.stack([*adam, adagrad, change, fall, length, clock], -1)
+    m, v = jnp.stack(m), jnp.stack([v, mean])
+    return Magnitudes(old.step + 1, m, v, x, u, new_f), seen
 
   return Features(7, init, update, frozenset({'params', 'value'}))

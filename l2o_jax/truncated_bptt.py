@@ -24,36 +24,6 @@ class MetaState(NamedTuple):
   opt_state: chex.ArrayTree
 
 
-def _states_to_array(states, params):
-  """States of B optimizees' trees, leaves [B, K, *s] -> [[K, B n], ...].
-
-  Where coordinates do not communicate, it does not matter which optimizee each
-  belongs to: one array holds all of them, and this is its state.
-  """
-  xs, leaves = jax.tree.leaves(params), jax.tree.leaves(states)
-
-  def join(parts):
-    k = parts[0].ndim - xs[0].ndim  # the same for all leaves
-    parts = [jnp.moveaxis(s, 0, k) for s in parts]  # [K, B, *s]
-    parts = [s.reshape(*s.shape[: k + 1], -1) for s in parts]
-    joined = jnp.concatenate(parts, -1)  # [K, B, n]
-    return joined.reshape(*joined.shape[:-2], -1)
-
-  return [join(leaves[i : i + len(xs)]) for i in range(0, len(leaves), len(xs))]
-
-
-def _states_to_trees(arrays, states, params):
-  """The inverse of `_states_to_array`, in the structure of `states`."""
-  xs, (leaves, structure) = jax.tree.leaves(params), jax.tree.flatten(states)
-  ends = np.cumsum([x[0].size for x in xs])[:-1]
-  parts = []
-  for array in arrays:
-    array = array.reshape(*array.shape[:-1], len(xs[0]), -1)  # [K, B, n]
-    parts += jnp.split(jnp.moveaxis(array, -2, 0), ends, -1)
-  shaped = [part.reshape(s.shape) for part, s in zip(parts, leaves)]
-  return structure.unflatten(shaped)
-
-
 def _on_array(opt: optax.GradientTransformation, batch: tuple[int]):
   """Runs `opt` on the coordinates of all leaves of all optimizees, as [B n]."""
 
@@ -64,6 +34,16 @@ def _on_array(opt: optax.GradientTransformation, batch: tuple[int]):
     return to_tree(delta, updates, batch), state
 
   return optax.GradientTransformationExtraArgs(opt.init, update)
+
+
+def initial_state(learned: LearnedOptimizer, theta, params):
+  """The state of one optimizee as `meta_loss` takes it, at x_0.
+
+  Where coordinates do not communicate it is of one array [n] of all of them,
+  since it does not matter which leaf or optimizee each belongs to.
+  """
+  x = params if learned.communicates else to_array(params)
+  return learned.transform(theta).init(x)
 
 
 def _side_by_side(function, count):
@@ -81,16 +61,15 @@ def _side_by_side(function, count):
 def _run_as_one(run, theta, learned, loss, tasks, params, opt_states, keys):
   """B runs whose coordinates do not communicate: one run of one array."""
   count = len(keys)
+  join = lambda s: jnp.moveaxis(s, 0, -2).reshape(*s.shape[1:-1], -1)
+  apart = lambda s: jnp.moveaxis(s.reshape(*s.shape[:-1], count, -1), -2, 0)
+  state = jax.tree.map(join, opt_states)  # [B, K, n] -> [K, B n]
   opt = _on_array(learned.transform(theta), (count,))
-  array = to_array(params, (count,))  # [B n]
-  inner = jax.tree.structure(jax.eval_shape(opt.init, array))
-  state = inner.unflatten(_states_to_array(opt_states, params))
   of_all = _side_by_side(loss, count)
   losses_of = lambda params, keys: of_all(params, tasks, keys)  # [B]
   keys = jnp.swapaxes(keys, 0, 1)  # [T + 1, B]
   (params, state), trajectory = run(losses_of, opt, params, state, keys)
-  opt_states = _states_to_trees(jax.tree.leaves(state), opt_states, params)
-  return params, opt_states, trajectory.losses.T  # [B, T + 1]
+  return params, jax.tree.map(apart, state), trajectory.losses.T  # [B, T + 1]
 
 
 def _run_apart(run, theta, learned, loss, tasks, params, opt_states, keys):
@@ -144,7 +123,7 @@ def meta_loss(
     optimizee: the family that the tasks come from.
     tasks: leading axis B.
     params: x_0, leading axis B.
-    opt_states: states of the learned optimizer, leading axis B.
+    opt_states: `initial_state` of each, leading axis B.
     keys: [B, T + 1].
     weights: w [T + 1]; all ones by default.
     of_loss: h, what of a loss is summed; h(f) = f in the paper.  With `jnp.log`
@@ -294,7 +273,9 @@ def truncated_bptt(
     keys = spread(jax.random.split(key, num_optimizees))
     init = lambda key: pair(optimizee.init(key))
     params, tasks = spread(jax.vmap(init)(keys))
-    states = spread(jax.vmap(learned.transform(theta).init)(params))
+    states = spread(
+      jax.vmap(lambda x: initial_state(learned, theta, x))(params)
+    )
     return tasks, params, states
 
   def step(state, optimizee, key):

@@ -80,6 +80,7 @@ def scalar(loss, who):
     value = loss(*args)
     pair = f'{who}: the loss must be a scalar, not a tuple'
     require(not isinstance(value, tuple), pair)
+    value = jnp.asarray(value)
     wrong = f'{who}: the loss must be a scalar, got shape {jnp.shape(value)}'
     require(jnp.shape(value) == (), wrong)
     return value

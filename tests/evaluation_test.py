@@ -114,6 +114,12 @@ class LearningCurvesTest(parameterized.TestCase):
     for how in ({}, {'objective': True}):
       with self.assertRaisesRegex(ValueError, message):
         learning_curves(f, optax.sgd(1.0), keys(2), 4, **how)
+    pair = f._replace(loss=lambda x, task, key: (jnp.sum(x**2), {}))
+    with self.assertRaisesRegex(ValueError, 'must be a scalar, not a tuple'):
+      learning_curves(pair, optax.sgd(1.0), keys(2), 4)
+    number = f._replace(loss=lambda x, task, key: 3.0)
+    found = learning_curves(number, optax.sgd(1.0), keys(2), 4)
+    np.testing.assert_array_equal(found, np.full((2, 5), 3.0))
 
 
 class BatchStatisticsTest(absltest.TestCase):

@@ -143,6 +143,16 @@ class FeaturesTest(parameterized.TestCase):
         along(features, *data), want, rtol=1e-9, atol=1e-12
       )
 
+  def test_parameters_that_jump(self):
+    """From one end of what is finite to the other, and back."""
+    for features in scale_free(), relative_changes():
+      memory = features.init(jnp.zeros(2))
+      for x in 1.0, 3e38, -3e38, 1e20, 0.0:
+        x = jnp.full(2, x, jnp.float32)
+        memory, seen = features.update(memory, x, jnp.ones(2), jnp.ones(()))
+        for leaf in jax.tree.leaves((memory, seen)):
+          self.assertTrue(np.isfinite(leaf).all())
+
   def test_scale_free_at_nothing(self):
     """At g = 0, after large g and at f = 0 all is finite, bounded by 10."""
     with self.assertRaisesRegex(ValueError, 'age must be positive, got 0'):

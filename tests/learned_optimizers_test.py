@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
+from flax.core import freeze
 
 from l2o_jax import checkpoint
 from l2o_jax.cells.lstm import lstm_cell
@@ -193,9 +194,11 @@ class FilesTest(parameterized.TestCase):
     theta = theta_of(learned)
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), theta)
     other = lstm_log_and_sign(labels=('a', 'b'))
+    frozen = lstm_log_and_sign(labels=freeze({'w': 'a', 'b': 'a'}))
     for optimizer, weights, metadata, message in (
       (learned, theta, {'optimizer': 'adam'}, "without the key 'optimizer'"),
       (learned, theta, 'text', 'metadata must be a dict'),
+      (frozen, theta_of(frozen), None, 'would not keep the arguments'),
       (learned, half, None, 'theta is not for lstm_raw'),
       (learned, theta_of(lstm_log_and_sign()), None, 'theta is not for'),
       (other, theta_of(other), None, 'would not keep the arguments of'),

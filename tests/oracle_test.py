@@ -15,7 +15,7 @@ from l2o_jax.cells.lstm import lstm_cell
 from l2o_jax.coordinatewise import coordinatewise
 from l2o_jax.features import gradient, log_and_sign
 from l2o_jax.optimizees.quadratic import quadratic
-from l2o_jax.truncated_bptt import meta_loss
+from l2o_jax.truncated_bptt import initial_state, meta_loss
 from l2o_jax.unroll import unroll
 from tests import quick
 
@@ -178,9 +178,9 @@ class OracleTest(parameterized.TestCase):
       theta = to_theta(weights, kind)
       x = jnp.asarray(values['x_start'], kind)
       learned, run = meta_gradient(tag, how, dtype)
-      box = lambda s: s.reshape(20, *x.shape)  # [H, coordinates]
+      box = lambda s: s.reshape(20, -1)  # [H, coordinates]
       cell = jax.tree.map(box, start_state(values, kind))
-      state = learned.transform(theta).init(x)._replace(cell=(cell,))
+      state = initial_state(learned, theta, x)._replace(cell=(cell,))
       with mock.patch.object(blocks, 'BLOCK', 60):
         (loss, (params, _, losses)), grad = run(theta, task, x, state)
     forward, backward = (1e-9, 1e-9) if dtype == 'f64' else (1e-5, 1e-4)

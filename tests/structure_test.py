@@ -13,8 +13,16 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / 'l2o_jax'
 # From bottom to top; a module may import those of lower floors only.
 FLOORS = (
-  ('base', 'checks', 'cpu', 'files', 'gps.linalg', 'leaves'),
-  ('cells.layers', 'checkpoint', 'features', 'guard', 'scale_free', 'unroll'),
+  ('base', 'checks', 'cpu', 'files', 'gps.linalg'),
+  (
+    'cells.layers',
+    'checkpoint',
+    'features',
+    'guard',
+    'leaves',
+    'scale_free',
+    'unroll',
+  ),
   ('cells.lstm', 'cells.mlp', 'cells.standardised'),
   ('cells.gated', 'cells.ntm_bfgs', 'coordinatewise'),
   ('cells.schedule_free', 'evaluation', 'groups', 'truncated_bptt'),

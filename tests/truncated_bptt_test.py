@@ -19,7 +19,12 @@ from l2o_jax.features import gradient, log_and_sign, relative_changes
 from l2o_jax.groups import Groups, grouped
 from l2o_jax.learned_optimizers import lstm_raw
 from l2o_jax.optimizees.quadratic import quadratic
-from l2o_jax.truncated_bptt import MetaState, meta_loss, truncated_bptt
+from l2o_jax.truncated_bptt import (
+  MetaState,
+  initial_state,
+  meta_loss,
+  truncated_bptt,
+)
 from tests import quick
 from tests.contracts.subjects import gru_cell, theta_of
 
@@ -45,7 +50,8 @@ def started(learned, theta, optimizee, shape):
   )
   draw = lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype)
   params, tasks = jax.eval_shape(jax.vmap(optimizee.init), keys[:, 0])
-  states = jax.eval_shape(jax.vmap(learned.transform(theta).init), params)
+  start = functools.partial(initial_state, learned, theta)
+  states = jax.eval_shape(jax.vmap(start), params)
   params = jax.tree.map(draw, params)
   tasks = jax.tree.map(lambda x: jnp.exp(draw(x)), tasks)
   states = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), states)
@@ -332,6 +338,7 @@ class ManyOptimizeesTest(parameterized.TestCase):
     apart = learned._replace(communicates=True)  # run without the array
     theta = theta_of(learned)
     optimizee, *batch = started(learned, theta, mixed(dtype, noise), (3, 5))
+    _, *batch_apart = started(apart, theta, mixed(dtype, noise), (3, 5))
 
     def run(learned):
       differentiate = jax.value_and_grad(meta_loss, has_aux=True)
@@ -340,8 +347,23 @@ class ManyOptimizeesTest(parameterized.TestCase):
       )
 
     (loss, (params, states, losses)), slope = run(learned)(batch)
-    one, row = run(apart), lambda b: jax.tree.map(lambda x: x[b : b + 1], batch)
-    each = [one(row(b)) for b in range(3)]
+    one = run(apart)
+    each = [
+      one(jax.tree.map(lambda x, b=b: x[b : b + 1], batch_apart))
+      for b in range(3)
+    ]
+    leaves = jax.tree.leaves(params)
+
+    def on_array(states):  # leaves [1, K, *s] of all leaves -> [1, K, n]
+      found, of = jax.tree.leaves(states), []
+      for i in range(0, len(found), len(leaves)):
+        parts = found[i : i + len(leaves)]
+        k = parts[0].ndim - leaves[0].ndim + 1
+        of.append(
+          jnp.concatenate([x.reshape(*x.shape[:k], -1) for x in parts], -1)
+        )
+      return of
+
     close = (
       functools.partial(chex.assert_trees_all_close, rtol=1e-4, atol=1e-5)
       if dtype == jnp.float32
@@ -350,7 +372,8 @@ class ManyOptimizeesTest(parameterized.TestCase):
     wide = lambda tree: jax.tree.map(lambda x: x.astype(jnp.float32), tree)
     for b, ((_, (one_params, one_states, one_losses)), _) in enumerate(each):
       got = jax.tree.map(lambda x, b=b: x[b : b + 1], (params, states, losses))
-      want = one_params, one_states, one_losses
+      got = got[0], jax.tree.leaves(got[1]), got[2]
+      want = one_params, on_array(one_states), one_losses
       chex.assert_trees_all_equal_shapes_and_dtypes(got, want)
       close(wide(got), wide(want))
     mean = lambda *x: sum(x) / 3

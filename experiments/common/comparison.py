@@ -1,5 +1,6 @@
 """Learned against tuned hand-designed optimizers on unseen tasks."""
 
+import contextlib
 import pathlib
 import resource
 import time
@@ -39,6 +40,7 @@ _NAMES = {
   'robust_optimizer': 'robust',
   'rnnprop': 'RNNprop (Lv et al.)',
 }
+_MOST = 10**8  # numbers of an optimizer's state
 _TRAINERS = {'bptt': ', by back-propagation', 'badmm': ', by Bregman ADMM'}
 
 
@@ -115,7 +117,14 @@ def rivals(
       settings, learned, theta = _rebuilt(path)
       what = 'is for other parameters: '
       params, _ = jax.eval_shape(optimizee.init, jax.random.key(0))
-      jax.eval_shape(learned.transform(theta).init, params)
+      state = jax.eval_shape(learned.transform(theta).init, params)
+      n, size = (
+        sum(x.size for x in jax.tree.leaves(t)) for t in (params, state)
+      )
+      if size > _MOST:
+        what = ''
+        numbers = f'its state has {size:.2g} numbers for {n:,} coordinates'
+        raise UsageError(numbers)
     except CheckpointError:
       raise
     except (UsageError, ValueError, TypeError) as error:
@@ -264,7 +273,8 @@ def shown(experiment, settings, draw=report.draw, show=report.show) -> bool:
     return path is not None
   log(f'{path} holds this run, finished; these are its results')
   try:
-    draw(path)
+    with contextlib.suppress(OSError):  # where nothing can be written any more
+      draw(path)
     show(path)
   except (ValueError, LookupError, TypeError, ArithmeticError) as error:
     log(f'results cannot be read ({error!r:.100}); compared again')

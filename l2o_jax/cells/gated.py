@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from l2o_jax.base import Cell
 from l2o_jax.cells.layers import truncated_normal
 from l2o_jax.cells.lstm import lstm_layer, lstm_layer_init
-from l2o_jax.checks import require
-from l2o_jax.cpu import sigmoid, tanh
+from l2o_jax.checks import require, traced
+from l2o_jax.cpu import tanh
 
 
 def _even(x, even):
@@ -81,9 +81,13 @@ def gated_cell(
       positive, or (from `init`) all features are even or none is `direction`.
   """
   require(hidden >= 0, f'gated_cell: hidden must not be negative: {hidden}')
-  require(slope > 0, f'gated_cell: slope must be positive, got {slope!r}')
+  require(
+    traced(slope) or slope > 0,
+    f'gated_cell: slope must be positive, got {slope!r}',
+  )
   within = f'gated_cell: rate must be in (0, {scale * slope}), got {rate!r}'
-  require(0 < rate < scale * slope < math.inf, within)
+  known = traced(rate, scale, slope) or 0 < rate < scale * slope < math.inf
+  require(known, within)
   require(even > 0, f'gated_cell: even must be positive, got {even!r}')
 
   def init(key, num_features):
@@ -116,6 +120,7 @@ def gated_cell(
       h, c = lstm_layer(theta['lstm'][0], jnp.stack(e), state[0])  # [H, ...]
       e, new_state = [*h, *e], ((h, c),)
     d, m = _weighted(theta['direction'], x[:-even]), _weighted(u, e) + b
-    return -scale * tanh(slope * d) * sigmoid(m), new_state
+    # The exact σ: that of cpu.py does not fall below 1e-7.
+    return -scale * tanh(slope * d) * jax.nn.sigmoid(m), new_state
 
   return Cell(init, initial_state, step, whole=True)

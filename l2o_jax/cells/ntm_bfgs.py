@@ -11,7 +11,7 @@ import numpy as np
 from l2o_jax.base import Cell
 from l2o_jax.cells.layers import linear_init
 from l2o_jax.cells.lstm import lstm_layer_init, lstm_layers, lstm_state
-from l2o_jax.checks import positive, require
+from l2o_jax.checks import positive, require, traced
 from l2o_jax.cpu import tanh
 
 # What the heads emit: eta, mu, alpha, phi, gamma.  These values are BFGS.
@@ -112,21 +112,25 @@ def _pair(s, y, z, state):
   (0, 0) where y is below the rounding of a gradient, or s^T y is not positive.
   """
   _, largest, trust = _same(state.scales)
-  first = jnp.all(s == 0)
-  eps = jnp.finfo(z.dtype).eps
-  flat = jnp.sum(s * y) / (jnp.sum(s**2) + _TINY)  # curvature along s
+  first, eps = jnp.all(s == 0), jnp.finfo(z.dtype).eps
+  # The curvature along s, raised where it is lost in rounding.
+  length = _norm(s)
+  flat = jnp.sum(s / length * (y / length))
   raised = jnp.maximum(_FLATTEST * eps * largest - flat, 0)
   y = y + jnp.where(flat > 0, raised, 0) * s
-  sy, steepest = jnp.sum(s * y), jnp.maximum(largest, _norm(y) / _norm(s))
+  # Whether (s, y) is worth writing.
+  sy, lengths = jnp.sum(s * y), _norm(s) * _norm(y)
+  steepest = jnp.maximum(largest, _norm(y) / _norm(s))
   known = jnp.where(largest > 0, largest, steepest)
-  ok = (sy > 1e-4 * _norm(s) * _norm(y)) & ~first
-  ok &= _norm(y) > 8 * eps * known * _norm(state.moved)
-  largest = jnp.where(ok, steepest, largest)
+  rounding = 8 * eps * known * _norm(state.moved)
+  write = ~first & (sy > 1e-4 * lengths) & (_norm(y) > rounding)
+  unit = jnp.stack([s, y]) * jax.lax.rsqrt(jnp.where(write, sy, 1))
+  start = jnp.where(jnp.any(z != 0), max(len(z), 1) ** -0.5, 0)
+  taught = jnp.where(write, unit, jnp.where(first, start, 0))
+  # What curvatures have been met, and how far they are apart.
+  largest = jnp.where(write, steepest, largest)
   spread = _SPREAD * jnp.maximum(flat, 0) / jnp.where(largest > 0, largest, 1)
   trust = jnp.minimum(trust, jnp.where(first, 1, spread))
-  root = jax.lax.rsqrt(jnp.where(ok, sy, 1))
-  start = jnp.where(jnp.any(z != 0), max(len(z), 1) ** -0.5, 0)
-  taught = jnp.where(ok, jnp.stack([s, y]) * root, jnp.where(first, start, 0))
   return taught, largest, trust
 
 
@@ -209,7 +213,10 @@ def ntm_bfgs_cell(
     hidden=min(hidden, default=0),
     pairs=1 if pairs is None else pairs,
   )
-  require(scale > 0, f'ntm_bfgs_cell: scale must be positive, got {scale!r}')
+  require(
+    traced(scale) or scale > 0,
+    f'ntm_bfgs_cell: scale must be positive, got {scale!r}',
+  )
   within = f'ntm_bfgs_cell: averaged must fit {hidden}, got {averaged}'
   require(0 <= averaged <= min(hidden), within)
 
@@ -228,7 +235,11 @@ def ntm_bfgs_cell(
     return State(form.init(n), zero, zero, zero, scales, lstm)
 
   def step(theta, x, state):
-    z, s, memory = scale * x[0], state.step, state.memory
+    largest = (
+      jnp.finfo(x.dtype).max ** 0.25
+    )  # squares and their products stay finite
+    z = jnp.clip(scale * x[0], -largest, largest)
+    s, memory = state.step, state.memory
     y = z - state.z
     (s_, y_), largest, trust = _pair(s, y, z, state)
     i = form.read(memory, y_)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from l2o_jax.base import Cell
-from l2o_jax.checks import require
+from l2o_jax.checks import require, traced
 from l2o_jax.coordinatewise import CoordinatewiseState
 from l2o_jax.cpu import sigmoid
 
@@ -53,9 +53,9 @@ def schedule_free(
   """
   require(cell.whole, 'schedule_free: the cell must be whole')
   within = f'schedule_free: momentum must be in (0, 1), got {momentum!r}'
-  require(0 < momentum < 1, within)
+  require(traced(momentum) or 0 < momentum < 1, within)
   above = f'schedule_free: must be positive: age {age!r}, power {power!r}'
-  require(age > 0 and power > 0, above)
+  require(traced(age, power) or (age > 0 and power > 0), above)
 
   def init(key, num_features):
     start = jnp.array([momentum / (1 - momentum), power], jnp.float32)

@@ -35,12 +35,13 @@ def standardised(cell: Cell, limit: float = 10.0, coordinates: int = 1) -> Cell:
     return {'mean': mean, 'std': std, 'output': output, 'cell': inner}
 
   def step(theta, x, state):
+    constants = theta['mean'], theta['std'], theta['output']
+    mean, std, output = jax.lax.stop_gradient(constants)
     # mean and std: [F] -> [F, 1, ...]; with `coordinates` [F n] -> [F, n].
-    shape = (x.shape[0], -1, *(1,) * (x.ndim - 2))[: x.ndim]
-    mean = jax.lax.stop_gradient(theta['mean']).reshape(shape)
-    std = jax.lax.stop_gradient(theta['std']).reshape(shape)
-    x = jnp.clip((x - mean) / std, -limit, limit)  # [F, ...] or [F, n]
-    delta, state = cell.step(theta['cell'], x, state)
-    return jax.lax.stop_gradient(theta['output']) * delta, state
+    apart = (len(x), *(1,) * (x.ndim - 1))
+    shape = x.shape if coordinates > 1 else apart
+    x = (x - mean.reshape(shape)) / std.reshape(shape)
+    delta, state = cell.step(theta['cell'], jnp.clip(x, -limit, limit), state)
+    return output * delta, state
 
   return cell._replace(init=init, step=step)

@@ -77,19 +77,15 @@ def _gradient_share(seen: Scaled):
   return Cost(_place(inverted, A, D), zero, zero[:, 0]), size
 
 
-def _around_samples(hessian, seen: Scaled):
+def _sample_taylor(seen: Scaled):
   A, D = seen.slopes.shape[-1], seen.states.shape[-1]
   linear = jnp.pad(seen.slopes, ((0, 0), (0, 0), (0, D - A)))
-  cost = Cost(_place(hessian, 0, D), linear, seen.values)
+  cost = Cost(_place(seen.hessian, 0, D), linear, seen.values)
   return cost, _excess(seen.values)
 
 
-def _sample_taylor(seen: Scaled):
-  return _around_samples(seen.hessian, seen)
-
-
 def _sample_gradient(seen: Scaled):
-  return _around_samples(jnp.zeros_like(seen.hessian), seen)
+  return _sample_taylor(seen._replace(hessian=0 * seen.hessian))
 
 
 # f itself, to second order in x around the samples, mean over them:

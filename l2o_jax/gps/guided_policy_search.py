@@ -160,9 +160,10 @@ def guided_policy_search(
     return Iterate(theta, *rest)
 
   def step(state, optimizee, key):
-    key_rollouts, key_policy, _ = jax.random.split(key, 3)
+    key_rollouts, key_policy, _ = jax.random.split(runs.typed(key), 3)
     first = from_nothing & (state.iteration == 0)
     share = round(improve.policy_rollouts * N)
+    share = share if by_policy else min(share, N - 1)  # some are judged
     use_policy = (jnp.arange(N) < share) & ~first  # [N]
     initial = jnp.full(2, rollouts.initial_noise)
     limits = jnp.where(first, initial, jnp.array(rollouts.noise))

@@ -187,7 +187,6 @@ class StepInfo(NamedTuple):
 
   eta: chex.Scalar
   kl: chex.Scalar
-  trials: chex.Scalar
   cost: chex.Scalar
   previous_cost: chex.Scalar
 
@@ -221,11 +220,11 @@ def constrained_step(dynamics, cost, lam, nu, policy, previous, bound, eta):
     kl = jnp.sum(divergence(guide, previous, *forward(dynamics, guide)))
     return guide, jnp.where(valid & jnp.isfinite(kl), kl, jnp.inf)
 
-  guide, eta, kl, trials = search_eta(attempt, previous, bound, eta)
+  guide, eta, kl = search_eta(attempt, previous, bound, eta)
   both = jax.tree.map(lambda *x: jnp.stack(x), guide, previous)
   total = lambda psi: jnp.sum(expected_cost(cost, *forward(dynamics, psi)))
   after, before = jax.vmap(total)(both)
-  return guide, StepInfo(eta, kl, trials, after, before)
+  return guide, StepInfo(eta, kl, after, before)
 
 
 class Search(NamedTuple):
@@ -273,7 +272,7 @@ def search_eta(attempt, otherwise, bound: chex.Scalar, eta: chex.Scalar):
   start = Search(eta, low, high, best, jnp.int32(0), jnp.bool_(False))
   more = lambda search: ~search.done & (search.trials < MAX_TRIALS)
   found = jax.lax.while_loop(more, trial, start)
-  return *found.best, found.trials
+  return found.best
 
 
 def untied_step(dynamics, cost, previous, bound, eta):
@@ -333,7 +332,7 @@ def untied_step(dynamics, cost, previous, bound, eta):
   T, A = previous.offset.shape
   nothing = jnp.zeros((T, slopes.shape[1], A), slopes.dtype)
   otherwise = (nothing, previous.noise)
-  (k, G), eta, kl, trials = search_eta(attempt, otherwise, bound, eta)
+  (k, G), eta, kl = search_eta(attempt, otherwise, bound, eta)
   before = jnp.mean(jnp.sum(cost.constant, -1))
   fall = eta / 2 * size(inverse(G), k)
-  return k.swapaxes(0, 1), G, StepInfo(eta, kl, trials, before - fall, before)
+  return k.swapaxes(0, 1), G, StepInfo(eta, kl, before - fall, before)

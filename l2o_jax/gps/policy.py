@@ -154,11 +154,14 @@ def calibrated(policy: Policy, theta: Theta, observations, actions) -> Theta:
   """
   o, a = _pool(policy, observations), _pool(policy, actions)
   std = jnp.std(o, (1, 2))
-  units = {'output': jnp.sqrt(jnp.mean(a**2, (1, 2, 3)))}
+  output = jnp.sqrt(jnp.mean(a**2, (1, 2, 3)))
+  units = {'output': jnp.where(output > 0, output, 1)}
   if not policy.in_units:
     mean, std = jnp.mean(o, (1, 2)), jnp.where(std > 1e-6, std, 1)
     units |= {'mean': mean, 'std': std}  # [M or 1, F A]
-  return _unstack(policy, {**_stack(policy, theta), **units})
+  stacked = _stack(policy, theta)
+  units = {name: z.astype(stacked[name].dtype) for name, z in units.items()}
+  return _unstack(policy, {**stacked, **units})
 
 
 def actions_along(policy: Policy, theta: Theta, observations) -> chex.Array:
@@ -229,21 +232,20 @@ def regression(policy, theta, observations, targets, weights, key, knobs):
     return jnp.mean(weights[rows] * jnp.sum(error**2, -1))
 
   def step(i, carry):
-    theta, state, before, after = carry
+    theta, state, mean = carry
     key_rows = jax.random.fold_in(key, i)
     rows = jax.random.randint(key_rows, (knobs.batch_size,), 0, count)
     value, gradient = jax.value_and_grad(loss)(theta, rows)
     updates, state = opt.update(gradient, state, theta)
     fall = 0.55 + 0.45 * jnp.cos(jnp.pi * i / knobs.steps)
     updates = optax.tree.scale(knobs.learning_rate * fall, updates)
-    before += jnp.where(i < seen, value, 0) / seen
-    after += jnp.where(i >= knobs.steps - seen, value, 0) / seen
-    return optax.apply_updates(theta, updates), state, before, after
+    late = jnp.where(i >= knobs.steps - seen, value, 0)
+    mean += late.astype(mean.dtype) / seen
+    return optax.apply_updates(theta, updates), state, mean
 
-  zero = jnp.zeros((), jnp.float32)
-  start = (theta, opt.init(theta), zero, zero)
-  theta, _, before, after = jax.lax.fori_loop(0, knobs.steps, step, start)
-  return theta, before, after
+  start = theta, opt.init(theta), jnp.zeros((), jnp.float32)
+  theta, _, mean = jax.lax.fori_loop(0, knobs.steps, step, start)
+  return theta, mean
 
 
 class Lesson(NamedTuple):
@@ -287,5 +289,5 @@ def learn(policy: Policy, theta: Theta, lesson: Lesson, knobs, key):
   targets = _pool(policy, lesson.targets)
   keys = jax.random.split(key, len(o))
   fit = lambda *args: regression(policy, *args, knobs)
-  stacked, _, error = jax.vmap(fit)(stacked, o, targets, weights, keys)
+  stacked, error = jax.vmap(fit)(stacked, o, targets, weights, keys)
   return _unstack(policy, stacked), jnp.sqrt(jnp.mean(error))

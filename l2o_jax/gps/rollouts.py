@@ -53,8 +53,14 @@ def function_keys(knobs: Rollouts, key: chex.PRNGKey) -> chex.PRNGKey:
   """Keys of the function and x_0 of every rollout, [P, N]."""
   N = knobs.num_rollouts
   if knobs.functions is None:
-    return jax.random.split(jax.random.fold_in(key, 1), N)[None]
-  return jnp.tile(knobs.functions[:, None], (1, N))
+    return jax.random.split(jax.random.fold_in(typed(key), 1), N)[None]
+  return jnp.tile(typed(knobs.functions)[:, None], (1, N))
+
+
+def typed(key: chex.PRNGKey) -> chex.PRNGKey:
+  """A key of `jax.random.PRNGKey` as one of `jax.random.key`."""
+  is_typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+  return key if is_typed else jax.random.wrap_key_data(key)
 
 
 class Rollout(NamedTuple):
@@ -214,8 +220,8 @@ class Samples(NamedTuple):
 
 def by_unit(z: chex.Array, joint: bool) -> chex.Array:
   """[P, N, T, M, J] or [..., K] -> [P, M, S, T, K A], feature-major."""
-  P, N, T, M, J, K = (*z.shape, 1)[:6]
-  z = z.reshape(P, N, T, M, J, K)
+  z = z if z.ndim == 6 else z[..., None]
+  P, N, T, M, J, K = z.shape
   if joint:  # A = J, S = N
     return z.transpose(0, 3, 1, 2, 5, 4).reshape(P, M, N, T, K * J)
   return z.transpose(0, 3, 1, 4, 2, 5).reshape(P, M, N * J, T, K)

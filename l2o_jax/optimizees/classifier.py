@@ -51,7 +51,8 @@ def mlp(
     for fan_in, fan_out in zip(sizes, sizes[1:]):
       shapes += [(fan_in, fan_out), (fan_out,)]
     keys = jax.random.split(key, len(shapes) // 2)
-    keys = jax.vmap(jax.random.split)(keys).reshape(-1)
+    keys = jax.vmap(jax.random.split)(keys)  # [layers, 2]
+    keys = keys.reshape(-1, *keys.shape[2:])
     drawn = draw_all(jax.random.normal, keys, shapes)
     drawn = [initial_std * x for x in drawn]
     return [{'w': w, 'b': b} for w, b in zip(drawn[::2], drawn[1::2])]

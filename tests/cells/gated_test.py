@@ -39,6 +39,14 @@ class GatedCellTest(parameterized.TestCase):
     wanted = -0.9 * np.tanh([0.1, 2.0]) * odds / (1 + odds)
     np.testing.assert_allclose(step, wanted, rtol=1e-5)
 
+  @parameterized.parameters(1e-3, 1e-6, 1e-9)
+  def test_small_rates(self, rate):
+    cell = gated_cell(0, scale=0.3, rate=rate)
+    step, _ = cell.step(
+      cell.init(jax.random.key(0), 3), jnp.array([[1e-3], [0.0], [0.0]]), ()
+    )
+    np.testing.assert_allclose(step, [-1e-3 * rate], rtol=1e-4)
+
   @parameterized.parameters(0, 4)
   def test_is_odd_and_bounded(self, hidden):
     """Whatever theta is: gradients turned round give steps turned round."""

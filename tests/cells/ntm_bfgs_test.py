@@ -133,6 +133,23 @@ class NtmBfgsTest(parameterized.TestCase):
       self.assertLessEqual(losses[-1], 1e-2 * losses[0])
     np.testing.assert_array_equal(xs, np.ones((60, 3)))
 
+  def test_after_the_minimum_and_far_from_it(self):
+    """At the minimum theta's gradient stays finite, far away the state."""
+    learned = learned_of()
+
+    def loss(theta):
+      xs, _ = run(learned.transform(theta), jnp.eye(3), jnp.ones(3), 20)
+      return jnp.sum(xs**2)
+
+    slope = quick.jit(jax.grad(loss))(theta_of(learned))
+    self.assertTrue(np.isfinite(optax.tree.norm(slope)))
+    opt, x = learned.transform(by_hand(learned, BFGS)), jnp.zeros(3)
+    update, state = quick.jit(opt.update), opt.init(jnp.zeros(3))
+    for g in [3e38, 1.0, -1.0], [1.0, 1.0, -1.0], [-1e20, 2.0, 1.0]:
+      step, state = update(jnp.array(g), state, x)
+      for leaf in jax.tree.leaves((step, state)):
+        self.assertTrue(np.isfinite(leaf).all())
+
   @parameterized.parameters(
     ({'hidden': ()}, 'hidden must be positive'),
     ({'hidden': (4, 0)}, 'hidden must be positive, got 0'),

@@ -14,7 +14,12 @@ from l2o_jax.cells.lstm import lstm_cell
 from l2o_jax.cells.mlp import mlp_cell
 from l2o_jax.cells.standardised import standardised
 from l2o_jax.groups import Groups, grouped
-from l2o_jax.learned_optimizers import lstm_log_and_sign, lstm_raw
+from l2o_jax.learned_optimizers import (
+  lstm_log_and_sign,
+  lstm_raw,
+  ntm_bfgs,
+  robust_optimizer,
+)
 from tests import quick
 from tests.contracts.subjects import (
   LEARNED,
@@ -420,7 +425,10 @@ class OptaxTest(parameterized.TestCase):
       self.assertEqual(mapped.cell[0][0][0], names)
 
   @parameterized.parameters(
-    (lambda x: lstm_log_and_sign(p=x), 5.0), (lambda x: lstm_raw(scale=x), 0.5)
+    (lambda x: lstm_log_and_sign(p=x), 5.0),
+    (lambda x: lstm_raw(scale=x), 0.5),
+    (lambda x: robust_optimizer(scale=x), 0.9),
+    (lambda x: ntm_bfgs(scale=x), 0.3),
   )
   def test_arguments_may_be_hyperparameters(self, make, argument):
     """Traced values pass the checks of the constructors."""

@@ -169,6 +169,19 @@ class MetaTrainerTest(parameterized.TestCase):
         jax.eval_shape(trainer.step, state, bad, jax.random.key(0))
 
   @parameterized.named_parameters((name, name) for name in TRAINERS)
+  def test_other_keys_and_types(self, name):
+    """Keys of `jax.random.PRNGKey`; jax_enable_x64, where numbers are float64.
+
+    Shapes alone: nothing is compiled.
+    """
+    trainer = TRAINERS[name][0]()
+    for x64, key in (False, jax.random.PRNGKey), (True, jax.random.key):
+      with jax.enable_x64(x64):
+        state = jax.eval_shape(trainer.init, key(0))
+        new, _ = jax.eval_shape(trainer.step, state, bowls(), key(1))
+        chex.assert_trees_all_equal_shapes_and_dtypes(new.theta, state.theta)
+
+  @parameterized.named_parameters((name, name) for name in TRAINERS)
   def test_what_it_reports(self, name):
     _, shape, summary = TRAINERS[name]
     _, step, state = trained(name)

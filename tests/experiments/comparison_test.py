@@ -252,6 +252,12 @@ class CompareTest(absltest.TestCase):
     self.assertEqual(said, [text])
     self.assertTrue((self.path / 'learning_curves.png').exists())
     self.assertIn('finished', comparison.log.call_args.args[0])
+    full = mock.Mock(side_effect=OSError('no space left'))
+    with mock.patch.object(report, 'say', said.append):
+      self.assertTrue(
+        comparison.shown(toy.EXPERIMENT, self.settings, draw=full)
+      )
+    self.assertEqual(said, [text] * 2)
     (self.path / 'summary.json').write_text('{"panels": 3}')
     self.assertFalse(comparison.shown(toy.EXPERIMENT, self.settings))
 

@@ -215,6 +215,10 @@ class EvaluateTest(absltest.TestCase):
     """Found before anything is run or written."""
     with self.assertRaisesRegex(UsageError, '--theta=cifar10: is for other'):
       evaluate.main(self.settings(theta=('cifar10',)))
+    with self.assertRaisesRegex(UsageError, 'its state has 7e.08 numbers'):
+      evaluate.main(
+        self.settings(theta=('quadratics_ntm_bfgs',), task=('wide',))
+      )
     self.assertFalse(self.path.exists())
 
   def test_weight_decay(self):

@@ -153,6 +153,14 @@ class GuidedPolicySearchTest(parameterized.TestCase):
     chex.assert_trees_all_equal(back.guide, one.accepted.guide)
     self.assertLess(float(back.kl_scale[0]), float(one.kl_scale[0]))
 
+  def test_some_rollouts_are_the_guides(self):
+    """Where the policy would make all: the guides' are what is judged."""
+    trainer = trainer_of(badmm(inner_iterations=1, policy_rollouts=0.99))
+    _, infos = run(trainer, bowls(), 2)
+    for info in infos:
+      self.assertFalse(info.skipped[0])
+      self.assertTrue(np.isfinite(info.summary['accepted_cost']))
+
   def test_no_lapack(self):
     """Two batched calls at a time block each other on two cores."""
     for improve in (mirror_descent(costs.sample_taylor), badmm(costs.taylor)):
