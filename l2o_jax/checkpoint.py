@@ -1,11 +1,11 @@
 """Pytrees of arrays on disk: an uncompressed npz with a manifest, verified.
 
 A file holds one member per array, named by its path in the tree (keys joined by
-dots, with %XX for what a name may not hold), and first of all a member
-`manifest`: two lines, the SHA-256 of the second, and JSON with the
-format version, the metadata, each array's name, shape and dtype, and the
-SHA-256 over the bytes of all arrays in that order.  Nothing in a file is
-executed on loading, and no array is read before the zip directory, the manifest
+dots, with %XX for what a name may not hold).  Before them stands the member
+`manifest`, of two lines: the SHA-256 of the second line, and JSON.  The JSON
+has the format version, the metadata, the name, shape and dtype of each array,
+and one SHA-256 over the bytes of all arrays.  Nothing in a file is executed on
+loading, and no array is read before the zip directory, the manifest
 and the array's own header agree with what the reader expects.
 """
 

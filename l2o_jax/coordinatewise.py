@@ -70,7 +70,7 @@ def _check(what, shape, wanted):
 
 
 def _as_before(new, old):
-  """What is remembered, in the type that it began in."""
+  """The new state in the dtype of the old; refused if its shape has changed."""
   new = jnp.asarray(new)
   kinds = [jnp.issubdtype(x.dtype, jnp.inexact) for x in (new, old)]
   same = new.shape == old.shape and kinds[0] == kinds[1]

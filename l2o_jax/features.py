@@ -82,8 +82,9 @@ def adam_ratios(
 
   (RNNprop, Lv et al. 2017, section 4.1; t = 1, 2, ...)  Apart from ε,
   multiplying f by a constant changes nothing.  Where β₁² < β₂ the features are
-  bounded: after many steps by (1 - β₁) / √((1 - β₂) (1 - β₁² / β₂)) and 1 / √(1
-  - β₂).
+  bounded; after many steps the bounds are
+
+      (1 - β₁) / √((1 - β₂) (1 - β₁² / β₂))   and   1 / √(1 - β₂)
 
   With a window c the memory of g² grows with time, so that few steps do not
   decide where gradients are noisy, and early ones are forgotten:
@@ -294,8 +295,7 @@ def state_features(lag: int = 5, depth: int = 25) -> Features:
 
   A feature that would need a negative time is 0.  A loss that is not finite
   counts as the last finite one, or as 0 if there is none.  The third formula is
-  a
-  reconstruction: see BUILD_NOTES.md.
+  a reconstruction (BUILD_NOTES.md).
 
   Args:
     lag: P >= 1; 5 in the paper.

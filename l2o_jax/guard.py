@@ -67,8 +67,8 @@ def guarded(
   finite.  What lies outside the parameters, such as the running averages of
   batch normalisation, is not guarded.
 
-  Nothing may stand behind it in a chain, which would change the way to the
-  guard's x, nor a mask around it, since `value_fn` needs all parameters.  What
+  It must come last in a chain: what follows would change the step to the
+  guard's x.  It must not be masked, as `value_fn` needs all parameters.  What
   stands in front changes the guarded run alone: put weight decay or clipping
   into the guard as well.
 

@@ -193,8 +193,9 @@ def robust_optimizer(
   """Schedule-free Adam with a learned gate on the length of its steps.
 
   It sees ratios of Adam's moments (RNNprop, Lv et al. 2017) and makes bounded
-  steps, whose average over time are the parameters: see `adam_ratios`,
-  `gated_cell` and `schedule_free`.  A factor of the loss does not change it.
+  steps; the parameters lie between where these steps lead and their average
+  over time: see `adam_ratios`, `gated_cell` and `schedule_free`.  Multiplying
+  the loss by a constant does not change the steps.
 
   Args:
     hidden: units of an LSTM in the gate; 0: none.

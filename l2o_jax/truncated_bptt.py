@@ -172,7 +172,7 @@ def _clipped(differentiate, bound, count):
 
 
 def meta_update(meta_optimizer, state, loss, gradient):
-  """One step on theta: MetaState, whether it was skipped, gradient's norm."""
+  """A meta-step: (MetaState, whether it was skipped, norm of the gradient)."""
   norm = optax.tree.norm(gradient)
   updates, opt_state = meta_optimizer.update(
     gradient, state.opt_state, state.theta

@@ -157,7 +157,8 @@ def unroll(
     ((x_T, opt_state), Trajectory).
 
   Raises:
-    ValueError: unknown `remat`, no keys, or a loss that is not a scalar.
+    ValueError: unknown `remat`, no keys, or a loss that is neither a scalar nor
+      [B] where all parameters have a leading axis B.
   """
   check_remat('unroll', remat)
   require(len(keys), 'unroll: keys must be T + 1, at least one')

@@ -142,7 +142,7 @@ def reference_curves(optimizees, num_steps, num_runs=16) -> list[jax.Array]:
 
 
 def validate(learned: LearnedOptimizer, num_seeds: int):
-  """theta -> how much lower than the reference's the losses are, [3].
+  """theta -> logarithm of the losses over the reference's [3]; lower is better.
 
   After 100, 500 and 2,000 steps each: the logarithm of the interquartile mean,
   over all families and seeds, of the ratios (f(x_t) + 1e-4) / (E f(y_t) + 1e-4)

@@ -61,8 +61,8 @@ def gated_cell(
   Args:
     hidden: H; 0: no LSTM.
     scale: bound of a step, in units of the parameters.
-    rate: the step where that feature is small is -rate times the feature at the
-      start, 0 < rate < scale slope.
+    rate: at the start the step is -rate times that feature, where the feature
+      is small; 0 < rate < scale slope.
     direction: which of the F - even first features is d at the start, as an
       index.
     even: how many features, the last, do not change with the coordinate's sign,

@@ -26,10 +26,9 @@ def schedule_free(
       y <- (1 - β) z + β x              the parameters
 
   (Defazio et al. 2024; there the cell is Adam without its first moment.)  x is
-  the mean of all z with weights that grow as t^{q-1}.  A falling rate must be
-  planned for one number of steps; averaging has the same effect at any number.
-  The average is the
-  cell's own, over time; it has nothing to do with averaging over coordinates.
+  the mean of all z with weights that grow as t^{q-1}.  A falling rate has to be
+  planned for a number of steps; the average works for any.  It runs over time,
+  not over coordinates.
 
   x is where to judge (`eval_params`), and is often better than y.  Only the
   offset o = z - y is kept, since x - y = -(1 - β) / β o.  The step of

@@ -194,8 +194,8 @@ class StepInfo(NamedTuple):
 def constrained_step(dynamics, cost, lam, nu, policy, previous, bound, eta):
   """The guide step: the best guide with sum_t E[KL(psi ‖ psi°)] <= ε.
 
-  Dual search for η by geometric bisection within [1e-8, 1e16]; a move changes η
-  by a factor of 10 at most.  The search ends at 0.9 ε <= KL <= ε, or at the
+  η is found by bisection of its logarithm within [1e-8, 1e16]; a trial changes
+  it by at most a factor of 10.  The search ends at 0.9 ε <= KL <= ε, or at the
   lower end of η where the constraint is idle.  A pass without a valid guide
   counts as KL = ∞.  A guide that violates the constraint is never returned: if
   the trials run out, the result is the best guide that kept it, or psi° if none
@@ -276,7 +276,7 @@ def search_eta(attempt, otherwise, bound: chex.Scalar, eta: chex.Scalar):
 
 
 def untied_step(dynamics, cost, previous, bound, eta):
-  r"""The guide step where samples change their own actions; the rest is shared.
+  r"""A guide step with one gain for all samples, and an offset k_it for each.
 
   In the deviations δs, δa from a sample i,
 
@@ -292,7 +292,8 @@ def untied_step(dynamics, cost, previous, bound, eta):
   of action.
 
   Args:
-    dynamics: tied; its means, offsets and noise are not used.
+    dynamics: the same for all samples; its means, offsets and noise are not
+      used.
     cost: quadratic C [T + 1, D, D], linear d [S, T + 1, D], constant h
       [S, T + 1].
     previous: psi°; its offset is not used.

@@ -101,10 +101,9 @@ def classifier(
 ) -> Optimizee:
   """f(x) = mean cross-entropy of a net on a fresh random minibatch.
 
-  Value and gradient of a step are of one minibatch, drawn uniformly with
-  replacement from the images by the step's key (Andrychowicz et al.,
-  section 3.2, and its code).  The functions differ only
-  in x_0 and the minibatches.
+  Value and gradient of a step are of one minibatch, which the step's key draws
+  uniformly with replacement (Andrychowicz et al., section 3.2, and its code).
+  The functions differ only in x_0 and the minibatches.
 
   Args:
     images: uint8 [N, ...]; they become floats in [0, 1], flattened, only inside
@@ -113,13 +112,14 @@ def classifier(
     net: (init, apply), for example of `mlp`.
     batch_size: images per minibatch.
     objective_size: `objective` is the mean over the first `objective_size`
-      images; None: over all.  Of a part that is smaller it is the mean over as
-      many images, which begin again where the part ends.
+      images; None: over all.  If a part has fewer images, they are repeated.
     smallest_part: k: every f has only a part of the images, n of them from a
       random place on, with log n uniform in log k ... log N.  A net can learn
       a small part by heart, so that f goes to 0.  None: all f have all images.
     smallest_batch: k: every f has minibatches of a size of its own, with its
       logarithm uniform in log k ... log batch_size.  None: all have batch_size.
+      A smaller one is repeated up to batch_size, so that some of its images
+      count once more than others.
 
   Returns:
     Optimizee with task (), or (where, n, size of minibatches) if f's have parts
