@@ -66,7 +66,7 @@ def fit_model(samples: Samples, cost: CostModel, blend: float) -> Model:
     # `secant_curvature`: two calls of LAPACK at once can deadlock (linalg.py).
     hessian = positive(x_unit**2 * samples.curvature + 0 * curvature)
   else:
-    # 1 / x_unit times as stiff as the secants say.
+    # A known error, see NOTES.md: by the secants it is x_unit**2.
     hessian = curvature * x_unit * g_unit / action_unit
   slopes = x_unit * samples.exact
   seen = Scaled(s, slopes, samples.values, curvature, hessian)
