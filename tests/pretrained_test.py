@@ -14,6 +14,7 @@ from absl.testing import absltest, parameterized
 import l2o_jax
 from experiments.results import make_pretrained
 from l2o_jax.pretrained import names
+from tests import quick
 
 FOLDER = pathlib.Path(l2o_jax.__file__).parent / 'pretrained'
 
@@ -29,9 +30,13 @@ class PretrainedTest(parameterized.TestCase):
     opt = l2o_jax.pretrained_optimizer(name)
     self.assertIsInstance(opt, optax.GradientTransformationExtraArgs)
     grads = jax.tree.map(lambda x: 2 * x, params)
-    updates, _ = opt.update(grads, opt.init(params), params, value=1.0)
-    again = learned.transform(theta)
-    same, _ = again.update(grads, again.init(params), params, value=1.0)
+
+    @quick.jit
+    def both(grads, params):
+      step = lambda opt: opt.update(grads, opt.init(params), params, value=1.0)
+      return step(opt)[0], step(learned.transform(theta))[0]
+
+    updates, same = both(grads, params)
     jax.tree.map(np.testing.assert_array_equal, updates, same)
     moved = float(optax.tree.norm(updates))
     self.assertTrue(0 < moved < 10)

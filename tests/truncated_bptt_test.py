@@ -355,12 +355,12 @@ class ManyOptimizeesTest(parameterized.TestCase):
     leaves = jax.tree.leaves(params)
 
     def on_array(states):  # leaves [1, K, *s] of all leaves -> [1, K, n]
-      found, of = jax.tree.leaves(states), []
+      found, of = [np.asarray(x) for x in jax.tree.leaves(states)], []
       for i in range(0, len(found), len(leaves)):
         parts = found[i : i + len(leaves)]
         k = parts[0].ndim - leaves[0].ndim + 1
         of.append(
-          jnp.concatenate([x.reshape(*x.shape[:k], -1) for x in parts], -1)
+          np.concatenate([x.reshape(*x.shape[:k], -1) for x in parts], -1)
         )
       return of
 

@@ -23,8 +23,8 @@ class Scaled(NamedTuple):
     values: f of each sample, [S, T + 1].
     curvature: dg/da, positive definite, [T + 1, A, A].
     hessian: ∂²f/∂x², positive semi-definite, [T + 1, A, A]: the recorded one,
-      mean over samples, where the cost model needs it, else by secants and 1 / x
-      too stiff, x the unit of the states (NOTES.md).
+      mean over samples, where the cost model needs it, else by secants, which
+      are too stiff by one over the unit of x (NOTES.md).
   """
 
   states: chex.Array

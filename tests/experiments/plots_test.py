@@ -6,6 +6,7 @@ import warnings
 from unittest import mock
 
 import numpy as np
+import pytest
 from absl.testing import absltest
 from matplotlib.figure import Figure
 
@@ -64,6 +65,7 @@ class PlotsTest(absltest.TestCase):
     for axis in shown:
       self.assertIsNone(axis.get_legend())
 
+  @pytest.mark.slow
   def test_more_panels_than_letters(self):
     curves = {'mine': curve([2, 1, 0.3])}
     figure = self.draw({f'task {i}': curves for i in range(28)})
