@@ -84,7 +84,12 @@ def guarded(
   Returns:
     An optax transformation.  `update` needs `params`, and `value` and
     `value_fn` as optax's line searches need them: value_fn(x) is the loss of
-    this step's minibatch.
+    this step's minibatch, and nothing else.
+
+        loss_of = lambda x: loss(x, batch)
+        value, grads = jax.value_and_grad(loss_of)(x)
+        how = {'value': value, 'value_fn': loss_of}
+        updates, state = tx.update(grads, state, x, **how)
 
   Raises:
     ValueError: a number is not positive, or n > N.
