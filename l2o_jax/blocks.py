@@ -45,7 +45,6 @@ def unroll(
     keys: T + 1 random keys.
     second_derivatives: must be False.
     remat: must be True.
-    record: must be None.
 
   Returns:
     ((x_T, opt_state), Trajectory) as `l2o_jax.unroll` does; `record` is None.

@@ -130,8 +130,8 @@ def meta_loss(
       halving a loss of 0.01 counts as much as halving a loss of 1.
     second_derivatives: see `unroll`.
     remat: see `unroll`.
-    unroll: runs the optimizer; `blocks.unroll` has the same signature, for
-      coordinates that do not communicate.
+    unroll: runs the optimizer; `blocks.unroll` takes its place where
+      coordinates do not communicate.
 
   Returns:
     (L, (params at T, opt_states at T, losses [B, T + 1])).

@@ -98,7 +98,6 @@ class UnrollTest(parameterized.TestCase):
       run()
     for options in (
       {'second_derivatives': True},
-      {'record': lambda step: 0},
       {'remat': False},
       {'remat': 'segments'},
     ):
