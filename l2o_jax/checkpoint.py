@@ -16,6 +16,7 @@ import json
 import math
 import os
 import re
+import stat
 import zipfile
 
 import jax
@@ -172,6 +173,25 @@ class _Directory:
     return data
 
 
+def _members(infos):
+  """{name: ZipInfo} of an npz whose every member is a plain stored array."""
+  members = {}
+  for info in infos:
+    name, suffix = info.filename[:-4], info.filename[-4:]
+    kind = stat.S_IFMT(info.external_attr >> 16)
+    plain = name and suffix == '.npy' and not set(name) & set('/\\\0')
+    plain = plain and info.filename == info.orig_filename
+    _check(plain, f'odd member name {info.orig_filename[:100]!r}')
+    _check(name not in members, f'member {name!r} twice')
+    _check(kind in (0, stat.S_IFREG), f'member {name!r} is not a plain file')
+    stored = info.compress_type == zipfile.ZIP_STORED
+    stored = stored and info.compress_size == info.file_size
+    _check(stored, f'member {name!r} is compressed')
+    _check(not info.flag_bits & 1, f'member {name!r} is encrypted')
+    members[name] = info
+  return members
+
+
 def _read_array(z, info, name, dtype, shape=None):
   """One member, read only if its header says just this dtype and shape.
 
@@ -190,6 +210,7 @@ def _read_array(z, info, name, dtype, shape=None):
     held, end = info.file_size, f.tell() + size
     _check(held == end, f'{name} has {held} bytes, expected {end}')
     data = f.read()  # to the end: zipfile then compares the CRC too
+    _check(len(data) == size, f'{name} ends after {len(data)} bytes')
   return np.frombuffer(data, dtype).reshape(shape).copy(), data
 
 
@@ -216,10 +237,7 @@ def _opened(path):
       directory = _Directory(f)
       with zipfile.ZipFile(directory) as z:
         directory.read = f.read  # arrays may be of any size
-        infos = z.infolist()
-        plain = all(i.compress_type == zipfile.ZIP_STORED for i in infos)
-        _check(plain, 'a member is compressed')
-        members = {i.filename.removesuffix('.npy'): i for i in infos}
+        members = _members(z.infolist())
         yield z, members, _read_manifest(z, members)
   except CheckpointError as error:
     raise CheckpointError(f'{path}: {error}') from None
