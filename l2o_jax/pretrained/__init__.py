@@ -53,7 +53,9 @@ def pretrained_optimizer(
       x ← x + η_t · step of the learned optimizer
 
   Weight decay goes before it, as part of the gradient:
-  `optax.chain(optax.add_decayed_weights(1e-3), pretrained_optimizer())`.
+  `optax.chain(optax.add_decayed_weights(1e-3), pretrained_optimizer())`.  A run
+  of `robust` is best judged, and saved, at the average of its steps
+  (`eval_params`).
 
   Args:
     name: see `pretrained`.
