@@ -92,7 +92,8 @@ def eval_params(theta, opt_state, params, learning_rate: float = 1.0):
 
   Args:
     theta: of `robust_optimizer` without labels; `pretrained` returns it.
-    opt_state: of the optimizer, or of a chain or wrapper with it inside.
+    opt_state: of the optimizer, or of a chain or wrapper with it inside; with
+      `flax.nnx` through `nnx.as_pure`, as well as the parameters.
     params: y.
     learning_rate: η, the constant factor behind the optimizer's steps.
 
