@@ -166,9 +166,9 @@ def _check_bptt(experiment, settings, given: dict[str, Any]) -> None:
   steps, length = settings.run.num_steps, bptt.unroll_length
   twice = bptt.search_trials and 'learning_rate' in given
   blocks = bptt.remat == 'blocks'
-  averaged = 'averaged' not in unused and settings_lib.flat(settings).get(
-    'averaged'
-  )
+  used = {
+    k: v for k, v in settings_lib.flat(settings).items() if k not in unused
+  }
   settings_lib.refuse(
     {
       f'--num_steps={steps} is not a multiple of --unroll_length={length}': (
@@ -178,7 +178,7 @@ def _check_bptt(experiment, settings, given: dict[str, Any]) -> None:
       '--remat=blocks needs --nosecond_derivatives': (
         blocks and bptt.second_derivatives
       ),
-      '--remat=blocks needs --averaged=0': blocks and averaged,
+      '--remat=blocks needs --averaged=0': blocks and used.get('averaged'),
     }
   )
 

@@ -235,10 +235,8 @@ def ntm_bfgs_cell(
     return State(form.init(n), zero, zero, zero, scales, lstm)
 
   def step(theta, x, state):
-    largest = (
-      jnp.finfo(x.dtype).max ** 0.25
-    )  # squares and their products stay finite
-    z = jnp.clip(scale * x[0], -largest, largest)
+    limit = jnp.finfo(x.dtype).max ** 0.25  # products of squares stay finite
+    z = jnp.clip(scale * x[0], -limit, limit)
     s, memory = state.step, state.memory
     y = z - state.z
     (s_, y_), largest, trust = _pair(s, y, z, state)

@@ -83,7 +83,7 @@ def schedule_free(
 def eval_params(theta, opt_state, params, learning_rate: float = 1.0):
   """Where to judge a run of `robust_optimizer`: at the average of its steps.
 
-      x = y + η (x - y)     y: the parameters; see `schedule_free`
+      x = y - η (1 - β) / β o     y: the parameters, o: see `schedule_free`
 
   The loss at x is often lower than at y, and x is what to save.  Training goes
   on from y.  Running averages of batch normalisation are of y; let a few

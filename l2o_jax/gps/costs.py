@@ -86,7 +86,7 @@ def _sample_taylor(seen: Scaled):
 
 
 def _sample_gradient(seen: Scaled):
-  return _sample_taylor(seen._replace(hessian=0 * seen.hessian))
+  return _sample_taylor(seen._replace(hessian=jnp.zeros_like(seen.hessian)))
 
 
 # f itself, to second order in x around the samples, mean over them:

@@ -180,7 +180,6 @@ class StepInfo(NamedTuple):
   Attributes:
     eta: η of the guide; where to start the next search.
     kl: sum_t E[KL(psi ‖ psi°)].
-    trials: backward passes.
     cost: sum_t E[c_t(s_t)] that the model predicts for psi.
     previous_cost: the same for psi°.
   """

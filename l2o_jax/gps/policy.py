@@ -221,8 +221,8 @@ def regression(policy, theta, observations, targets, weights, key, knobs):
     knobs: steps and learning rate may be traced (see `of_iteration`).
 
   Returns:
-    (theta, loss before, loss after), each loss the mean over the 20 first or
-    last steps, or over all where there are fewer.
+    (theta, loss): the loss is the mean over the last 20 steps, or over all
+    where there are fewer.
   """
   opt = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1.0))
   count, seen = observations.shape[0], jnp.minimum(20, knobs.steps)
