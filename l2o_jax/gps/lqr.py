@@ -247,7 +247,7 @@ def search_eta(attempt, otherwise, bound: chex.Scalar, eta: chex.Scalar):
     eta: where to start.
 
   Returns:
-    (step, η, KL, number of attempts).
+    (step, η, KL).
   """
 
   def trial(search):
