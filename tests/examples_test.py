@@ -7,12 +7,16 @@ import subprocess
 import sys
 import tempfile
 
+import chex
+import jax
 import pytest
 from absl.testing import absltest
 
 import l2o_jax
+from experiments.common import families
 from experiments.examples import (
   new_cell,
+  robust_in_parts,
   train_your_own,
   use_pretrained,
   your_task,
@@ -58,6 +62,25 @@ class ExamplesTest(absltest.TestCase):
   def test_new_cell(self):
     learned, sgd = new_cell.main(20, 64)
     self.assertLess(learned, 0.8 * sgd)
+
+  @pytest.mark.slow
+  def test_robust_in_parts(self):
+    nets = families.validation()
+    few = [nets['quadratic'], nets['noisy, batches of 8']]
+    table = robust_in_parts.main(1, (20, 40), few)
+    self.assertEqual(table['at its start'], [1.0, 1.0])
+    for worse in 'blind to agreement', 'momentum, no averaging':
+      self.assertGreater(min(table[worse]), 1.05)
+
+  def test_robust_in_parts_begins_as_robust(self):
+    key, built = jax.random.key(0), robust_in_parts.build()
+    robust = l2o_jax.robust_optimizer()
+    chex.assert_trees_all_equal(built.init(key), robust.init(key))
+    optimizee = l2o_jax.optimizees.quadratic(3)
+    curve = lambda learned: l2o_jax.learning_curves(
+      optimizee, learned.transform(learned.init(key)), key[None], 5
+    )
+    chex.assert_trees_all_close(curve(built), curve(robust), rtol=1e-5)
 
   @pytest.mark.slow
   def test_sharded(self):

@@ -1,0 +1,102 @@
+"""What each part of `robust` is worth: the table of its ablations.
+
+  python -m experiments.examples.robust_in_parts
+
+`robust` is features x cell, like every learned optimizer.  Here it is built
+from its parts, and each row leaves one out.  All but the first row have the
+theta of the start, before meta-training.  The fourteen nets are those that
+theta was selected on, not those that the result is judged on.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+
+import l2o_jax
+from experiments.common import families, problems
+from experiments.common.verdict import interquartile_mean
+
+AGE = 100.0  # steps after which the length of steps begins to fall
+ADAM = functools.partial(l2o_jax.adam_ratios, 0.95, age=AGE)
+
+
+def build(
+  features=ADAM(0.999, window=10.0), average=True, slope=1 / 3, direction=-1
+):
+  """The optimizer at its start.
+
+  Args:
+    features: what it sees.
+    average: whether parameters are averaged over time.
+    slope: of tanh; near 0 there is no bound of a step.
+    direction: of its steps; -1: the newest gradient, 0: momentum.
+  """
+  how = {'rate': 0.02, 'slope': slope, 'direction': direction, 'trust': 0.8}
+  cell = l2o_jax.gated_cell(0, 0.3 / slope, **how)
+  if average:
+    cell = l2o_jax.schedule_free(cell, AGE, momentum=0.8, power=4.0)
+  return l2o_jax.coordinatewise(features, cell)
+
+
+def without(theta, weight):
+  """theta without one weight of the gate."""
+  gate = theta['cell']['gate']
+  gate = gate | {'w': gate['w'].at[weight].set(0.0)}
+  return theta | {'cell': theta['cell'] | {'gate': gate}}
+
+
+def variants():
+  """{row of the table: (learned optimizer, theta)}."""
+  start = lambda learned: (learned, learned.init(jax.random.key(0)))
+  intact, theta = start(build())
+  return {
+    'after meta-training': (intact, l2o_jax.pretrained('robust')[1]),
+    'at its start': (intact, theta),
+    'g² over 20 steps': start(build(ADAM(0.95))),
+    'g² over 1,000 steps': start(build(ADAM(0.999))),
+    'no bound of a step': start(build(slope=1e-4)),
+    'steps do not fall': (intact, without(theta, -1)),
+    'blind to agreement': (intact, without(theta, 0)),
+    'no averaging': start(build(average=False)),
+    'momentum, no averaging': start(build(average=False, direction=0)),
+  }
+
+
+def main(num_seeds=4, horizons=families.HORIZONS, nets=None):
+  """{row: loss over the loss at the start, one number for each horizon}."""
+  every, keys = horizons[0], problems.keys('validation', num_seeds)
+  how = {'batch_size': 1, 'objective': True, 'every': every}
+  at = np.array(horizons) // every
+
+  # theta and the data of a net are arguments; the optimizer is no array.
+  @functools.partial(jax.jit, static_argnums=0)
+  def losses(transform, theta, net):  # [seeds, horizons]
+    opt = transform(theta)
+    curves = l2o_jax.learning_curves(net, opt, keys, horizons[-1], **how)
+    return curves[:, at] + families.FLOOR
+
+  rows = variants()
+  found = {name: [] for name in rows}
+  nets = nets or list(families.validation().values())
+  for net in tqdm.tqdm(nets, unit='net'):
+    for name, (learned, theta) in rows.items():
+      found[name].append(losses(learned.transform, theta, net))
+  start = jnp.mean(jnp.stack(found['at its start']), 1, keepdims=True)
+  columns = ''.join(f'{t:8,}' for t in horizons)
+  print(
+    f'{len(start)} nets, {num_seeds} seeds: loss over the loss at the start'
+  )
+  print(f'{"steps":25}{columns}')
+  table = {}
+  for name, of in found.items():
+    ratios = np.moveaxis(jnp.stack(of) / start, 2, 0)  # [3, nets, seeds]
+    table[name] = [interquartile_mean(x) for x in ratios]
+    print(f'{name:25}' + ''.join(f'{x:8.3f}' for x in table[name]))
+  return table
+
+
+if __name__ == '__main__':
+  main()
