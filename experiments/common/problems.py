@@ -160,7 +160,9 @@ def tune(
   def program(choice):
     if run is None:
       return _mean_scores(problem, baseline.make, choice, score)
-    return lambda rates: [score(run(name, r, choice)).mean() for r in rates]
+    # float64: the mean of float32 that nearly overflow would warn.
+    curves = lambda rate: np.asarray(run(name, rate, choice), np.float64)
+    return lambda rates: [score(curves(rate)).mean() for rate in rates]
 
   def measure(choice, rates):
     if choice not in programs:

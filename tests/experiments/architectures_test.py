@@ -54,6 +54,13 @@ class TogetherTest(absltest.TestCase):
         list(found.values()), list(want.values()), rtol=1e-6
       )
 
+  def test_tunes_past_losses_near_overflow(self):
+    """Two functions at 3e38 each: their mean in float32 would warn."""
+    losses = lambda rate: 3e38 if rate > 0.1 else abs(np.log(rate / 0.01))
+    run = lambda name, rate, choice: np.full((2, 3), losses(rate), np.float32)
+    found = problems.tune(comparison_test.PROBLEM, 'SGD', 'mean', 'all', run)
+    np.testing.assert_allclose(found['rate'], 0.01, rtol=1e-5)
+
   def test_measure(self):
     """The losses of `run` at the rates that are found; theta on one array."""
     problem = comparison_test.PROBLEM
