@@ -117,7 +117,7 @@ EXPERIMENT = settings.Experiment(
   {
     'quick': {'num_epochs': 400, **_LONG},
     'full': {'num_epochs': 6000, **_LONG},
-    'averaging': {'num_epochs': 2000, 'optimizer': 'averaging', **_TOGETHER},
+    'averaging': {'num_epochs': 6000, 'optimizer': 'averaging', **_TOGETHER},
     'ntm_bfgs': {
       **_TOGETHER,
       'num_epochs': 400,
