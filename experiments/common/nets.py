@@ -10,6 +10,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+from l2o_jax.cpu import convolve
+
 _EPSILON = 1e-5
 ACTIVATIONS = {
   'sigmoid': jax.nn.sigmoid,
@@ -110,13 +112,6 @@ def highway(inputs, outputs, width=32, blocks=4):
   return init, apply
 
 
-def _conv(x, w, stride=1):
-  axes = ('NHWC', 'HWIO', 'NHWC')
-  return jax.lax.conv_general_dilated(
-    x, w, (stride, stride), 'SAME', dimension_numbers=axes
-  )
-
-
 def conv(side, outputs, channels=(8, 16), batch_norm=True):
   """Convolutions of stride 2, each batch-normalised, then a linear layer.
 
@@ -137,7 +132,7 @@ def conv(side, outputs, channels=(8, 16), batch_norm=True):
   def apply(params, x):
     x = x.reshape(-1, side, side, 1)
     for i in range(len(channels)):
-      x = _conv(x, params[f'w{i}'], 2)
+      x = convolve(x, params[f'w{i}'], 2)
       if batch_norm:
         x = _normalised(x, (0, 1, 2)) * jnp.exp(params[f'log_scale{i}'])
       x = jax.nn.relu(x + params[f'b{i}'])
@@ -159,12 +154,12 @@ def resnet(side, outputs, channels=(8, 16, 32)):
 
   def apply(params, x):
     norm = lambda x: _normalised(x, (0, 1, 2))
-    x = norm(_conv(x.reshape(-1, side, side, 1), params['in']))
+    x = norm(convolve(x.reshape(-1, side, side, 1), params['in']))
     for i in range(len(channels)):
       stride = 1 if i == 0 else 2
-      y = norm(_conv(x, params[f'u{i}'], stride)) + params[f'b{i}']
-      y = norm(_conv(jax.nn.relu(y), params[f'v{i}'])) + params[f'c{i}']
-      x = jax.nn.relu(_conv(x, params[f'skip{i}'], stride) + y)
+      y = norm(convolve(x, params[f'u{i}'], stride)) + params[f'b{i}']
+      y = norm(convolve(jax.nn.relu(y), params[f'v{i}'])) + params[f'c{i}']
+      x = jax.nn.relu(convolve(x, params[f'skip{i}'], stride) + y)
     return x.mean((1, 2)) @ params['out'] + params['bias']
 
   return init, apply
