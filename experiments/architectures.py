@@ -10,7 +10,7 @@ Copy and paste:
 Trains nets of one, two and three hidden layers of 5 to 80 sigmoid units, and
 the net of meta-training with other activations.  Hand-designed optimizers are
 tuned for each net, on other images.  Nothing is meta-trained.  The final loss
-is over all images that the net is trained on, the 1,000 test digits.  Writes
+is over all images that the net is trained on, the test images.  Writes
 architectures.png, summary.json and curves.csv to --workdir.
 """
 

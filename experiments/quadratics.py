@@ -9,7 +9,7 @@ Copy and paste:
 
 Meta-trains an LSTM, or one of the optimizers of appendix D whose coordinates
 share information, on f(x) = ||W x - y||^2 with 10 coordinates, compares it
-with tuned SGD, momentum, NAG, RMSprop and ADAM on unseen functions, and writes
+with tuned hand-designed optimizers on unseen functions, and writes
 theta.npz, learning_curves.png, summary.json and curves.csv to --workdir.
 """
 

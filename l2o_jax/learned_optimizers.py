@@ -33,7 +33,7 @@ from l2o_jax.scale_free import scale_free
 _BY_NAME = {}
 # Arguments that were added later.  At these values a file leaves them out, so
 # that old and new files agree.
-_LATER = {
+LATER = {
   'predicted_step_descent': {'features': 'changes'},
   'lstm_log_and_sign': {'labels': None, 'averaged': 0},
   'robust_optimizer': {'labels': None, 'long_memory': False},
@@ -55,7 +55,7 @@ def _named(constructor):
     bound.apply_defaults()
     said = {name: _plain_number(x) for name, x in bound.arguments.items()}
     name = constructor.__name__
-    for argument, value in _LATER.get(name, {}).items():
+    for argument, value in LATER.get(name, {}).items():
       if said[argument] == value:
         del said[argument]
     call = {'name': name, 'arguments': said}
@@ -276,7 +276,7 @@ def build(call) -> LearnedOptimizer:
     ValueError: no function of this file has that name, or an argument is wrong.
   """
   try:
-    arguments = {**_LATER.get(call['name'], {}), **call['arguments']}
+    arguments = {**LATER.get(call['name'], {}), **call['arguments']}
     return _BY_NAME[call['name']](**arguments)
   except (KeyError, TypeError) as error:
     raise ValueError(

@@ -8,9 +8,12 @@ says of it, and the section "Where it fails" of the NOTES.md beside it.
 """
 
 import hashlib
+import inspect
 import json
 import pathlib
 import shutil
+
+from l2o_jax import learned_optimizers
 
 RESULTS = pathlib.Path(__file__).resolve().parent
 PACKAGE = RESULTS.parents[1] / 'l2o_jax' / 'pretrained'
@@ -53,12 +56,20 @@ def section(notes: str, title: str) -> str:
   return rest.partition('\n## ')[0].strip()
 
 
+def said_later(name: str) -> dict:
+  """Arguments that a file leaves out, where that is not the default today."""
+  of = inspect.signature(getattr(learned_optimizers, name)).parameters
+  later = learned_optimizers.LATER.get(name, {}).items()
+  return {k: v for k, v in later if of[k].default != v}
+
+
 def entry(name: str, run: pathlib.Path) -> str:
   """What the page says of one theta."""
   record = json.loads((run / 'run.json').read_text())
   data = (run / 'theta.npz').read_bytes()
-  arguments = record['optimizer']['arguments'].items()
-  call = ', '.join(f'{k}={v}' for k, v in arguments)
+  optimizer = record['optimizer']
+  arguments = {**said_later(optimizer['name']), **optimizer['arguments']}
+  call = ', '.join(f'{k}={v!r}' for k, v in arguments.items())
   seconds = record.get('seconds')
   minutes = record.get('minutes') or (seconds and round(seconds / 60))
   versions = ', '.join(f'{k} {v}' for k, v in record['versions'].items() if v)
@@ -71,7 +82,7 @@ def entry(name: str, run: pathlib.Path) -> str:
   lines = [
     f'## {name}',
     '',
-    f'- optimizer: `{record["optimizer"]["name"]}({call})`',
+    f'- optimizer: `{optimizer["name"]}({call})`',
     f'- made by: `{record["command"]}`',
     f'- {minutes} minutes of meta-training; {record["device"]}; seed '
     f'{record["seed"]}; commit {record["commit"]}; {versions}',
