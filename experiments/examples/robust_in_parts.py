@@ -11,7 +11,6 @@ theta was selected on, not those that the result is judged on.
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tqdm
 
@@ -83,8 +82,9 @@ def main(num_seeds=4, horizons=families.HORIZONS, nets=None):
   nets = nets or list(families.validation().values())
   for net in tqdm.tqdm(nets, unit='net'):
     for name, (learned, theta) in rows.items():
-      found[name].append(losses(learned.transform, theta, net))
-  start = jnp.mean(jnp.stack(found['at its start']), 1, keepdims=True)
+      of_net = losses(learned.transform, theta, net)
+      found[name].append(np.asarray(of_net))  # waits, for the progress bar
+  start = np.mean(found['at its start'], 1, keepdims=True)
   columns = ''.join(f'{t:8,}' for t in horizons)
   print(
     f'{len(start)} nets, {num_seeds} seeds: loss over the loss at the start'
@@ -92,7 +92,7 @@ def main(num_seeds=4, horizons=families.HORIZONS, nets=None):
   print(f'{"steps":25}{columns}')
   table = {}
   for name, of in found.items():
-    ratios = np.moveaxis(jnp.stack(of) / start, 2, 0)  # [3, nets, seeds]
+    ratios = np.moveaxis(np.array(of) / start, 2, 0)  # [3, nets, seeds]
     table[name] = [interquartile_mean(x) for x in ratios]
     print(f'{name:25}' + ''.join(f'{x:8.3f}' for x in table[name]))
   return table
