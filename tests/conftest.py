@@ -18,6 +18,8 @@ os.environ['JAX_COMPILATION_CACHE_DIR'] = CACHE
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 # Programs do not say which line each of their operations is from.
 os.environ['JAX_TRACEBACK_IN_LOCATIONS_LIMIT'] = '0'
+# A GPU multiplies float32 with fewer bits by default, to 1e-3.
+os.environ.setdefault('JAX_DEFAULT_MATMUL_PRECISION', 'highest')
 
 
 def pytest_unconfigure():
