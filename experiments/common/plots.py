@@ -17,6 +17,7 @@ _MARKERS = ('o', 's', '^', 'v', 'D', 'x', '+', '*')
 SIZE = 5.0, 3.6  # inches of a panel
 LEGEND = 2.8  # inches
 RANGE = 1.5  # the highest loss that is shown, over that at the start
+MANY = 500  # losses of a curve, from which on it is smoothed
 
 
 def looks(names: Sequence[str], learned: Sequence[str]) -> dict[str, dict]:
@@ -46,8 +47,10 @@ def learning_curves(
   Learned optimizers have a band from the first to the third quartile.
 
   The range of a panel shows who is in the race: curves far above the
-  start are cut off.  A panel whose means are not all positive, such as the
-  margin of victory, has a linear axis with a line at 0.
+  start are cut off.  Curves of 500 losses or more, which minibatches make
+  noisy, are drawn as the means of about a hundred stretches.  A panel whose
+  means are not all positive, such as the margin of victory, has a linear axis
+  with a line at 0.
 
   Args:
     path: of the PNG.
@@ -254,6 +257,10 @@ def traces(path, panels: dict, learned: Sequence[str]) -> None:
 def _panel(axis, curves, styles):
   means = np.concatenate([curve['mean'] for curve in curves.values()])
   linear = bool(np.any(means[np.isfinite(means)] <= 0))
+  longest = max((curve['step'] for curve in curves.values()), key=len)
+  length = 1 if linear or len(longest) < MANY else len(longest) // 100
+  steps = length * round(longest[1] - longest[0]) if length > 1 else 1
+  curves = {name: _smooth(curve, length) for name, curve in curves.items()}
   for name, curve in curves.items():
     axis.plot(curve['step'], curve['mean'], label=name, **styles[name])
     if not linear and 'ls' not in styles[name]:
@@ -264,12 +271,24 @@ def _panel(axis, curves, styles):
   if linear:
     _margin_axis(axis, curves)
   else:
-    _loss_axis(axis, curves)
+    _loss_axis(axis, curves, steps)
 
 
-def _loss_axis(axis, curves):
+def _smooth(curve, length):
+  """The start, and the means of stretches of so many points."""
+  count = (len(curve['step']) - 1) // length
+
+  def mean(x):
+    stretches = x[1 : count * length + 1].reshape(count, length)
+    return np.append(x[0], stretches.mean(1))
+
+  return {name: mean(x) for name, x in curve.items()}
+
+
+def _loss_axis(axis, curves, steps):
   """Logarithmic, with plain numbers."""
-  axis.set_ylabel('mean loss (band: quartiles)')
+  of = f' of {steps} steps' if steps > 1 else ''
+  axis.set_ylabel(f'mean loss{of} (band: quartiles)')
   finite = lambda x: x[np.isfinite(x) & (x > 0)]
   starts = [finite(curve['mean'][:1]) for curve in curves.values()]
   means = [finite(curve['mean']) for curve in curves.values()]

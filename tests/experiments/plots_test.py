@@ -90,6 +90,17 @@ class PlotsTest(absltest.TestCase):
     self.assertBetween(low, 0.1, 0.3)
     self.assertBetween(high, 2, 4)
 
+  def test_long_curves_are_means_of_stretches(self):
+    """The start, then a hundred means; short curves as they are."""
+    noisy = np.append(9.0, np.tile([1.0, 3.0], 500))
+    for values, steps, losses in (
+      (noisy, [0, *np.arange(5.5, 1000, 10)], [9, *[2] * 100]),
+      (noisy[:400], np.arange(400), noisy[:400]),
+    ):
+      line = self.draw({'one': {'mine': curve(values)}}).axes[0].lines[0]
+      np.testing.assert_allclose(line.get_xdata(), steps)
+      np.testing.assert_allclose(line.get_ydata(), losses)
+
   def test_nothing_finite(self):
     self.draw({'one': {'mine': curve([np.nan] * 3)}})
     self.draw({'one': {'mine': curve([1, np.inf, np.inf])}})
