@@ -2,8 +2,9 @@
 
   python -m experiments.examples.in_your_library
 
-Each function is the shortest form of a training loop in that library, where
-`tx` is any optax optimizer: here `l2o_jax.pretrained_optimizer()`.
+Each function is the shortest form of a training loop in that library.  At its
+end the net has the average of its parameters, which is what to judge and save.
+Without that line `tx` may be any optax optimizer.
 """
 
 import importlib.util
@@ -17,17 +18,17 @@ X = jnp.linspace(-1, 1, 64)[:, None]
 Y = jnp.sin(3 * X)
 
 
-def flax_linen(tx, num_steps):
+def flax_linen(tx, theta, num_steps):
   from flax import linen as nn
   from flax.training.train_state import TrainState
 
   net = nn.Sequential([nn.Dense(16), nn.tanh, nn.Dense(1)])
   params = net.init(jax.random.key(0), X)
   state = TrainState.create(apply_fn=net.apply, params=params, tx=tx)
+  loss = lambda params: jnp.mean((net.apply(params, X) - Y) ** 2)
 
   @jax.jit
   def step(state):
-    loss = lambda params: jnp.mean((state.apply_fn(params, X) - Y) ** 2)
     value, grads = jax.value_and_grad(loss)(state.params)
     return state.apply_gradients(grads=grads), value
 
@@ -35,36 +36,40 @@ def flax_linen(tx, num_steps):
   for _ in range(num_steps):
     state, value = step(state)
     losses.append(float(value))
-  return losses
+  params = l2o_jax.eval_params(theta, state.opt_state, state.params)
+  return losses, float(loss(params))
 
 
-def flax_nnx(tx, num_steps):
+def flax_nnx(tx, theta, num_steps):
   from flax import nnx
 
   rngs = nnx.Rngs(0)
   first, last = nnx.Linear(1, 16, rngs=rngs), nnx.Linear(16, 1, rngs=rngs)
   net = nnx.Sequential(first, nnx.tanh, last)
   optimizer = nnx.Optimizer(net, tx, wrt=nnx.Param)
+  loss = lambda net: jnp.mean((net(X) - Y) ** 2)
 
   @nnx.jit
   def step(net, optimizer):
-    loss = lambda net: jnp.mean((net(X) - Y) ** 2)
     value, grads = nnx.value_and_grad(loss)(net)
     optimizer.update(net, grads)
     return value
 
-  return [float(step(net, optimizer)) for _ in range(num_steps)]
+  losses = [float(step(net, optimizer)) for _ in range(num_steps)]
+  params = nnx.state(net, nnx.Param)
+  nnx.update(net, l2o_jax.eval_params(theta, optimizer.opt_state, params))
+  return losses, float(loss(net))
 
 
-def equinox(tx, num_steps):
+def equinox(tx, theta, num_steps):
   import equinox as eqx
 
   net = eqx.nn.MLP(1, 1, 16, 1, jnp.tanh, key=jax.random.key(0))
   state = tx.init(eqx.filter(net, eqx.is_inexact_array))
+  loss = lambda net: jnp.mean((jax.vmap(net)(X) - Y) ** 2)
 
   @eqx.filter_jit
   def step(net, state):
-    loss = lambda net: jnp.mean((jax.vmap(net)(X) - Y) ** 2)
     value, grads = eqx.filter_value_and_grad(loss)(net)
     params = eqx.filter(net, eqx.is_inexact_array)
     updates, state = tx.update(grads, state, params)
@@ -74,10 +79,11 @@ def equinox(tx, num_steps):
   for _ in range(num_steps):
     net, state, value = step(net, state)
     losses.append(float(value))
-  return losses
+  net = l2o_jax.eval_params(theta, state, net)
+  return losses, float(loss(net))
 
 
-def haiku(tx, num_steps):
+def haiku(tx, theta, num_steps):
   import haiku as hk
   import optax
 
@@ -85,10 +91,10 @@ def haiku(tx, num_steps):
   net = hk.without_apply_rng(net)
   params = net.init(jax.random.key(0), X)
   state = tx.init(params)
+  loss = lambda params: jnp.mean((net.apply(params, X) - Y) ** 2)
 
   @jax.jit
   def step(params, state):
-    loss = lambda params: jnp.mean((net.apply(params, X) - Y) ** 2)
     value, grads = jax.value_and_grad(loss)(params)
     updates, state = tx.update(grads, state, params)
     return optax.apply_updates(params, updates), state, value
@@ -97,7 +103,8 @@ def haiku(tx, num_steps):
   for _ in range(num_steps):
     params, state, value = step(params, state)
     losses.append(float(value))
-  return losses
+  params = l2o_jax.eval_params(theta, state, params)
+  return losses, float(loss(params))
 
 
 LIBRARIES = {
@@ -108,14 +115,16 @@ LIBRARIES = {
 
 
 def main(num_steps=200):
-  tx, found = l2o_jax.pretrained_optimizer(), {}
+  learned, theta = l2o_jax.pretrained('robust')
+  tx, found = learned.transform(theta), {}  # or pretrained_optimizer('robust')
   for library, loops in LIBRARIES.items():
     if importlib.util.find_spec(library) is None:
       print(f'{library} is not installed')
       continue
     for loop in loops:
-      losses = found[loop.__name__] = loop(tx, num_steps)
-      print(f'{loop.__name__:<12} {losses[0]:.4f} -> {losses[-1]:.2e}')
+      losses, averaged = found[loop.__name__] = loop(tx, theta, num_steps)
+      last = f'{losses[-1]:.2e}, at the average {averaged:.2e}'
+      print(f'{loop.__name__:<12} {losses[0]:.4f} -> {last}')
   return found
 
 

@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from l2o_jax.base import Cell
 from l2o_jax.checks import require, traced
@@ -92,13 +91,13 @@ def eval_params(theta, opt_state, params, learning_rate: float = 1.0):
 
   Args:
     theta: of `robust_optimizer` without labels; `pretrained` returns it.
-    opt_state: of the optimizer, or of a chain or wrapper with it inside; with
-      `flax.nnx` through `nnx.as_pure`, as well as the parameters.
-    params: y.
+    opt_state: of the optimizer, or of a chain or wrapper with it inside.
+    params: y, the tree that `init` saw.  What it did not see of a larger one,
+      such as the functions of an Equinox module, stays as it is.
     learning_rate: η, the constant factor behind the optimizer's steps.
 
   Returns:
-    x, like the parameters; those without an offset, masked ones, as they are.
+    x, like `params`; what has no offset, masked leaves too, as it is.
 
   Raises:
     ValueError: theta has no average, there is not one such state, or it is of
@@ -111,14 +110,18 @@ def eval_params(theta, opt_state, params, learning_rate: float = 1.0):
   one = f'eval_params: needs one state of the optimizer, found {len(states)}'
   require(len(states) == 1, one)
   _, offsets = states[0].cell[0]  # a tree like the parameters, leaves [1, *s]
+  leaves = jax.tree.leaves_with_path(offsets)
+  # By path: flax.nnx has parameters and states in variables of two kinds.
+  offset_at = {jax.tree_util.keystr(path): offset for path, offset in leaves}
+  other = 'eval_params: the state is not of parameters like these'
 
-  def judged(y, offset):
-    if isinstance(offset, optax.MaskedNode):
+  def judged(path, y):
+    offset = offset_at.pop(jax.tree_util.keystr(path), None)
+    if offset is None:
       return y
+    require(offset.shape[1:] == jnp.shape(y), other)
     return y + (learning_rate * _average(theta, offset[0])).astype(y.dtype)
 
-  try:
-    return jax.tree.map(judged, params, offsets)
-  except ValueError:
-    other = 'eval_params: the state is not of parameters like these'
-    raise ValueError(other) from None
+  x = jax.tree.map_with_path(judged, params)
+  require(not offset_at, other)
+  return x

@@ -137,6 +137,20 @@ class EvalParamsTest(parameterized.TestCase):
     chex.assert_trees_all_equal_shapes_and_dtypes(x, y)
     self.assertGreater(np.min(x['w'] - y['w']), 1e-3)  # behind a fall
 
+  def test_what_the_optimizer_did_not_see_stays(self):
+    """The functions of a module; but not too little, nor other shapes."""
+    theta, y = l2o_jax.pretrained('robust')[1], {'w': jnp.ones(3), 'f': None}
+    opt = l2o_jax.pretrained_optimizer('robust')
+    _, state = opt.update(y, opt.init(y), y)
+    x = eval_params(theta, state, y)
+    more = eval_params(theta, state, y | {'f': jnp.tanh, 'rng': 7})
+    self.assertIs(more['f'], jnp.tanh)
+    self.assertEqual(more['rng'], 7)
+    np.testing.assert_array_equal(more['w'], x['w'])
+    for other in ({'f': None}, {'w': jnp.ones((3, 1))}, {'v': y['w']}):
+      with self.assertRaisesRegex(ValueError, 'not of parameters like these'):
+        eval_params(theta, state, other)
+
   def test_what_has_no_average(self):
     theta, y = l2o_jax.pretrained('robust')[1], jnp.ones(2)
     tx = l2o_jax.pretrained_optimizer('robust')

@@ -143,8 +143,10 @@ class OptaxTest(parameterized.TestCase):
 class LibrariesTest(parameterized.TestCase):
   @parameterized.parameters(*itertools.chain(*LIBRARIES.values()))
   def test_trains_a_net(self, loop):
-    losses = loop(TX, 8)
+    losses, averaged = loop(TX, l2o_jax.pretrained('robust')[1], 8)
     self.assertLess(losses[-1], 0.9 * losses[0])
+    self.assertLess(averaged, 0.9 * losses[0])
+    self.assertNotEqual(averaged, losses[-1])
 
   def test_all_of_the_example(self):
     self.assertLen(list(itertools.chain(*LIBRARIES.values())), 4)
