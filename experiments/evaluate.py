@@ -1,17 +1,19 @@
-"""Judges any theta as a sceptic would: other tasks, rivals tuned as much.
+r"""Judges any theta as a sceptic would: other tasks, rivals tuned as much.
 
 Copy and paste:
   python -m experiments.evaluate                  # two tasks, some minutes
   python -m experiments.evaluate --preset=small   # those with small nets
   python -m experiments.evaluate --preset=full    # all of them, a day
-  python -m experiments.evaluate --theta=runs/robust/theta.npz --theta=robust
+  python -m experiments.evaluate --theta=mnist_gated --theta=robust
+  python -m experiments.evaluate --theta=theta.npz --task=quadratic_50 \
+      --horizons=100 --baselines=NAG --num_test=2   # a file; half a minute
 
 Every optimizer without a fixed rate is tuned on each task and for each horizon,
 with the same number of rates and seeds.  Losses are over all training data
 after so many steps, each run judged at the end of its own schedule.  Rows that
 are done stay in --workdir: the same command goes on from there.  Writes
 results.jsonl, summary.json, ratios.png, and curves.png with the losses against
-steps, seconds and FLOPs.
+steps, milliseconds and FLOPs, all of the longest runs.
 """
 
 import hashlib

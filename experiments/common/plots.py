@@ -58,6 +58,8 @@ def learning_curves(
     learned: names drawn solid and wide.
     xlabels: {title: what 'step' is in that panel}, where it is not the step.
   """
+  from matplotlib.ticker import FuncFormatter, MaxNLocator
+
   columns = min(len(panels), 3)
   figure, axes = grid(-(-len(panels) // columns), columns)
   names = dict.fromkeys(name for curves in panels.values() for name in curves)
@@ -68,6 +70,8 @@ def learning_curves(
     _panel(axis, curves, styles)
     if title in (xlabels or {}):
       axis.set_xlabel(xlabels[title])
+      axis.xaxis.set_major_locator(MaxNLocator(4))
+      axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f'{x:g}'))
     else:
       axis.set_xlabel('step')
       axis.xaxis.get_major_locator().set_params(integer=True)

@@ -99,12 +99,15 @@ def steps_to_target(results, task, name, every) -> float:
 
 
 def cost_curves(results: dict, every: int) -> tuple[dict, dict]:
-  """Losses against steps, seconds and GFLOPs of the longest runs.
+  """Losses against steps, milliseconds and GFLOPs of the longest runs.
+
+  Rivals are tuned for that horizon, so at an earlier step they may be higher
+  than those of the tables, which are tuned for it.
 
   Returns:
     (panels as `plots.learning_curves` wants them, {title: x label}).
   """
-  costs = {'steps': None, 'seconds': ('ms', 1e-3), 'GFLOPs': ('flops', 1e-9)}
+  costs = {'steps': None, 'ms': ('ms', 1), 'GFLOPs': ('flops', 1e-9)}
   panels, labels = {}, {}
   for task, (unit, cost) in itertools.product(_tasks(results), costs.items()):
     curves = {}
@@ -171,15 +174,20 @@ def _overall_table(rows, horizon):
   return write_table(title, head, lines)
 
 
-def text(results: dict, summary: dict, every: int) -> str:
-  """All tables.
+LEGEND = """
+held out: loss on other data; norm: of the parameters; to Adam's: steps until
+the mean loss is at or below the last one of tuned Adam, inf: never; IQM:
+interquartile mean of the ratios over tasks and seeds, with a bootstrap interval
+over seeds; rank: mean over tasks; worst: the largest mean ratio of a task;
+ahead: tasks with a mean ratio below 1; bad: runs that diverged, or rose after
+they had fallen.
+"""
 
-  to Adam's: steps until the mean loss is at or below tuned Adam's last one,
-  judged every so many steps; inf: never.
-  IQM: interquartile mean of the ratios over tasks and seeds; ahead: tasks with
-  a mean ratio below 1; bad: runs that diverged, or rose after they had fallen.
-  """
+
+def text(results: dict, summary: dict, every: int) -> str:
+  """All tables, and what their columns say."""
   horizons = list(summary)
   parts = [_task_table(results, t, horizons, every) for t in _tasks(results)]
   parts += [_overall_table(rows, horizon) for horizon, rows in summary.items()]
+  parts.append(LEGEND)
   return '\n'.join(parts)
