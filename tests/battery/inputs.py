@@ -116,7 +116,9 @@ def bad_flags(directory, times):
 
 def _spoil(rng, data, packed, kind):
   """One file of an archive, damaged in some way, as bytes."""
-  at = int(rng.integers(10, len(packed)))
+  # The last byte before the trailer may have bits that say nothing.
+  at = int(rng.choice([*range(10, len(packed) - 9), *range(-8, 0)]))
+  at %= len(packed)
   many = (1 << 20).to_bytes(4, 'big')
   return {
     'truncated': packed[: at - 10],
