@@ -13,6 +13,7 @@ from l2o_jax import files
 LEARNED = ('black', '#d55e00', '#0072b2', '#009e73', '#cc79a7', '#e69f00')
 _OTHERS = ('#0072b2', '#e69f00', '#009e73', '#cc79a7', '#56b4e9', '#7f7f7f')
 _DASHES = ('--', '-.', ':', (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+_FILLED = 'DPXh'  # of learned optimizers, where there are no lines
 _MARKERS = ('o', 's', '^', 'v', 'D', 'x', '+', '*')
 SIZE = 5.0, 3.6  # inches of a panel
 LEGEND = 2.8  # inches
@@ -138,7 +139,7 @@ def ratios(path, panels: dict, learned: Sequence[str]) -> None:
       x = np.array([rows[task][name] for task in tasks])
       x = np.clip(np.nan_to_num(x, nan=high, posinf=high), low, high)
       mine, color = name in learned, styles[name]['color']
-      marker = styles[name].get('marker', 'D')
+      marker = styles[name].get('marker') or _FILLED[learned.index(name) % 4]
       filled = {'facecolors': color if mine or marker in 'x+*' else 'none'}
       first = name in learned[:1]
       look = {'s': 55 if first else 28, 'zorder': 2 + mine + first, **filled}
