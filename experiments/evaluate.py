@@ -3,6 +3,7 @@ r"""Judges any theta as a sceptic would: other tasks, rivals tuned as much.
 Copy and paste:
   python -m experiments.evaluate                  # two tasks, some minutes
   python -m experiments.evaluate --preset=small   # those with small nets
+  python -m experiments.evaluate --preset=large   # four larger nets, an hour
   python -m experiments.evaluate --preset=full    # all of them, a day
   python -m experiments.evaluate --theta=mnist_gated --theta=robust
   python -m experiments.evaluate --theta=theta.npz --task=quadratic_50 \
@@ -106,7 +107,10 @@ def check(s: Settings) -> None:
   )
 
 
-SLOW = ('conv_norm', 'resnet', 'char_lstm', 'transformer')
+LARGE = tuple(
+  name for name, kind in tasks.KINDS.items() if kind.block == 'larger'
+)
+SLOW = ('conv_norm', 'resnet', 'char_lstm', 'transformer', *LARGE)
 _SCEPTICAL = {
   'baselines': ('NAG', 'RMSprop', *SCHEDULED, *MODERN),
   'num_test': 10,
@@ -123,6 +127,12 @@ EXPERIMENT = settings.Experiment(
     'small': {
       'task': tuple(name for name in tasks.KINDS if name not in SLOW),
       **_SCEPTICAL,
+    },
+    'large': {
+      'task': LARGE,
+      'horizons': (100, 500),
+      'baselines': ('schedule-free AdamW',),
+      'average': True,
     },
     'full': {'task': tuple(tasks.KINDS), **_SCEPTICAL},
   },

@@ -70,7 +70,8 @@ class Features(NamedTuple):
     size: F, the number of features of a coordinate.
     init: x [...] -> memory.
     update: memory, x [...], g [...], value [] or None -> memory, [..., F].
-    needs: which of 'params' and 'value' `update` must be given.
+    needs: which of 'params' and 'value' `update` must be given; with 'size' it
+      is given size=, the number of coordinates in the leaf, as well.
   """
 
   size: int

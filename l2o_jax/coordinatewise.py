@@ -134,7 +134,9 @@ def _rule(features, cell, theta, state_dtype):
     if value is not None:
       value = _of_each(value, g, dtype)
     g, x = seen(g), seen(g if x is None else x)
-    memory, inputs = each(features.update, g.ndim)(old.memory[0], x, g, value)
+    of_leaf = {'size': g.size} if 'size' in features.needs else {}
+    see = each(functools.partial(features.update, **of_leaf), g.ndim)
+    memory, inputs = see(old.memory[0], x, g, value)
     wanted = (features.size, *g.shape)
     _check('features', inputs.shape, wanted)
     inputs = inputs.astype(dtype)  # [F, *s]
@@ -209,13 +211,13 @@ def coordinatewise(
 
   Raises:
     ValueError: the cell communicates but is not whole, the features need
-      something else than params and value, or `state_dtype` is not a
+      something else than params, value and size, or `state_dtype` is not a
       floating-point type.
   """
   known = state_dtype is None or jnp.issubdtype(state_dtype, jnp.floating)
   floating = f'state_dtype must be a floating-point type, got {state_dtype!r}'
   require(known, f'coordinatewise: {floating}')
-  needs = set(features.needs) - {'params', 'value'}
+  needs = set(features.needs) - {'params', 'value', 'size'}
   require(not needs, f'coordinatewise: features cannot need {sorted(needs)}')
   whole = cell.whole or not cell.communicates
   require(whole, 'coordinatewise: a cell that communicates must be whole')
@@ -243,4 +245,5 @@ def coordinatewise(
 
     return optax.GradientTransformationExtraArgs(init, update)
 
-  return LearnedOptimizer(init_theta, transform, cell.communicates)
+  of_leaf = cell.communicates or 'size' in features.needs
+  return LearnedOptimizer(init_theta, transform, of_leaf)

@@ -74,6 +74,7 @@ def adam_ratios(
   eps: float = 1e-8,
   age: float | None = None,
   window: float | None = None,
+  size: float | None = None,
 ) -> Features:
   r"""The step that Adam would take, and the gradient in the same units.
 
@@ -101,20 +102,23 @@ def adam_ratios(
     age: adds log(1 + (t - 1) / age) as the last feature, in steps.  None: adds
       nothing.
     window: c; None: the memory of g² is the same at all times.
+    size: adds log(1 + n / size), n the coordinates of the leaf, before the
+      age: layers of many weights want shorter steps.  None: adds nothing.
 
   Returns:
-    Features with F = K + 1 for K values of β₁, and one more with an age; memory
-    of K + 1 values.
+    Features with F = K + 1 for K values of β₁, one more with an age and one
+    more with a size; memory of K + 1 values.
 
   Raises:
-    ValueError: a decay is not in [0, 1), or ε, the age or the window is not
-      positive.
+    ValueError: a decay is not in [0, 1), or ε, the age, the window or the size
+      is not positive.
   """
   b1 = tuple(b1) if isinstance(b1, Sequence) else (b1,)
   decays = b1 and all(0 <= b < 1 for b in (*b1, b2))
   require(decays, f'adam_ratios: decays must be in [0, 1): {b1}, {b2}')
-  given = [x for x in (eps, age, window) if x is not None]
-  above = f'must be positive: eps {eps!r}, age {age!r}, window {window!r}'
+  others = {'eps': eps, 'age': age, 'window': window, 'size': size}
+  given = [x for x in others.values() if x is not None]
+  above = f'must be positive: {others}'
   sane = all(traced(x) or 0 < x < math.inf for x in given)
   require(sane, f'adam_ratios: {above}')
 
@@ -127,7 +131,7 @@ def adam_ratios(
     m = jnp.stack([zero] * len(b1))
     return Moments(jnp.zeros((), jnp.int32), m, zero)
 
-  def update(memory, x, g, value):
+  def update(memory, x, g, value, **leaf):
     del x, value
     limits = jnp.finfo(g.dtype)
     largest = 0.5 * limits.max**0.5
@@ -142,13 +146,21 @@ def adam_ratios(
       a = jnp.maximum((1 - b2) / rest(b2, t), window / (window + t - 1))
       v = mean = (1 - a) * memory.v + a * g**2
     # Above 0 the root has a finite derivative.
-    size = jnp.sqrt(jnp.maximum(mean, limits.tiny)) + eps
-    seen = [m / rest(b, t) / size for b, m in zip(b1, m)] + [g / size]
+    root = jnp.sqrt(jnp.maximum(mean, limits.tiny)) + eps
+    seen = [m / rest(b, t) / root for b, m in zip(b1, m)] + [g / root]
+    if size is not None:
+      require(
+        'size' in leaf, 'adam_ratios: needs the size of leaves', TypeError
+      )
+      of_leaf = jnp.log1p(jnp.asarray(leaf['size'] / size, g.dtype))
+      seen.append(jnp.broadcast_to(of_leaf, g.shape))
     if age is not None:
       seen.append(jnp.broadcast_to(jnp.log1p((t - 1) / age), g.shape))
     return Moments(step, jnp.stack(m), v), jnp.stack(seen, -1)
 
-  return Features(len(b1) + 1 + (age is not None), init, update)
+  count = len(b1) + 1 + (size is not None) + (age is not None)
+  needs = frozenset() if size is None else frozenset({'size'})
+  return Features(count, init, update, needs)
 
 
 class Recent(NamedTuple):

@@ -36,7 +36,7 @@ _BY_NAME = {}
 LATER = {
   'predicted_step_descent': {'features': 'changes'},
   'lstm_log_and_sign': {'labels': None, 'averaged': 0},
-  'robust_optimizer': {'labels': None, 'long_memory': False},
+  'robust_optimizer': {'labels': None, 'long_memory': False, 'size': None},
 }
 
 
@@ -189,6 +189,7 @@ def robust_optimizer(
   age: float = 100.0,
   labels=None,
   long_memory: bool = True,
+  size: float | None = 1000.0,
 ) -> LearnedOptimizer:
   """Schedule-free Adam with a learned gate on the length of its steps.
 
@@ -199,24 +200,30 @@ def robust_optimizer(
 
   Args:
     hidden: units of an LSTM in the gate; 0: none.
-    scale: bound of a step, > 0.06.
+    scale: bound of a step, > 0.09.
     age: steps after which the length of steps begins to fall, > 0.
     labels: see `lstm_log_and_sign`.
     long_memory: g² is a mean over the last tenth of all steps.  False: over the
       last twenty steps, which is as good where a net fits its data exactly and
       worse where noise limits the loss.
+    size: coordinates of a leaf, such as a matrix of weights, from which on its
+      steps are shorter: at the start as (1 + n / size)^-1/2, so that layers
+      twice as wide have half the steps.  None: steps do not depend on the leaf,
+      and are too long for layers of many thousand weights.
 
   Raises:
     ValueError: an argument is out of its bounds.
   """
   # The direction starts as the newest gradient: averaging is momentum enough.
   if long_memory:
-    features = adam_ratios(0.95, 0.999, age=age, window=10.0)
+    features = adam_ratios(0.95, 0.999, age=age, window=10.0, size=size)
     start = {'rate': 0.02, 'direction': -1, 'slope': 1 / 3, 'trust': 0.8}
     average = {'momentum': 0.8, 'power': 4.0}
   else:
-    features = adam_ratios((0.9, 0.97), 0.95, age=age)
+    features = adam_ratios((0.9, 0.97), 0.95, age=age, size=size)
     start, average = {'rate': 0.05, 'direction': -1}, {'power': 3.0}
+  if size is not None:
+    start |= {'rate': 1.5 * start['rate'], 'even': 2, 'shrink': 0.5}
   cell = schedule_free(gated_cell(hidden, scale, **start), age, **average)
   learned = coordinatewise(features, cell)
   return learned if labels is None else grouped(learned, by_label(labels))

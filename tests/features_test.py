@@ -7,6 +7,8 @@ import numpy as np
 import optax
 from absl.testing import absltest, parameterized
 
+from l2o_jax.base import Cell
+from l2o_jax.coordinatewise import coordinatewise
 from l2o_jax.features import (
   adam_ratios,
   gradient,
@@ -269,6 +271,26 @@ class AdamRatiosTest(parameterized.TestCase):
     ages = np.log(1 + np.arange(7) / 2)[:, None]
     np.testing.assert_allclose(seen[..., 3], ages + np.zeros(2), rtol=1e-12)
 
+  def test_sees_the_size_of_the_leaf(self):
+    """log(1 + n / size), before the age; `coordinatewise` says n."""
+    features, seen = adam_ratios(0.9, age=5.0, size=10.0), []
+    self.assertEqual((features.size, features.needs), (4, {'size'}))
+    one = jnp.ones(())
+    _, found = features.update(features.init(one), None, one, None, size=30)
+    np.testing.assert_allclose(found, [1, 1, np.log(4), 0], rtol=1e-6)
+    with self.assertRaisesRegex(TypeError, 'needs the size'):
+      features.update(features.init(one), None, one, None)
+    step = lambda theta, x, state: (seen.append(x) or x[2], ())
+    cell = Cell(lambda key, size: (), lambda: (), step)
+    learned = coordinatewise(features, cell)
+    self.assertTrue(learned.communicates)
+    g = {'a': jnp.ones((3, 30)), 'b': jnp.ones(())}
+    opt = learned.transform(())
+    steps, _ = opt.update(g, opt.init(g), g)
+    np.testing.assert_allclose(steps['a'], np.full((3, 30), np.log(10.0)), 1e-6)
+    np.testing.assert_allclose(steps['b'], np.log(1.1), 1e-6)
+    self.assertLen(seen, 2)
+
   def test_a_memory_that_grows(self):
     """Weights by hand: c / (c + t - 1), until 1 - β₂ is more.
 
@@ -319,8 +341,9 @@ class AdamRatiosTest(parameterized.TestCase):
     ({'b1': ()}, 'decays must be in'),
     ({'eps': 0.0}, 'must be positive'),
     ({'age': 0.0}, 'must be positive'),
-    ({'window': 0.0}, 'must be positive.*window 0.0'),
+    ({'window': 0.0}, "must be positive.*'window': 0.0"),
     ({'window': float('nan')}, 'must be positive'),
+    ({'size': -1.0}, 'must be positive'),
   )
   def test_bad_arguments(self, arguments, message):
     with self.assertRaisesRegex(ValueError, message):

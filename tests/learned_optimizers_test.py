@@ -143,7 +143,7 @@ class FilesTest(parameterized.TestCase):
 
   def test_a_robust_optimizer_with_a_short_memory(self):
     """Files that do not say which memory have the short one, as before."""
-    learned = robust_optimizer(0, 0.3, long_memory=False)
+    learned = robust_optimizer(0, 0.3, long_memory=False, size=None)
     old = {'name': 'robust_optimizer', 'arguments': {}}
     old['arguments'] = {'hidden': 0, 'scale': 0.3, 'age': 100.0}
     self.assertEqual(learned.call, old)
@@ -154,6 +154,18 @@ class FilesTest(parameterized.TestCase):
     self.assertEqual(again.call, old)
     long = robust_optimizer().call['arguments']
     self.assertIs(long['long_memory'], True)
+    self.assertEqual(long['size'], 1000.0)
+
+  def test_layers_twice_as_wide_have_half_the_steps(self):
+    learned = robust_optimizer()
+    opt = learned.transform(learned.init(jax.random.key(0)))
+    g = {n: jnp.full((n, n), 3.0) for n in (500, 1000)}
+    steps, _ = opt.update(g, opt.init(g), g)
+    ratio = steps[500][0, 0] / steps[1000][0, 0]
+    np.testing.assert_allclose(ratio, 2, rtol=0.01)
+    one = robust_optimizer(size=None)
+    self.assertFalse(one.communicates)
+    self.assertNotIn('size', one.call['arguments'])
 
   def test_averaging_cells_that_came_later(self):
     """With them a coordinate's step depends on another's gradient."""

@@ -49,7 +49,8 @@ def learned_optimizer(s, labels=None) -> LearnedOptimizer:
     labels: of groups with a theta each; None: one for all.
   """
   if s.optimizer.optimizer == 'gated':
-    return robust_optimizer(s.gate.units, 0.3, labels=labels, long_memory=False)
+    short = {'long_memory': False, 'size': None}
+    return robust_optimizer(s.gate.units, 0.3, labels=labels, **short)
   p, scale, averaged = (
     s.lstm.preprocessing_p,
     s.lstm.output_scale,

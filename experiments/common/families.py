@@ -91,6 +91,7 @@ def trained() -> tuple[Optimizee, ...]:
     _noisy(small, net(49, 48), 64, inputs=0.5),
     _noisy(_images(10, part), net(100, gain=0.1), 16, inputs=1.0),
     _noisy(small, net(49, 16, 16), 32, labels=0.1),
+    of(*small, net(49, 256, 256, gain=2**0.5), 64),
   )
 
 
@@ -119,6 +120,8 @@ def validation() -> dict[str, Optimizee]:
     'noisy, wide': _noisy(middle, net(196, 64), 64, inputs=0.4),
     'noisy, normalised': _noisy(middle, deep, 32, inputs=0.4),
     'noisy, batches of 8': _noisy(small, net(49, 32), 8, inputs=0.2),
+    'wide layers': of(middle, net(196, 256, 256, gain=2**0.5), 32),
+    'wide, recurrent': of(small, nets.rows_gru(7, _CLASSES, 128), 64),
   }
 
 

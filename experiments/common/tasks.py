@@ -44,8 +44,8 @@ class _Kind(NamedTuple):
   """How a task is made.
 
   Attributes:
-    block: 'near' the tasks that `robust` is trained on, 'one axis off', or
-      'family off'.
+    block: 'near' the tasks that `robust` is trained on, 'one axis off', 'family
+      off', or 'larger'.
     make: data -> (Optimizee, (params, data) -> (loss, accuracy)).
     data: 'digits', 'text' or None.
   """
@@ -168,7 +168,12 @@ def _alone(make, block):
 
 _mlp = lambda *hidden, **how: nets.dense((SIDE * SIDE, *hidden, CLASSES), **how)
 _away = functools.partial(_digits, block='family off')
-_text = lambda net: _Kind('family off', _of_text(net), 'text')
+
+
+def _text(net, block='family off'):
+  return _Kind(block, _of_text(net), 'text')
+
+
 _symbols = len(set(TEXT.read_text()))
 KINDS = {
   'sigmoid': _digits(_mlp(20, activation='sigmoid'), 128, 'near'),
@@ -193,6 +198,14 @@ KINDS = {
   'char_lstm': _text(nets.char_lstm(_symbols)),
   'transformer': _text(nets.transformer(_symbols, LENGTH)),
   'autoencoder': _Kind('family off', _autoencoder()),
+  'large_dense': _digits(_mlp(512, 512, 512), block='larger'),
+  'large_resnet': _digits(
+    nets.resnet(SIDE, CLASSES, (32, 64, 128)), block='larger'
+  ),
+  'large_char_lstm': _text(nets.char_lstm(_symbols, 256), 'larger'),
+  'large_transformer': _text(
+    nets.transformer(_symbols, LENGTH, 128, layers=4, heads=4), 'larger'
+  ),
 }
 
 

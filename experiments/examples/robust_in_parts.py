@@ -20,7 +20,8 @@ from experiments.common import families, problems
 from experiments.common.verdict import interquartile_mean
 
 AGE = 100.0  # steps after which the length of steps begins to fall
-ADAM = functools.partial(l2o_jax.adam_ratios, 0.95, age=AGE)
+SIZE = 1000.0  # coordinates of a leaf above which its steps are shorter
+ADAM = functools.partial(l2o_jax.adam_ratios, 0.95, age=AGE, size=SIZE)
 
 
 def build(
@@ -34,7 +35,8 @@ def build(
     slope: of tanh; near 0 there is no bound of a step.
     direction: of its steps; -1: the newest gradient, 0: momentum.
   """
-  how = {'rate': 0.02, 'slope': slope, 'direction': direction, 'trust': 0.8}
+  how = {'slope': slope, 'direction': direction, 'trust': 0.8}
+  how |= {'rate': 0.03, 'even': 2, 'shrink': 0.5}
   cell = l2o_jax.gated_cell(0, 0.3 / slope, **how)
   if average:
     cell = l2o_jax.schedule_free(cell, AGE, momentum=0.8, power=4.0)
@@ -46,6 +48,12 @@ def without(theta, weight):
   gate = theta['cell']['gate']
   gate = gate | {'w': gate['w'].at[weight].set(0.0)}
   return theta | {'cell': theta['cell'] | {'gate': gate}}
+
+
+def same_steps():
+  """The form that does not see how large a leaf is, with its own best rate."""
+  learned = l2o_jax.robust_optimizer(size=None)
+  return learned, learned.init(jax.random.key(0))
 
 
 def variants():
@@ -60,6 +68,7 @@ def variants():
     'no bound of a step': start(build(slope=1e-4)),
     'steps do not fall': (intact, without(theta, -1)),
     'blind to agreement': (intact, without(theta, 0)),
+    'the same steps in every leaf': same_steps(),
     'no averaging': start(build(average=False)),
     'momentum, no averaging': start(build(average=False, direction=0)),
   }
