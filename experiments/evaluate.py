@@ -3,7 +3,7 @@ r"""Judges any theta as a sceptic would: other tasks, rivals tuned as much.
 Copy and paste:
   python -m experiments.evaluate                  # two tasks, some minutes
   python -m experiments.evaluate --preset=small   # those with small nets
-  python -m experiments.evaluate --preset=large   # four larger nets, an hour
+  python -m experiments.evaluate --preset=large   # four larger nets, hours
   python -m experiments.evaluate --preset=full    # all of them, a day
   python -m experiments.evaluate --theta=mnist_gated --theta=robust
   python -m experiments.evaluate --theta=theta.npz --task=quadratic_50 \
