@@ -3,6 +3,7 @@
 Copy and paste:
   python -m experiments.robust                    # a small one
   python -m experiments.robust --preset=full      # the one in the package
+  python -m experiments.robust --preset=leafwise --workdir=runs/robust_leafwise
 
 The optimizer is schedule-free Adam with a learned gate on the length of its
 steps (`robust_optimizer`).  It is meta-trained by evolution strategies on small
@@ -33,7 +34,7 @@ from experiments.common import (
 from experiments.common.comparison import Comparison, Panel
 from experiments.common.problems import Problem
 from experiments.common.training import Stage
-from l2o_jax.base import Optimizee
+from l2o_jax.base import LearnedOptimizer, Optimizee
 from l2o_jax.evolution import evolution
 from l2o_jax.learned_optimizers import robust_optimizer
 
@@ -48,10 +49,13 @@ class Optimizer(NamedTuple):
   Attributes:
     hidden: Units of the LSTM in the gate; 0: none.
     bound: Bound of a step, > 0.09.
+    agreement: How quickly each leaf adapts the length of its steps to whether
+      its gradients agree with the last ones; 0: it does not.
   """
 
   hidden: Annotated[int, 0, 1000] = 0
   bound: Annotated[float, 0.091, 10.0] = 0.9
+  agreement: Annotated[float, 0.0, 100.0] = 0.0
 
 
 class Curriculum(NamedTuple):
@@ -97,12 +101,14 @@ def check(s: Settings) -> None:
   )
 
 
+_FULL = {'num_epochs': 48, 'evaluation_period': 12, 'num_validation': 4}
 EXPERIMENT = settings.Experiment(
   'robust',
   Settings(),
   {
     'quick': {'num_epochs': 32, 'evaluation_period': 16, 'horizons': (300,)},
-    'full': {'num_epochs': 48, 'evaluation_period': 12, 'num_validation': 4},
+    'full': _FULL,
+    'leafwise': {**_FULL, 'agreement': 1.0},
   },
   __doc__,
   check=check,
@@ -114,6 +120,11 @@ EXPERIMENT = settings.Experiment(
     'best on them is kept.',
   },
 )
+
+
+def optimizer(s: Optimizer) -> LearnedOptimizer:
+  """The learned optimizer of the flags, without its weights."""
+  return robust_optimizer(s.hidden, s.bound, agreement=s.agreement or None)
 
 
 def _weights(horizon: int) -> np.ndarray:
@@ -166,7 +177,7 @@ def main(s: Settings) -> None:
   """Meta-trains and compares."""
   if comparison.shown(EXPERIMENT, s):
     return
-  learned = robust_optimizer(s.optimizer.hidden, s.optimizer.bound)
+  learned = optimizer(s.optimizer)
   theta = training.given_theta(learned, s)
   validate = families.validate(learned, s.run.num_validation)
   trained = families.trained()

@@ -70,8 +70,10 @@ class Features(NamedTuple):
     size: F, the number of features of a coordinate.
     init: x [...] -> memory.
     update: memory, x [...], g [...], value [] or None -> memory, [..., F].
-    needs: which of 'params' and 'value' `update` must be given; with 'size' it
-      is given size=, the number of coordinates in the leaf, as well.
+    needs: which of 'params' and 'value' `update` must be given.  With 'size' it
+      is given size=, the number of coordinates in the leaf, as well; with
+      'mean' it gets all coordinates of the leaf at once, memory with a value
+      for each, and mean=, [...] -> [], the mean over them.
   """
 
   size: int

@@ -19,6 +19,8 @@ from l2o_jax.leaves import (
   to_tree,
 )
 
+_OF_LEAF = frozenset({'size', 'mean'})  # what features may need of a leaf
+
 
 class CoordinatewiseState(NamedTuple):
   """What every coordinate remembers.
@@ -54,6 +56,18 @@ def each(function, num_axes: int):
   for _ in range(num_axes):
     function = jax.vmap(function, -1, -1)
   return function
+
+
+def _seen(features, memory, x, g, value):
+  """The features of a leaf's coordinates, [F, *s], and their memory."""
+  known = {'size': g.size, 'mean': jnp.mean}
+  of_leaf = {k: v for k, v in known.items() if k in features.needs}
+  see = functools.partial(features.update, **of_leaf)
+  if 'mean' not in features.needs:
+    return each(see, g.ndim)(memory, x, g, value)
+  # Not mapped, since the mean is over all coordinates.
+  memory, inputs = see(memory, x, g, value)
+  return memory, jnp.moveaxis(inputs, -1, 0)
 
 
 def _cast(tree, dtype):
@@ -134,9 +148,7 @@ def _rule(features, cell, theta, state_dtype):
     if value is not None:
       value = _of_each(value, g, dtype)
     g, x = seen(g), seen(g if x is None else x)
-    of_leaf = {'size': g.size} if 'size' in features.needs else {}
-    see = each(functools.partial(features.update, **of_leaf), g.ndim)
-    memory, inputs = see(old.memory[0], x, g, value)
+    memory, inputs = _seen(features, old.memory[0], x, g, value)
     wanted = (features.size, *g.shape)
     _check('features', inputs.shape, wanted)
     inputs = inputs.astype(dtype)  # [F, *s]
@@ -211,13 +223,13 @@ def coordinatewise(
 
   Raises:
     ValueError: the cell communicates but is not whole, the features need
-      something else than params, value and size, or `state_dtype` is not a
-      floating-point type.
+      something else than params, value, size and mean, or `state_dtype` is not
+      a floating-point type.
   """
   known = state_dtype is None or jnp.issubdtype(state_dtype, jnp.floating)
   floating = f'state_dtype must be a floating-point type, got {state_dtype!r}'
   require(known, f'coordinatewise: {floating}')
-  needs = set(features.needs) - {'params', 'value', 'size'}
+  needs = set(features.needs) - {'params', 'value', *_OF_LEAF}
   require(not needs, f'coordinatewise: features cannot need {sorted(needs)}')
   whole = cell.whole or not cell.communicates
   require(whole, 'coordinatewise: a cell that communicates must be whole')
@@ -245,5 +257,5 @@ def coordinatewise(
 
     return optax.GradientTransformationExtraArgs(init, update)
 
-  of_leaf = cell.communicates or 'size' in features.needs
+  of_leaf = cell.communicates or bool(features.needs & _OF_LEAF)
   return LearnedOptimizer(init_theta, transform, of_leaf)

@@ -61,11 +61,13 @@ class Moments(NamedTuple):
     step: t, the number of updates seen.
     m: averages of g, one for each decay, [K, ...].
     v: average of g² [...].
+    length: ℓ [...], or () without agreement.
   """
 
   step: chex.Array
   m: chex.Array
   v: chex.Array
+  length: chex.Array | tuple[()] = ()
 
 
 def adam_ratios(
@@ -75,6 +77,7 @@ def adam_ratios(
   age: float | None = None,
   window: float | None = None,
   size: float | None = None,
+  agreement: float | None = None,
 ) -> Features:
   r"""The step that Adam would take, and the gradient in the same units.
 
@@ -95,6 +98,13 @@ def adam_ratios(
   in place of v / (1 - β₂ᵗ).  v is then a mean over about the last t / c steps,
   and in the end over the last 1 / (1 - β₂).
 
+  With agreement η and age A a leaf keeps ℓ, the logarithm of a length of its
+  steps.  It rises while new gradients agree with the last ones, since steps are
+  then too short, and falls while they do not (Jacobs 1988, over leaves):
+
+      a = mean over the leaf of clip(m / √v) clip(g / √v),   m: as before g
+      ℓ ← clip(ℓ + η a / √(1 + (t - 1) / A), -0.5, 3.5)
+
   Args:
     b1: β₁; several values give one ratio of this kind each.
     b2: β₂.
@@ -104,23 +114,29 @@ def adam_ratios(
     window: c; None: the memory of g² is the same at all times.
     size: adds log(1 + n / size), n the coordinates of the leaf, before the
       age: layers of many weights want shorter steps.  None: adds nothing.
+    agreement: η; adds ℓ before the size, of the first β₁; needs an age.  If
+      parameters are sharded, one number a leaf is exchanged.  None: adds
+      nothing.
 
   Returns:
-    Features with F = K + 1 for K values of β₁, one more with an age and one
-    more with a size; memory of K + 1 values.
+    Features with F = K + 1 for K values of β₁, and one more each with an age, a
+    size and an agreement; memory of K + 1 values, one more with agreement.
 
   Raises:
-    ValueError: a decay is not in [0, 1), or ε, the age, the window or the size
-      is not positive.
+    ValueError: a decay is not in [0, 1), or ε, the age, the window, the size or
+      the agreement is not positive, or there is agreement without age.
   """
   b1 = tuple(b1) if isinstance(b1, Sequence) else (b1,)
   decays = b1 and all(0 <= b < 1 for b in (*b1, b2))
   require(decays, f'adam_ratios: decays must be in [0, 1): {b1}, {b2}')
   others = {'eps': eps, 'age': age, 'window': window, 'size': size}
+  others['agreement'] = agreement
   given = [x for x in others.values() if x is not None]
   above = f'must be positive: {others}'
   sane = all(traced(x) or 0 < x < math.inf for x in given)
   require(sane, f'adam_ratios: {above}')
+  dated = agreement is None or age is not None
+  require(dated, 'adam_ratios: agreement needs an age')
 
   def rest(b, t):
     """1 - bᵗ; quicker than a power, and more exact near 0."""
@@ -129,7 +145,17 @@ def adam_ratios(
   def init(x):
     zero = jnp.zeros_like(x)
     m = jnp.stack([zero] * len(b1))
-    return Moments(jnp.zeros((), jnp.int32), m, zero)
+    length = () if agreement is None else zero
+    return Moments(jnp.zeros((), jnp.int32), m, zero, length)
+
+  def length_of(memory, ratio, root, mean):
+    """ℓ after a gradient that is `ratio` in units of `root`."""
+    t = memory.step.astype(ratio.dtype)  # gradients before this one
+    before = memory.m[0] / rest(b1[0], jnp.maximum(t, 1)) / root
+    of_one = lambda x: jnp.clip(x, -1, 1)
+    a = mean(of_one(before) * of_one(ratio))  # []
+    length = memory.length + agreement * a / jnp.sqrt(1 + t / age)
+    return jnp.clip(length, -0.5, 3.5)
 
   def update(memory, x, g, value, **leaf):
     del x, value
@@ -148,18 +174,23 @@ def adam_ratios(
     # Above 0 the root has a finite derivative.
     root = jnp.sqrt(jnp.maximum(mean, limits.tiny)) + eps
     seen = [m / rest(b, t) / root for b, m in zip(b1, m)] + [g / root]
+    missing = needs - leaf.keys()
+    of_leaves = f'adam_ratios: needs {sorted(missing)} of leaves'
+    require(not missing, of_leaves, TypeError)
+    length = memory.length
+    if agreement is not None:
+      length = length_of(memory, seen[-1], root, leaf['mean'])
+      seen.append(length)
     if size is not None:
-      require(
-        'size' in leaf, 'adam_ratios: needs the size of leaves', TypeError
-      )
       of_leaf = jnp.log1p(jnp.asarray(leaf['size'] / size, g.dtype))
-      seen.append(jnp.broadcast_to(of_leaf, g.shape))
+      seen.append(of_leaf + (g != g).astype(g.dtype))  # + 0: sharded as g is
     if age is not None:
       seen.append(jnp.broadcast_to(jnp.log1p((t - 1) / age), g.shape))
-    return Moments(step, jnp.stack(m), v), jnp.stack(seen, -1)
+    return Moments(step, jnp.stack(m), v, length), jnp.stack(seen, -1)
 
-  count = len(b1) + 1 + (size is not None) + (age is not None)
-  needs = frozenset() if size is None else frozenset({'size'})
+  count = len(b1) + 1 + sum(x is not None for x in (size, age, agreement))
+  asked = {'size': size, 'mean': agreement}
+  needs = frozenset(name for name, x in asked.items() if x is not None)
   return Features(count, init, update, needs)
 
 

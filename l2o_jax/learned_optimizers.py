@@ -36,7 +36,12 @@ _BY_NAME = {}
 LATER = {
   'predicted_step_descent': {'features': 'changes'},
   'lstm_log_and_sign': {'labels': None, 'averaged': 0},
-  'robust_optimizer': {'labels': None, 'long_memory': False, 'size': None},
+  'robust_optimizer': {
+    'labels': None,
+    'long_memory': False,
+    'size': None,
+    'agreement': None,
+  },
 }
 
 
@@ -190,6 +195,7 @@ def robust_optimizer(
   labels=None,
   long_memory: bool = True,
   size: float | None = 1000.0,
+  agreement: float | None = None,
 ) -> LearnedOptimizer:
   """Schedule-free Adam with a learned gate on the length of its steps.
 
@@ -210,20 +216,30 @@ def robust_optimizer(
       steps are shorter: at the start as (1 + n / size)^-1/2, so that layers
       twice as wide have half the steps.  None: steps do not depend on the leaf,
       and are too long for layers of many thousand weights.
+    agreement: how quickly the steps of a leaf get longer while its gradients
+      agree with the last ones, and shorter while they do not, > 0; needs a
+      size.  If parameters are sharded, one number a leaf is exchanged.  None:
+      lengths do not depend on it.
 
   Raises:
-    ValueError: an argument is out of its bounds.
+    ValueError: an argument is out of its bounds, or there is agreement without
+      size.
   """
+  sized = agreement is None or size is not None
+  require(sized, 'robust_optimizer: agreement needs a size')
+  leaf = {'age': age, 'size': size, 'agreement': agreement}
   # The direction starts as the newest gradient: averaging is momentum enough.
   if long_memory:
-    features = adam_ratios(0.95, 0.999, age=age, window=10.0, size=size)
+    features = adam_ratios(0.95, 0.999, window=10.0, **leaf)
     start = {'rate': 0.02, 'direction': -1, 'slope': 1 / 3, 'trust': 0.8}
     average = {'momentum': 0.8, 'power': 4.0}
   else:
-    features = adam_ratios((0.9, 0.97), 0.95, age=age, size=size)
+    features = adam_ratios((0.9, 0.97), 0.95, **leaf)
     start, average = {'rate': 0.05, 'direction': -1}, {'power': 3.0}
   if size is not None:
     start |= {'rate': 1.5 * start['rate'], 'even': 2, 'shrink': 0.5}
+  if agreement is not None:
+    start |= {'even': 3, 'length': 1.0}
   cell = schedule_free(gated_cell(hidden, scale, **start), age, **average)
   learned = coordinatewise(features, cell)
   return learned if labels is None else grouped(learned, by_label(labels))

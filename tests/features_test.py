@@ -278,7 +278,7 @@ class AdamRatiosTest(parameterized.TestCase):
     one = jnp.ones(())
     _, found = features.update(features.init(one), None, one, None, size=30)
     np.testing.assert_allclose(found, [1, 1, np.log(4), 0], rtol=1e-6)
-    with self.assertRaisesRegex(TypeError, 'needs the size'):
+    with self.assertRaisesRegex(TypeError, "needs .'size'. of leaves"):
       features.update(features.init(one), None, one, None)
     step = lambda theta, x, state: (seen.append(x) or x[2], ())
     cell = Cell(lambda key, size: (), lambda: (), step)
@@ -290,6 +290,34 @@ class AdamRatiosTest(parameterized.TestCase):
     np.testing.assert_allclose(steps['a'], np.full((3, 30), np.log(10.0)), 1e-6)
     np.testing.assert_allclose(steps['b'], np.log(1.1), 1e-6)
     self.assertLen(seen, 2)
+
+  def test_length_of_steps_by_agreement(self):
+    """By hand for β₁ = β₂ = 0: m is the last gradient, √v the new one."""
+    features = adam_ratios(0.0, 0.0, 1e-12, age=3.0, agreement=2.0)
+    self.assertEqual((features.size, features.needs), (4, {'mean'}))
+    cell = Cell(lambda key, size: (), lambda: (), lambda _, x, s: (x[2], s))
+    learned = coordinatewise(features, cell)
+    self.assertTrue(learned.communicates)
+    opt, found = learned.transform(()), []
+    x = {'a': jnp.zeros((2, 1)), 'b': jnp.zeros(())}
+    state = opt.init(x)
+    for g in ((2, 2, 1), (4, -8, 1), (4, -8, -1), (-1, -1, 1)):
+      first, second, b = map(float, g)
+      g = {'a': jnp.array([[first], [second]]), 'b': jnp.array(b)}
+      steps, state = opt.update(g, state, x)
+      found.append((*np.ravel(steps['a']), float(steps['b'])))
+    # Means of 0.5 and -0.25, of 1 and 1, and of -1 and 1 (clipped); the scalar
+    # has 1, -1 and -1, and a lower bound.
+    of_a, of_b = np.array([0, 0.125, 1, 0]), np.array([0, 1, -1, -1])
+    rate = 2 / np.sqrt(1 + np.arange(4) / 3)
+    want = np.cumsum(of_a * rate)
+    np.testing.assert_allclose([row[0] for row in found], want, rtol=1e-6)
+    np.testing.assert_allclose([row[1] for row in found], want, rtol=1e-6)
+    want = np.maximum(np.cumsum(of_b * rate), -0.5)
+    np.testing.assert_allclose([row[2] for row in found], want, rtol=1e-6)
+    one = jnp.ones(())
+    with self.assertRaisesRegex(TypeError, "needs .'mean'. of leaves"):
+      features.update(features.init(one), None, one, None)
 
   def test_a_memory_that_grows(self):
     """Weights by hand: c / (c + t - 1), until 1 - β₂ is more.
@@ -344,6 +372,8 @@ class AdamRatiosTest(parameterized.TestCase):
     ({'window': 0.0}, "must be positive.*'window': 0.0"),
     ({'window': float('nan')}, 'must be positive'),
     ({'size': -1.0}, 'must be positive'),
+    ({'age': 1.0, 'agreement': 0.0}, 'must be positive'),
+    ({'agreement': 1.0}, 'agreement needs an age'),
   )
   def test_bad_arguments(self, arguments, message):
     with self.assertRaisesRegex(ValueError, message):

@@ -167,6 +167,27 @@ class FilesTest(parameterized.TestCase):
     self.assertFalse(one.communicates)
     self.assertNotIn('size', one.call['arguments'])
 
+  def test_steps_by_agreement(self):
+    """Longer where gradients agree, shorter where they alternate."""
+    self.assertNotIn('agreement', robust_optimizer().call['arguments'])
+    with self.assertRaisesRegex(ValueError, 'agreement needs a size'):
+      robust_optimizer(size=None, agreement=1.0)
+    start = {}
+    for agreement in (None, 1.0):
+      learned = robust_optimizer(agreement=agreement)
+      opt = learned.transform(learned.init(jax.random.key(0)))
+      params = {'same': jnp.zeros((4, 4)), 'alternate': jnp.zeros((4, 4))}
+      state = opt.init(params)
+      for t in range(4):
+        g = {
+          'same': jnp.ones((4, 4)),
+          'alternate': jnp.full((4, 4), (-1.0) ** t),
+        }
+        steps, state = opt.update(g, state, params)
+      start[agreement] = jax.tree.map(lambda x: abs(float(x[0, 0])), steps)
+    self.assertGreater(start[1.0]['same'], 3 * start[None]['same'])
+    self.assertLess(start[1.0]['alternate'], 0.9 * start[None]['alternate'])
+
   def test_averaging_cells_that_came_later(self):
     """With them a coordinate's step depends on another's gradient."""
     self.assertNotIn('averaged', lstm_log_and_sign().call['arguments'])

@@ -39,6 +39,7 @@ def gated_cell(
   slope: float = 1.0,
   trust: float = 0.0,
   shrink: float = 0.0,
+  length: float = 0.0,
 ) -> Cell:
   r"""Adam's direction, and a learned gate on the length of the step.
 
@@ -74,6 +75,8 @@ def gated_cell(
     shrink: minus the weight of the last feature but one in m at the start: with
       log(1 + n / size), n the coordinates of the leaf, its steps fall as
       n^-shrink.
+    length: weight of the last feature but two in m at the start: with 1 and the
+      logarithm of a length that `adam_ratios` keeps, steps are of that length.
 
   Returns:
     A whole Cell with theta {'lstm': [{'w', 'b'}], 'direction': [F - even],
@@ -93,8 +96,10 @@ def gated_cell(
   known = traced(rate, scale, slope) or 0 < rate < scale * slope < math.inf
   require(known, within)
   require(even > 0, f'gated_cell: even must be positive, got {even!r}')
-  two = f'gated_cell: shrink {shrink!r} needs two even features, got {even!r}'
-  require(even > 1 or (not traced(shrink) and shrink == 0), two)
+  for least, name, weight in (2, 'shrink', shrink), (3, 'length', length):
+    needs = f'gated_cell: {name} {weight!r} needs {least} even features'
+    unused = not traced(weight) and weight == 0
+    require(unused or even >= least, f'{needs}, got {even!r}')
 
   def init(key, num_features):
     ratios = num_features - even
@@ -108,7 +113,7 @@ def gated_cell(
     of_h = 0.1 * truncated_normal(key_h, max(hidden, 1), (hidden, 1))
     zeros = functools.partial(jnp.zeros, dtype=jnp.float32)
     of_e = zeros((size, 1)).at[-1].set(-0.5).at[0].set(trust)
-    of_e = of_e.at[-2].add(-shrink)
+    of_e = of_e.at[-2].add(-shrink).at[-3].add(length)
     gate = {
       'w': jnp.concatenate([of_h, of_e]),
       'b': jnp.log(jnp.array([rate / (scale * slope - rate)], jnp.float32)),

@@ -88,8 +88,10 @@ class GatedCellTest(parameterized.TestCase):
       gated_cell().init(jax.random.key(0), 1)
     with self.assertRaisesRegex(ValueError, 'even must be positive, got 0'):
       gated_cell(even=0)
-    with self.assertRaisesRegex(ValueError, 'shrink 0.5 needs two even'):
+    with self.assertRaisesRegex(ValueError, 'shrink 0.5 needs 2 even'):
       gated_cell(shrink=0.5)
+    with self.assertRaisesRegex(ValueError, 'length 1 needs 3 even.*got 2'):
+      gated_cell(even=2, length=1)
 
 
 if __name__ == '__main__':

@@ -1,9 +1,11 @@
 """Learned optimizers on eight devices: `python -m tests.contracts.on_devices`.
 
 State is made where the parameters are and stays there, and coordinates that do
-not communicate never do.  A program of its own, as the number of devices is
-fixed once a process has any.
+not communicate never do.  Those of `leafwise` exchange one number a leaf.  A
+program of its own, as the number of devices is fixed once a process has any.
 """
+
+import re
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,14 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from tests import quick
 from tests.contracts.subjects import LEARNED, theta_of
 
-SUBJECTS = ('linear', 'gru', 'small', 'predicted_step_descent')
+SUBJECTS = (
+  'linear',
+  'gru',
+  'small',
+  'predicted_step_descent',
+  'robust',
+  'leafwise',
+)
 SPECS = {'w': PartitionSpec('a', 'b'), 'b': PartitionSpec('b')}
 COLLECTIVES = ('all-gather', 'all-reduce', 'all-to-all', 'collective-permute')
 
@@ -45,8 +54,15 @@ def check(name, mesh, explicit):
   update = quick.jit(step, static_argnums=3)
   compiled = update.lower(theta, params, jitted, name).compile()
   text = compiled.as_text()
+  exchanged = []
+  if name == 'leafwise':
+    exchanged = re.findall(r' = (.*) all-reduce\(', text)
+    for shape in exchanged:  # scalars, perhaps several at once
+      assert not re.search(r'\[\d', shape), (name, shape)
+    assert exchanged
   for collective in COLLECTIVES:
-    assert collective not in text, (name, explicit, collective)
+    allowed = exchanged and collective == 'all-reduce'
+    assert allowed or collective not in text, (name, explicit, collective)
   updates, new = compiled(theta, params, jitted)
   pairs = zip(*map(jax.tree.leaves, ((updates, new), (params, jitted))))
   for got, want in pairs:
@@ -75,7 +91,8 @@ def main():
     for sharded in found:
       for key, want in updates.items():
         np.testing.assert_allclose(sharded[key], want, rtol=1e-5)
-    print(f'{name}: where the parameters are, without a collective', flush=True)
+    what = 'one number a leaf' if name == 'leafwise' else 'nothing'
+    print(f'{name}: where the parameters are, exchanges {what}', flush=True)
 
 
 if __name__ == '__main__':

@@ -18,11 +18,7 @@ from experiments import (
 )
 from experiments.common import bptt, families, policies, run, settings
 from experiments.common.training import Training
-from l2o_jax.learned_optimizers import (
-  autonomous_optimizer,
-  build,
-  robust_optimizer,
-)
+from l2o_jax.learned_optimizers import autonomous_optimizer, build
 from l2o_jax.optimizees.classifier import classifier, mlp
 from l2o_jax.optimizees.convnet import convnet
 from l2o_jax.optimizees.quadratic import quadratic
@@ -92,7 +88,7 @@ def of_predicted_step_descent(s):
 
 
 def of_robust(s):
-  learned = robust_optimizer(s.optimizer.hidden, s.optimizer.bound)
+  learned = robust.optimizer(s.optimizer)
   with mock.patch.object(families, 'reference_curves', lambda f, _: [0.0]):
     found = robust.stages(learned, s, ())
   assert sum(stage.num_epochs for stage in found) == s.run.num_epochs
