@@ -69,6 +69,9 @@ def variants():
     'steps do not fall': (intact, without(theta, -1)),
     'blind to agreement': (intact, without(theta, 0)),
     'the same steps in every leaf': same_steps(),
+    'each leaf adapts its steps': start(
+      l2o_jax.robust_optimizer(agreement=1.0)
+    ),
     'no averaging': start(build(average=False)),
     'momentum, no averaging': start(build(average=False, direction=0)),
   }
