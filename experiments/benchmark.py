@@ -227,6 +227,7 @@ def of_update(n: int, options) -> dict[str, Measured]:
   rows['blocks.chunked'] = one(blocks.chunked(shortest))
   rows['blocks.chunked, bfloat16 state'] = one(blocks.chunked(half))
   rows['robust'] = one(robust_optimizer(hidden=0))
+  rows['robust_leafwise'] = one(robust_optimizer(agreement=1.0))
   return {**rows, 'optax.adam': one(adam)}
 
 

@@ -72,8 +72,8 @@ class Features(NamedTuple):
     update: memory, x [...], g [...], value [] or None -> memory, [..., F].
     needs: which of 'params' and 'value' `update` must be given.  With 'size' it
       is given size=, the number of coordinates in the leaf, as well; with
-      'mean' it gets all coordinates of the leaf at once, memory with a value
-      for each, and mean=, [...] -> [], the mean over them.
+      'mean' mean=, a function of a value of each coordinate that returns the
+      mean over the leaf.  What it averages must not depend on another mean.
   """
 
   size: int

@@ -59,15 +59,30 @@ def each(function, num_axes: int):
 
 
 def _seen(features, memory, x, g, value):
-  """The features of a leaf's coordinates, [F, *s], and their memory."""
-  known = {'size': g.size, 'mean': jnp.mean}
-  of_leaf = {k: v for k, v in known.items() if k in features.needs}
-  see = functools.partial(features.update, **of_leaf)
-  if 'mean' not in features.needs:
-    return each(see, g.ndim)(memory, x, g, value)
-  # Not mapped, since the mean is over all coordinates.
-  memory, inputs = see(memory, x, g, value)
-  return memory, jnp.moveaxis(inputs, -1, 0)
+  """The features of a leaf's coordinates, [F, *s], and their memory.
+
+  Means over the leaf are taken between two passes, the first of which only
+  says of what; the compiler makes one of what both compute.
+  """
+  size = {'size': g.size} if 'size' in features.needs else {}
+  see = functools.partial(features.update, **size)
+  if 'mean' in features.needs:
+
+    def averaged(*inputs):  # of one coordinate
+      found = []
+      see(*inputs, mean=lambda q: found.append(q) or q)
+      return found
+
+    quantities = each(averaged, g.ndim)(memory, x, g, value)  # each [*s]
+    means = list(map(jnp.mean, quantities))
+    see = lambda *inputs, see=see: see(*inputs, mean=_in_turn(means))
+  return each(see, g.ndim)(memory, x, g, value)
+
+
+def _in_turn(values):
+  """A function that returns one after the other, whatever it is asked."""
+  left = iter(values)
+  return lambda _: next(left)
 
 
 def _cast(tree, dtype):

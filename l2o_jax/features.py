@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import chex
+import jax
 import jax.numpy as jnp
 
 from l2o_jax.base import Features
@@ -151,10 +152,10 @@ def adam_ratios(
   def length_of(memory, ratio, root, mean):
     """ℓ after a gradient that is `ratio` in units of `root`."""
     t = memory.step.astype(ratio.dtype)  # gradients before this one
-    before = memory.m[0] / rest(b1[0], jnp.maximum(t, 1)) / root
+    before = memory.m[0] / (rest(b1[0], jnp.maximum(t, 1)) * root)
     of_one = lambda x: jnp.clip(x, -1, 1)
     a = mean(of_one(before) * of_one(ratio))  # []
-    length = memory.length + agreement * a / jnp.sqrt(1 + t / age)
+    length = memory.length + agreement * a * jax.lax.rsqrt(1 + t / age)
     return jnp.clip(length, -0.5, 3.5)
 
   def update(memory, x, g, value, **leaf):
