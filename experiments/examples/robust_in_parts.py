@@ -1,7 +1,7 @@
 """What each part of `robust` is worth: the table of its ablations.
 
   pip install '.[experiments]'
-  python -m experiments.examples.robust_in_parts   # some 20 minutes on one core
+  python -m experiments.examples.robust_in_parts   # some 45 minutes on one core
 
 `robust` is features x cell, like every learned optimizer.  Here it is built
 from its parts, and each row leaves one out.  All but the first row have the

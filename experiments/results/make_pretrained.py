@@ -19,6 +19,7 @@ RESULTS = pathlib.Path(__file__).resolve().parent
 PACKAGE = RESULTS.parents[1] / 'l2o_jax' / 'pretrained'
 NAMES = {
   'robust': 'robust/full',
+  'robust_leafwise': 'robust/leafwise',
   'robust_uniform': 'robust/uniform',
   'robust_short': 'robust/short_memory',
   'quadratics': 'quadratics/full',
