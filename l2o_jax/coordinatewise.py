@@ -74,7 +74,7 @@ def _seen(features, memory, x, g, value):
       return found
 
     quantities = each(averaged, g.ndim)(memory, x, g, value)  # each [*s]
-    means = list(map(jnp.mean, quantities))
+    means = [jnp.sum(q) / max(g.size, 1) for q in quantities]  # empty leaves
     see = lambda *inputs, see=see: see(*inputs, mean=_in_turn(means))
   return each(see, g.ndim)(memory, x, g, value)
 

@@ -103,8 +103,10 @@ def adam_ratios(
   steps.  It rises while new gradients agree with the last ones, since steps are
   then too short, and falls while they do not (Jacobs 1988, over leaves):
 
-      a = mean over the leaf of clip(m / √v) clip(g / √v),   m: as before g
+      a = mean over the leaf of clip(m / √v) clip(g / √v)
       ℓ ← clip(ℓ + η a / √(1 + (t - 1) / A), -0.5, 3.5)
+
+  m / √v is the first ratio, but m does not know g yet; clip is to ±1.
 
   Args:
     b1: β₁; several values give one ratio of this kind each.
