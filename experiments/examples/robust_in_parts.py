@@ -50,12 +50,6 @@ def without(theta, weight):
   return theta | {'cell': theta['cell'] | {'gate': gate}}
 
 
-def same_steps():
-  """The form that does not see how large a leaf is, with its own best rate."""
-  learned = l2o_jax.robust_optimizer(size=None)
-  return learned, learned.init(jax.random.key(0))
-
-
 def variants():
   """{row of the table: (learned optimizer, theta)}."""
   start = lambda learned: (learned, learned.init(jax.random.key(0)))
@@ -68,7 +62,7 @@ def variants():
     'no bound of a step': start(build(slope=1e-4)),
     'steps do not fall': (intact, without(theta, -1)),
     'blind to agreement': (intact, without(theta, 0)),
-    'the same steps in every leaf': same_steps(),
+    'the same steps in every leaf': start(l2o_jax.robust_optimizer(size=None)),
     'each leaf adapts its steps': start(
       l2o_jax.robust_optimizer(agreement=1.0)
     ),
