@@ -51,11 +51,13 @@ class Optimizer(NamedTuple):
     bound: Bound of a step, > 0.09.
     agreement: How quickly each leaf adapts the length of its steps to whether
       its gradients agree with the last ones; 0: it does not.
+    warmup: Steps after which a step is half as long as without a warm-up, >= 0.
   """
 
   hidden: Annotated[int, 0, 1000] = 0
   bound: Annotated[float, 0.091, 10.0] = 0.9
   agreement: Annotated[float, 0.0, 100.0] = 0.0
+  warmup: Annotated[float, 0.0, 1e6] = 0.0
 
 
 class Curriculum(NamedTuple):
@@ -108,7 +110,7 @@ EXPERIMENT = settings.Experiment(
   {
     'quick': {'num_epochs': 32, 'evaluation_period': 16, 'horizons': (300,)},
     'full': _FULL,
-    'leafwise': {**_FULL, 'agreement': 1.0},
+    'leafwise': {**_FULL, 'agreement': 1.0, 'warmup': 10.0},
   },
   __doc__,
   check=check,
@@ -124,7 +126,8 @@ EXPERIMENT = settings.Experiment(
 
 def optimizer(s: Optimizer) -> LearnedOptimizer:
   """The learned optimizer of the flags, without its weights."""
-  return robust_optimizer(s.hidden, s.bound, agreement=s.agreement or None)
+  adapts = {'agreement': s.agreement or None, 'warmup': s.warmup}
+  return robust_optimizer(s.hidden, s.bound, **adapts)
 
 
 def _weights(horizon: int) -> np.ndarray:

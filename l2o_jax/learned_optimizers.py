@@ -41,6 +41,7 @@ LATER = {
     'long_memory': False,
     'size': None,
     'agreement': None,
+    'warmup': 0.0,
   },
 }
 
@@ -196,6 +197,7 @@ def robust_optimizer(
   long_memory: bool = True,
   size: float | None = 1000.0,
   agreement: float | None = None,
+  warmup: float = 0.0,
 ) -> LearnedOptimizer:
   """Schedule-free Adam with a learned gate on the length of its steps.
 
@@ -220,6 +222,7 @@ def robust_optimizer(
       agree with the last ones, and shorter while they do not, > 0; needs a
       size.  If parameters are sharded, one number a leaf is exchanged.  None:
       lengths do not depend on it.
+    warmup: steps after which a step is half as long as without a warm-up, >= 0.
 
   Raises:
     ValueError: an argument is out of its bounds, or there is agreement without
@@ -240,7 +243,8 @@ def robust_optimizer(
     start |= {'rate': 1.5 * start['rate'], 'even': 2, 'shrink': 0.5}
   if agreement is not None:
     start |= {'even': 3, 'length': 1.0}
-  cell = schedule_free(gated_cell(hidden, scale, **start), age, **average)
+  gated = gated_cell(hidden, scale, **start)
+  cell = schedule_free(gated, age, warmup=warmup, **average)
   learned = coordinatewise(features, cell)
   return learned if labels is None else grouped(learned, by_label(labels))
 

@@ -188,6 +188,16 @@ class FilesTest(parameterized.TestCase):
     self.assertGreater(start[1.0]['same'], 3 * start[None]['same'])
     self.assertLess(start[1.0]['alternate'], 0.9 * start[None]['alternate'])
 
+  def test_a_warm_up_shortens_first_steps(self):
+    self.assertNotIn('warmup', robust_optimizer().call['arguments'])
+    first = {}
+    for warmup in (0.0, 9.0):
+      learned = robust_optimizer(warmup=warmup)
+      opt = learned.transform(learned.init(jax.random.key(0)))
+      x = jnp.ones(3)
+      first[warmup], _ = opt.update(x, opt.init(x), x)
+    np.testing.assert_allclose(first[0.0], 10 * first[9.0], rtol=1e-5)
+
   def test_averaging_cells_that_came_later(self):
     """With them a coordinate's step depends on another's gradient."""
     self.assertNotIn('averaged', lstm_log_and_sign().call['arguments'])

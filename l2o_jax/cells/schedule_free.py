@@ -1,5 +1,7 @@
 """Schedule-free averaging around any cell: no schedule of rates is needed."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -16,13 +18,17 @@ def _average(theta, offset):
 
 
 def schedule_free(
-  cell: Cell, age: float, momentum: float = 0.9, power: float = 1.0
+  cell: Cell,
+  age: float,
+  momentum: float = 0.9,
+  power: float = 1.0,
+  warmup: float = 0.0,
 ) -> Cell:
   r"""The cell steps from z, the gradient is taken at y, x is the average of z.
 
-      z <- z + delta                    delta: the cell's step
-      x <- x + c (z - x)                c = q / (q + t), t = 0, 1, ...
-      y <- (1 - β) z + β x              the parameters
+      z <- z + delta / (1 + w / (t + 1))      delta: the cell's step
+      x <- x + c (z - x)                      c = q / (q + t), t = 0, 1, ...
+      y <- (1 - β) z + β x                    the parameters
 
   (Defazio et al. 2024; there the cell is Adam without its first moment.)  x is
   the mean of all z with weights that grow as t^{q-1}.  A falling rate has to be
@@ -41,6 +47,9 @@ def schedule_free(
     age: of that input, in steps.
     momentum: β at the start, 0 < β < 1.
     power: q at the start, q > 0; 1: x is the plain mean.
+    warmup: w >= 0, in steps: the first one has 1 / (1 + w) of its length, the
+      one after w steps half.  Deep nets do not recover from first steps that
+      are too long.
 
   Returns:
     A whole Cell with theta {'cell': theta of the cell, 'momentum': log(β /
@@ -54,6 +63,8 @@ def schedule_free(
   require(traced(momentum) or 0 < momentum < 1, within)
   above = f'schedule_free: must be positive: age {age!r}, power {power!r}'
   require(traced(age, power) or (age > 0 and power > 0), above)
+  sane = traced(warmup) or 0 <= warmup < math.inf
+  require(sane, f'schedule_free: warmup must not be negative, got {warmup!r}')
 
   def init(key, num_features):
     start = jnp.array([momentum / (1 - momentum), power], jnp.float32)
@@ -68,9 +79,10 @@ def schedule_free(
     inner, (offset,) = state
     delta, inner = cell.step(theta['cell'], inputs, inner)
     beta, q = sigmoid(theta['momentum']), jnp.exp(theta['power'])
-    c = q / (q + age * jnp.expm1(inputs[-1]))
+    t = age * jnp.expm1(inputs[-1])
+    c = q / (q + t)
     # All three relative to the parameters y as they are.
-    z = offset + delta
+    z = offset + delta / (1 + warmup / (t + 1))
     x = _average(theta, offset)
     x = x + c * (z - x)
     y = (1 - beta) * z + beta * x

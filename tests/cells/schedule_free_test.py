@@ -61,12 +61,13 @@ class ScheduleFreeTest(parameterized.TestCase):
     alone, _ = run(base)
     self.assertGreater(np.abs(ours - alone).max(), 0.05)
 
-  def test_weights_of_the_average(self):
+  @parameterized.parameters(0.0, 4.0)
+  def test_weights_of_the_average(self, warmup):
     """x after T steps is the mean of z_t with weights Γ(t + q) / Γ(t + 1)."""
     steps, q, beta = 12, 3.0, 0.9
-    move = lambda theta, x, state: (jnp.ones_like(x[0]), state)  # z_t = t
+    move = lambda theta, x, state: (jnp.ones_like(x[0]), state)
     cell = Cell(lambda key, f: (), lambda n: (), move, whole=True)
-    opt = optimizer(schedule_free(cell, AGE, beta, q))
+    opt = optimizer(schedule_free(cell, AGE, beta, q, warmup))
     y, state = jnp.zeros(()), None
     state = opt.init(y)
     for _ in range(steps):
@@ -74,8 +75,9 @@ class ScheduleFreeTest(parameterized.TestCase):
       y = y + change
     t = np.arange(1, steps + 1)
     weights = t * (t + 1)  # (t + q - 1)! / (t! (q - 1)!) but for a factor
-    x = np.sum(weights * t) / np.sum(weights)
-    np.testing.assert_allclose(y, (1 - beta) * steps + beta * x, rtol=1e-4)
+    z = np.cumsum(t / (t + warmup))  # t where there is no warm-up
+    x = np.sum(weights * z) / np.sum(weights)
+    np.testing.assert_allclose(y, (1 - beta) * z[-1] + beta * x, rtol=1e-4)
 
   def test_a_factor_behind_is_a_factor_of_the_steps(self):
     def chained(rate, factor):
@@ -93,6 +95,8 @@ class ScheduleFreeTest(parameterized.TestCase):
       schedule_free(mlp_cell((2,)), 1.0, momentum=1.0)
     with self.assertRaisesRegex(ValueError, 'must be positive: age 0'):
       schedule_free(mlp_cell((2,)), 0)
+    with self.assertRaisesRegex(ValueError, 'warmup must not be negative'):
+      schedule_free(mlp_cell((2,)), 1.0, warmup=-1.0)
 
 
 class EvalParamsTest(parameterized.TestCase):
