@@ -14,7 +14,7 @@ import optax
 
 from l2o_jax.base import LearnedOptimizer
 from l2o_jax.checks import positive, require
-from l2o_jax.coordinatewise import WholeState
+from l2o_jax.coordinatewise import LeafwiseState, WholeState
 from l2o_jax.leaves import check_shape, leaf_by_leaf, to_array, to_tree
 from l2o_jax.unroll import Trajectory, along
 from l2o_jax.unroll import unroll as plain_unroll
@@ -22,6 +22,10 @@ from l2o_jax.unroll import unroll as plain_unroll
 # Coordinates of a block: few enough that what one step computes stays in the
 # cache of a core, enough to keep two cores busy.
 BLOCK = 5400
+_NOT_ALONE = (
+  'no block of coordinates stands alone: they communicate, or their rule '
+  'depends on the leaf'
+)
 
 
 def unroll(
@@ -51,20 +55,19 @@ def unroll(
 
   Raises:
     ValueError: an option has another value than these, the state has another
-      form, or the coordinates communicate.
+      form, or the coordinates communicate or their rule depends on the leaf.
   """
   possible = not second_derivatives and remat is True
   options = 'second derivatives and other values of remat'
   require(possible, f'blocks.unroll: {options} are not possible block by block')
-  is_whole = lambda x: isinstance(x, WholeState)
-  whole = any(map(is_whole, jax.tree.leaves(opt_state, is_leaf=is_whole)))
-  why = 'the coordinates of the optimizer communicate, so no block stands alone'
-  require(not whole, f'blocks.unroll: {why}')
+  joined = lambda x: isinstance(x, WholeState | LeafwiseState)
+  alone = not any(map(joined, jax.tree.leaves(opt_state, is_leaf=joined)))
+  require(alone, f'blocks.unroll: {_NOT_ALONE}')
   opt = optax.with_extra_args_support(opt)
-  if len(keys) == 1:
-    return plain_unroll(loss, opt, params, opt_state, keys)
   shape = jax.eval_shape(loss, params, keys[0]).shape  # () or (B,)
   vector = to_array(params, shape)  # [B n]
+  if len(keys) == 1 or not vector.size:
+    return plain_unroll(loss, opt, params, opt_state, keys)
   _check_state(opt_state, vector.size)
   cut = jax.lax.stop_gradient
   constant = optax.GradientTransformationExtraArgs(
@@ -253,8 +256,7 @@ def chunked(learned: LearnedOptimizer, size: int = 1280) -> LearnedOptimizer:
     ValueError: size is not positive, or the coordinates communicate.
   """
   positive('chunked', size=size)
-  why = 'its coordinates communicate, or their rule depends on the leaf'
-  require(not learned.communicates, f'chunked: no block stands alone: {why}')
+  require(not learned.communicates, f'chunked: {_NOT_ALONE}')
 
   def transform(theta):
     opt = optax.with_extra_args_support(learned.transform(theta))

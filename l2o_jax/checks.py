@@ -16,6 +16,12 @@ def traced(*numbers) -> bool:
   return any(isinstance(x, jax.core.Tracer) for x in numbers)
 
 
+def plain_number(x):
+  """A number of NumPy or JAX as one of Python; anything else as it is."""
+  number = getattr(x, 'shape', None) == ()
+  return x.item() if number and not traced(x) else x
+
+
 def pair(found):
   """What `Optimizee.init` returned, if it is (params, task)."""
   both = isinstance(found, tuple) and len(found) == 2

@@ -38,6 +38,12 @@ class CoordinatewiseState(NamedTuple):
   cell: tuple[chex.ArrayTree]
 
 
+class LeafwiseState(CoordinatewiseState):
+  """The same, of a rule that depends on the leaf: on its size, or a mean."""
+
+  __slots__ = ()
+
+
 class WholeState(NamedTuple):
   """What coordinates that communicate remember: all n of them are one axis.
 
@@ -154,7 +160,8 @@ def _rule(features, cell, theta, state_dtype):
     # compiler, which would drop 0 * x, cannot know that.
     follow = lambda s: s + (x != x).astype(s.dtype)  # [H, *s]
     memory, state = jax.tree.map(follow, (memory, state))
-    return CoordinatewiseState((memory,), (_cast(state, state_dtype or dtype),))
+    kind = LeafwiseState if features.needs & _OF_LEAF else CoordinatewiseState
+    return kind((memory,), (_cast(state, state_dtype or dtype),))
 
   def move(g, x, old, value):
     check_shape('parameter', np.shape(g if x is None else x), g.shape)

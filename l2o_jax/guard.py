@@ -51,7 +51,8 @@ def guarded(
   steps are compared (after Prémont-Schwarz et al. 2022): the guarded run moves
   to the guard's x if the guard's mean is lower or its own is not finite, and
   starts afresh there; else the guard moves to the guarded run's x.  A loss or a
-  step that is not finite is compared at once.
+  step that is not finite is compared at once; where neither run's is finite, as
+  on a minibatch with a NaN, the step is left out.
 
   Guarantee: with losses over all data and n = 1, the loss after a comparison is
   at most the loss that N - 1 steps of the guard reach from the point that the
@@ -129,7 +130,7 @@ def guarded(
     both = jnp.stack([value, y_value]).astype(state.losses.dtype)
     counted = jnp.where(phase >= every - average, both, 0)
     losses = state.losses + counted
-    compare = (phase == every - 1) | lost
+    compare = (phase == every - 1) | lost | ~held
     better = held & ((losses[1] < losses[0]) | lost)
     reject, accept = compare & better, compare & ~better & ~lost
     # What was compared is x and y before this step.  On rejection the guarded
@@ -137,7 +138,7 @@ def guarded(
     to_guard = jax.tree.map(lambda y, m, x: y + m - x, y, y_moves, params)
     moves = optax.tree.where(reject, to_guard, moves)
     moved = optax.apply_updates(params, moves)
-    return moves, GuardedState(
+    new = GuardedState(
       jnp.where(compare, 0, state.step + 1),
       optax.tree.where(reject, opt.init(moved), opt_state),
       optax.tree.where(accept, guard.init(params), guard_state),
@@ -145,5 +146,8 @@ def guarded(
       jnp.where(compare, 0, losses),
       state.rejected + reject,
     )
+    neither = lost & ~held  # nothing to go on from: as if there were no step
+    still = optax.tree.zeros_like(moves)
+    return optax.tree.where(neither, (still, state), (moves, new))
 
   return optax.GradientTransformationExtraArgs(init, update)

@@ -16,7 +16,7 @@ from l2o_jax.cells.mlp import mlp_cell
 from l2o_jax.cells.ntm_bfgs import ntm_bfgs_cell
 from l2o_jax.cells.schedule_free import schedule_free
 from l2o_jax.cells.standardised import standardised
-from l2o_jax.checks import require
+from l2o_jax.checks import plain_number, require, traced
 from l2o_jax.coordinatewise import coordinatewise
 from l2o_jax.features import (
   adam_ratios,
@@ -46,12 +46,6 @@ LATER = {
 }
 
 
-def _plain_number(x):
-  """A number of NumPy or JAX as one of Python: files of theta hold JSON."""
-  number = getattr(x, 'shape', None) == ()
-  return x.item() if number and not isinstance(x, jax.core.Tracer) else x
-
-
 def _named(constructor):
   """Makes every optimizer that it builds record the call that built it."""
 
@@ -59,10 +53,11 @@ def _named(constructor):
   def build_and_say(*args, **kwargs):
     bound = inspect.signature(constructor).bind(*args, **kwargs)
     bound.apply_defaults()
-    said = {name: _plain_number(x) for name, x in bound.arguments.items()}
+    # Numbers of Python, since files of theta hold JSON.
+    said = {name: plain_number(x) for name, x in bound.arguments.items()}
     name = constructor.__name__
     for argument, value in LATER.get(name, {}).items():
-      if said[argument] == value:
+      if not traced(said[argument]) and said[argument] == value:
         del said[argument]
     call = {'name': name, 'arguments': said}
     return constructor(*args, **kwargs)._replace(call=call)

@@ -31,11 +31,11 @@ def check_real(tree, what: str):
       raise TypeError(
         f'coordinatewise: the {what} {name} is no array: {x!r:.80}'
       ) from None
-    if not jnp.issubdtype(dtype, jnp.floating):
+    if not jnp.issubdtype(dtype, jnp.floating) or dtype.itemsize < 2:
       kind = 'float0' if dtype == jax.dtypes.float0 else dtype.name
       raise TypeError(
         f'coordinatewise: the {what} {name} is {kind}, not real '
-        'floating-point numbers'
+        'floating-point numbers of 16 bits or more'
       )
 
 
@@ -125,6 +125,8 @@ def leaf_by_leaf(start: Callable, move: Callable):
     deltas = [None] * len(gs)
     for i, (g, x) in enumerate(zip(gs, xs, strict=True)):
       if g is not None:  # None: a frozen parameter
+        frozen = params is not None and x is None
+        require(not frozen, 'coordinatewise: a gradient for a parameter None')
         g, x = jnp.asarray(g), None if params is None else x
         old = inner.unflatten([column[i] for column in columns])
         delta, new = move(g, x, old, **extra_args)

@@ -139,9 +139,6 @@ def meta_loss(
   run = functools.partial(
     unroll, second_derivatives=second_derivatives, remat=remat
   )
-  blind = 'coordinates that communicate cannot be run block by block'
-  alone = not learned.communicates or unroll is plain_unroll
-  require(alone, f'meta_loss: {blind}; use l2o_jax.unroll')
   batch = (tasks, params, opt_states, keys)
   # If the update rule of a coordinate does not depend on its leaf or optimizee,
   # all coordinates are one array, and a layer is one matrix product.

@@ -73,14 +73,24 @@ def _value_and_grad(loss, params, key):
   return value, pull_back(jnp.ones_like(value))[0]
 
 
-def scalar(loss, who):
-  """The loss; raises a ValueError where it is not a scalar."""
+def _number(loss, who):
+  """The loss as an array; raises a ValueError where it is a tuple."""
 
   def checked(*args):
     value = loss(*args)
     pair = f'{who}: the loss must be a scalar, not a tuple'
     require(not isinstance(value, tuple), pair)
-    value = jnp.asarray(value)
+    return jnp.asarray(value)
+
+  return checked
+
+
+def scalar(loss, who):
+  """The loss; raises a ValueError where it is not a scalar."""
+  number = _number(loss, who)
+
+  def checked(*args):
+    value = number(*args)
     wrong = f'{who}: the loss must be a scalar, got shape {jnp.shape(value)}'
     require(jnp.shape(value) == (), wrong)
     return value
@@ -162,7 +172,7 @@ def unroll(
   """
   check_remat('unroll', remat)
   require(len(keys), 'unroll: keys must be T + 1, at least one')
-  opt = optax.with_extra_args_support(opt)
+  opt, loss = optax.with_extra_args_support(opt), _number(loss, 'unroll')
   # The stop-gradient: what the optimizer sees is cut out of the graph.
   see = (lambda x: x) if second_derivatives else jax.lax.stop_gradient
 

@@ -15,6 +15,7 @@ from l2o_jax.blocks import chunked
 from l2o_jax.cells.lstm import lstm_cell
 from l2o_jax.coordinatewise import coordinatewise
 from l2o_jax.features import gradient, log_and_sign, relative_changes
+from l2o_jax.learned_optimizers import robust_optimizer
 from l2o_jax.optimizees.quadratic import quadratic
 from l2o_jax.truncated_bptt import truncated_bptt
 from l2o_jax.unroll import unroll
@@ -104,9 +105,23 @@ class UnrollTest(parameterized.TestCase):
       with self.assertRaisesRegex(ValueError, 'not possible block by block'):
         run(**options)
 
-  def test_cells_that_communicate_are_refused(self):
-    """With more coordinates than a block their gradient was 30 % off."""
-    learned = coordinatewise(gradient(), lstm_cell((3,), averaged=2))
+  def test_no_coordinates(self):
+    learned = coordinatewise(gradient(), lstm_cell((3,)))
+    opt, x = learned.transform(theta_of(learned)), jnp.zeros(0)
+    keys = jax.random.split(jax.random.key(0), 3)
+    run = lambda run: run(
+      lambda x, key: jnp.sum(x) + 1, opt, x, opt.init(x), keys
+    )
+    _, seen = run(blocks.unroll)
+    np.testing.assert_array_equal(seen.losses, run(unroll)[1].losses)
+
+  @parameterized.named_parameters(
+    ('averaging', coordinatewise(gradient(), lstm_cell((3,), averaged=2))),
+    ('size of a leaf', robust_optimizer()),
+    ('mean of a leaf', robust_optimizer(agreement=1.0)),
+  )
+  def test_what_depends_on_others_is_refused(self, learned):
+    """With more coordinates than a block the gradient was 30 % off."""
     opt = learned.transform(theta_of(learned))
     x, keys = jnp.ones(12), jax.random.split(jax.random.key(0), 3)
     loss = lambda x, key: jnp.sum(x**2)
@@ -123,7 +138,9 @@ class UnrollTest(parameterized.TestCase):
           unroll=blocks.unroll,
         )
         state = jax.eval_shape(trainer.init, jax.random.key(0))
-        with self.assertRaisesRegex(ValueError, '^meta_loss: .*communicate'):
+        with self.assertRaisesRegex(
+          ValueError, '^blocks.unroll: .*communicate'
+        ):
           jax.eval_shape(
             lambda s, t=trainer: t.step(s, quadratic(12), jax.random.key(0)),
             state,

@@ -151,6 +151,16 @@ class CoordinatewiseTest(absltest.TestCase):
     with self.assertRaisesRegex(ValueError, r"cannot need \['values'\]"):
       coordinatewise(features, lstm_cell())
 
+  def test_a_gradient_of_no_parameter(self):
+    learned = coordinatewise(gradient(), lstm_cell((3,)))
+    opt = learned.transform(learned.init(jax.random.key(0)))
+    g = {'a': jnp.ones(2)}
+    with self.assertRaisesRegex(ValueError, 'gradient for a parameter None'):
+      opt.update(g, opt.init(g), {'a': None})
+    narrow = {'a': jnp.ones(2, jnp.float8_e4m3fn)}
+    with self.assertRaisesRegex(TypeError, r"\['a'\] is float8.* 16 bits"):
+      opt.init(narrow)
+
   def test_what_is_no_array(self):
     opt = coordinatewise(gradient(), sum_cell(1.0)).transform(jnp.ones(()))
     with self.assertRaisesRegex(TypeError, r"parameter \['f'\] is no array: <"):

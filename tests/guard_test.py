@@ -1,5 +1,6 @@
 """The loss guard keeps its guarantee where the guarded optimizer diverges."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -119,6 +120,35 @@ class GuardTest(parameterized.TestCase):
       x = optax.apply_updates(x, moves)
     self.assertEqual(int(state.rejected), 0)
     np.testing.assert_array_equal(x, [1.0])
+
+  @parameterized.parameters(0, 1, 3, 4)
+  def test_a_minibatch_with_a_nan_is_left_out(self, at):
+    """Both runs, and the count of steps, go on as if it had not been."""
+
+    def run(bad):
+      opt, x = guarded(optax.adam(0.5), optax.sgd(0.05), every=3), jnp.ones(3)
+      state = opt.init(x)
+      for t in range(8):
+        factor = jnp.nan if t == bad else 1.0
+        value_fn = lambda x, factor=factor: factor * loss(x, None)
+        value, g = jax.value_and_grad(value_fn)(x)
+        moves, state = opt.update(g, state, x, value=value, value_fn=value_fn)
+        x = optax.apply_updates(x, moves)
+        if t == 6 and bad is None:
+          break
+      return x, state
+
+    chex.assert_trees_all_close(run(at), run(None))
+
+  def test_a_guard_that_is_not_finite_starts_again_at_once(self):
+    opt = guarded(optax.sgd(0.01), optax.sgd(jnp.nan), every=50)
+    x = jnp.ones(3)
+    state = opt.init(x)
+    value_fn = lambda x: loss(x, None)
+    value, g = jax.value_and_grad(value_fn)(x)
+    _, state = opt.update(g, state, x, value=value, value_fn=value_fn)
+    np.testing.assert_array_equal(state.guard_params, x)
+    self.assertEqual(int(state.step), 0)
 
   def test_needs_the_loss(self):
     opt = guarded(optax.sgd(1.0), optax.sgd(1.0))

@@ -78,7 +78,8 @@ class PretrainedTest(parameterized.TestCase):
       for rate in (1.0, 0.25)
     ]
     self.assertEqual(*kinds)
-    for rate in -1.0, float('nan'), float('inf'):
+    bad = -1.0, float('nan'), float('inf'), np.float32(-1), jnp.array(jnp.nan)
+    for rate in *bad, None, '0.1':
       with self.assertRaisesRegex(ValueError, '^pretrained_optimizer: learni'):
         l2o_jax.pretrained_optimizer('robust', rate)
 

@@ -178,6 +178,16 @@ class UnrollTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, f'^unroll: the loss .*{message}'):
       unroll(loss, optax.sgd(1.0), jnp.ones(shape), optax.EmptyState(), keys(2))
 
+  def test_a_loss_with_more_than_one_value(self):
+    keys = jax.random.split(jax.random.key(0), 3)
+    run = lambda loss: unroll(loss, optax.sgd(1.0), jnp.ones(2), (), keys)
+    with self.assertRaisesRegex(ValueError, '^unroll: .* not a tuple'):
+      run(lambda x, key: (jnp.sum(x), {}))
+    state = optax.sgd(1.0).init(jnp.ones(2))
+    number = lambda x, key: 3.0
+    _, seen = unroll(number, optax.sgd(1.0), jnp.ones(2), state, keys)
+    np.testing.assert_array_equal(seen.losses, [3, 3, 3])
+
   def test_bad_arguments(self):
     start = (square, optax.sgd(0.1), jnp.ones(()), (optax.EmptyState(),) * 2)
     for remat in ('blocks', 2, None):

@@ -1,7 +1,7 @@
 """What each part of `robust` is worth: the table of its ablations.
 
   pip install '.[experiments]'
-  python -m experiments.examples.robust_in_parts   # some 45 minutes on one core
+  python -m experiments.examples.robust_in_parts   # some 55 minutes on one core
 
 `robust` is features x cell, like every learned optimizer.  Here it is built
 from its parts, and each row leaves one out.  All but the first row have the
@@ -63,8 +63,12 @@ def variants():
     'steps do not fall': (intact, without(theta, -1)),
     'blind to agreement': (intact, without(theta, 0)),
     'the same steps in every leaf': start(l2o_jax.robust_optimizer(size=None)),
+    'a warm-up of 10 steps': start(l2o_jax.robust_optimizer(warmup=10.0)),
     'each leaf adapts its steps': start(
       l2o_jax.robust_optimizer(agreement=1.0)
+    ),
+    'adapts, with the warm-up': start(
+      l2o_jax.robust_optimizer(agreement=1.0, warmup=10.0)
     ),
     'no averaging': start(build(average=False)),
     'momentum, no averaging': start(build(average=False, direction=0)),

@@ -27,9 +27,10 @@ INTRODUCTION = """\
 `make_readme.py` writes this page; change a run's `run.json`, not the page.
 
 Each folder is one run: `run.json` (command, commit, versions, device, seed,
-flags), `theta.npz` (the selected weights, with the same facts inside),
-`summary.json` (all figures of the comparison), pictures, and `NOTES.md` (what
-was measured there, and how).  A field that is `null` is not known.
+flags) and `NOTES.md` (what was measured there, and how); where there are any,
+`theta.npz` (the selected weights, with the same facts inside), `summary.json`
+(all figures of the comparison) and pictures.  A field that is `null` is not
+known.
 
 "Minutes" are the meta-training's, and after the plus the comparison's; a dash
 means that they were not recorded.  "Tuned" is the best hand-designed optimizer

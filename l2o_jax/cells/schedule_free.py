@@ -125,13 +125,14 @@ def eval_params(theta, opt_state, params, learning_rate: float = 1.0):
   leaves = jax.tree.leaves_with_path(offsets)
   # By path: flax.nnx has parameters and states in variables of two kinds.
   offset_at = {jax.tree_util.keystr(path): offset for path, offset in leaves}
-  other = 'eval_params: the state is not of parameters like these'
+  other = 'eval_params: the state is not of parameters like these, or chunked'
 
   def judged(path, y):
     offset = offset_at.pop(jax.tree_util.keystr(path), None)
     if offset is None:
       return y
-    require(offset.shape[1:] == jnp.shape(y), other)
+    y = jnp.asarray(y)
+    require(offset.shape[1:] == y.shape, other)
     return y + (learning_rate * _average(theta, offset[0])).astype(y.dtype)
 
   x = jax.tree.map_with_path(judged, params)

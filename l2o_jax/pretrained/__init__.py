@@ -7,7 +7,7 @@ from collections.abc import Callable
 import optax
 
 from l2o_jax.base import LearnedOptimizer, Theta
-from l2o_jax.checks import require
+from l2o_jax.checks import plain_number, require, traced
 from l2o_jax.learned_optimizers import load_learned
 
 _FILES = importlib.resources.files(__name__)
@@ -16,7 +16,7 @@ _FILES = importlib.resources.files(__name__)
 def names() -> tuple[str, ...]:
   """What `pretrained` can load; README.md beside the files describes each."""
   files = (file.name for file in _FILES.iterdir())
-  return tuple(sorted(f.removesuffix('.npz') for f in files if '.npz' in f))
+  return tuple(sorted(f[:-4] for f in files if f.endswith('.npz')))
 
 
 def pretrained(
@@ -71,9 +71,10 @@ def pretrained_optimizer(
     ValueError: the factor is negative or not finite.
   """
   learned, theta = pretrained(name)
-  if isinstance(learning_rate, float | int):
+  if not (callable(learning_rate) or traced(learning_rate)):
+    factor = plain_number(learning_rate)
+    sane = isinstance(factor, float | int) and 0 <= factor < math.inf
     within = f'a finite factor, 1 by default; got {learning_rate!r}'
-    sane = 0 <= learning_rate < math.inf
     require(sane, f'pretrained_optimizer: learning_rate must be {within}')
   # In a chain whatever the factor is, so that states have one structure.
   scale = optax.scale_by_learning_rate(learning_rate, flip_sign=False)

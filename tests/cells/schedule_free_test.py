@@ -155,6 +155,12 @@ class EvalParamsTest(parameterized.TestCase):
       with self.assertRaisesRegex(ValueError, 'not of parameters like these'):
         eval_params(theta, state, other)
 
+  def test_numbers_of_python(self):
+    theta, y = l2o_jax.pretrained('robust')[1], {'w': 1.0}
+    tx = l2o_jax.pretrained_optimizer('robust')
+    _, state = tx.update(y, tx.init(y), y)
+    np.testing.assert_allclose(eval_params(theta, state, y)['w'], 1, atol=0.1)
+
   def test_what_has_no_average(self):
     theta, y = l2o_jax.pretrained('robust')[1], jnp.ones(2)
     tx = l2o_jax.pretrained_optimizer('robust')

@@ -428,6 +428,7 @@ class OptaxTest(parameterized.TestCase):
     (lambda x: lstm_log_and_sign(p=x), 5.0),
     (lambda x: lstm_raw(scale=x), 0.5),
     (lambda x: robust_optimizer(scale=x), 0.9),
+    (lambda x: robust_optimizer(warmup=x), 9.0),
     (lambda x: ntm_bfgs(scale=x), 0.3),
   )
   def test_arguments_may_be_hyperparameters(self, make, argument):

@@ -8,7 +8,12 @@ from absl.testing import absltest, parameterized
 from l2o_jax.base import Cell
 from l2o_jax.cells.lstm import lstm_cell
 from l2o_jax.cells.mlp import mlp_cell
-from l2o_jax.features import gradient, relative_changes, state_features
+from l2o_jax.features import (
+  adam_ratios,
+  gradient,
+  relative_changes,
+  state_features,
+)
 from l2o_jax.gps import policy, rollouts
 from l2o_jax.optimizees.quadratic import quadratic
 from tests.gps.problems import BY_NAME, bowls
@@ -132,6 +137,8 @@ class PolicyTest(absltest.TestCase):
       policy.make_policy(gradient(), lstm_cell(()), coordinates=3)
     with self.assertRaisesRegex(ValueError, 'need each other'):
       policy.make_policy(gradient(), lstm_cell((4,), averaged=1))
+    with self.assertRaisesRegex(ValueError, r"need \['size'\] of leaves"):
+      policy.make_policy(adam_ratios(size=10.0), lstm_cell((4,)))
 
 
 if __name__ == '__main__':
