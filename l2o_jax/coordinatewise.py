@@ -187,7 +187,8 @@ def _rule(features, cell, theta, state_dtype):
     require(kinds[0] == kinds[1], f'{began}, became {kinds[1]}')
     return delta, jax.tree.map(_as_before, new, old)
 
-  return start, move
+  # Traced once for all leaves of one shape, and quick outside of jit too.
+  return start, jax.jit(move)
 
 
 def _all_at_once(start, move):

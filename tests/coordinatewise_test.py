@@ -151,6 +151,20 @@ class CoordinatewiseTest(absltest.TestCase):
     with self.assertRaisesRegex(ValueError, r"cannot need \['values'\]"):
       coordinatewise(features, lstm_cell())
 
+  def test_leaves_of_one_shape_are_traced_once(self):
+    traced = []
+
+    def step(theta, x, state):
+      traced.append(x.shape)
+      return x[0], state
+
+    cell = Cell(lambda key, f: (), lambda n: (), step, whole=True)
+    opt = coordinatewise(gradient(), cell).transform(())
+    g = {'a': jnp.ones(2), 'b': jnp.ones((3, 1)), 'c': jnp.ones(2)}
+    for _ in range(2):  # without jit
+      opt.update(g, opt.init(g), g)
+    self.assertEqual(traced, [(1, 2), (1, 3, 1)])
+
   def test_a_gradient_of_no_parameter(self):
     learned = coordinatewise(gradient(), lstm_cell((3,)))
     opt = learned.transform(learned.init(jax.random.key(0)))
