@@ -129,7 +129,7 @@ def imitation(
     key_rollouts, key_policy, key_scale = jax.random.split(key, 3)
     exact = roll_out(state, optimizee, key_rollouts)
     seen = _rescaled(exact, scale, key_scale) if scale else exact
-    o = runs.history(policy.features, seen)  # [P, N, T + 1, M, J, F]
+    o = runs.features_along(policy.features, seen)  # [P, N, T + 1, M, J, F]
     parts = (o[:, :, :-1], seen.x[:, :, :-1], seen.seen[:, :, :-1])
     parts = (runs.by_unit(z, joint) for z in (*parts, seen.actions))
     o, x, g, actions = parts  # [P, M, S, T, F A], then [P, M, S, T, A]

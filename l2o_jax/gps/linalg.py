@@ -64,11 +64,11 @@ def symmetric_eigen(matrix: chex.Array) -> tuple[chex.Array, chex.Array]:
   return jnp.linalg.eigh((matrix + matrix.mT) / 2)
 
 
-def positive(matrix: chex.Array) -> chex.Array:
-  """Symmetric, its eigenvalues not below a millionth of the largest."""
+def positive(matrix: chex.Array, floor: float = 1e-6) -> chex.Array:
+  """Symmetric, its eigenvalues not below floor times the largest."""
   values, vectors = symmetric_eigen(matrix)
   largest = jnp.max(jnp.abs(values), -1, keepdims=True)
-  values = jnp.maximum(values, 1e-6 * largest + 1e-30)
+  values = jnp.maximum(values, floor * largest + 1e-30)
   return vectors @ (values[..., None] * vectors.mT)
 
 

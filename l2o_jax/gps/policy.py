@@ -206,7 +206,7 @@ def policy_actions(policy, theta, observations) -> chex.Array:
   return _unpool(policy, mu, observations.shape[:3])
 
 
-def regression(policy, theta, observations, targets, weights, key, knobs):
+def fit_cell(policy, theta, observations, targets, weights, key, knobs):
   """Fits the cell's mean actions to targets, through time.
 
       min_theta  mean_{s,t} w_t ‖μ_theta(o_s0 ... o_st) - target_st‖²
@@ -268,7 +268,7 @@ class Lesson(NamedTuple):
 
 
 def learn(policy: Policy, theta: Theta, lesson: Lesson, knobs, key):
-  """`regression` of all thetas.
+  """`fit_cell` of all thetas.
 
   Args:
     policy: whose.
@@ -291,6 +291,6 @@ def learn(policy: Policy, theta: Theta, lesson: Lesson, knobs, key):
   o = _pool(policy, lesson.observations)
   targets = _pool(policy, lesson.targets)
   keys = jax.random.split(key, len(o))
-  fit = lambda *args: regression(policy, *args, knobs)
+  fit = lambda *args: fit_cell(policy, *args, knobs)
   stacked, error = jax.vmap(fit)(stacked, o, targets, weights, keys)
   return _unstack(policy, stacked), jnp.sqrt(jnp.mean(error))

@@ -227,7 +227,7 @@ def by_unit(z: chex.Array, joint: bool) -> chex.Array:
   return z.transpose(0, 3, 1, 4, 2, 5).reshape(P, M, N * J, T, K)
 
 
-def history(features, rollouts) -> chex.Array:
+def features_along(features, rollouts) -> chex.Array:
   """Features along recorded runs, [P, N, T + 1, M, J, F]."""
 
   def of_one(run):
@@ -242,9 +242,9 @@ def to_samples(rollouts, state_features, features, joint) -> Samples:
   """Rollout [P, N] -> Samples; Φ and the policy's features along the runs."""
   x = rollouts.x  # [P, N, T + 1, M, J]
   u = jnp.concatenate([jnp.zeros_like(x[:, :, :1]), jnp.diff(x, axis=2)], 2)
-  phi = history(state_features, rollouts)
+  phi = features_along(state_features, rollouts)
   states = coordinate_state(x, rollouts.exact, u, phi)
-  observations = history(features, rollouts)[:, :, :-1]
+  observations = features_along(features, rollouts)[:, :, :-1]
   P, N, length, M, J = x.shape
   values = rollouts.objective[:, None, :, None]
   values = jnp.broadcast_to(values, (P, M, N, 1 if joint else J, length))

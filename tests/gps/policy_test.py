@@ -112,7 +112,7 @@ class PolicyTest(absltest.TestCase):
     weights = np.where(np.arange(80) < 40, 1.0, 0.0)[:, None] * np.ones(3)
     pi = policy.make_policy(relative_changes(), lstm_cell((), scale=1.0))
     theta, error = jax.jit(
-      lambda: policy.regression(
+      lambda: policy.fit_cell(
         pi,
         pi.cell.init(jax.random.key(0), 2),
         jnp.array(o),
