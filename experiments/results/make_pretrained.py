@@ -46,11 +46,11 @@ tx = l2o_jax.pretrained_optimizer('robust')  # where optax.adam(1e-3) stood
 learned, theta = l2o_jax.pretrained('robust')  # its two halves
 ```
 
-Try `robust` first, and `robust_leafwise` on large or recurrent nets. Earlier
-forms of them are `robust_uniform` and `robust_short`. The names that end with
-`gated` are of optimizers like `robust` with an LSTM inside, each trained for
-one problem. All others are the papers' optimizers, each for the problem that it
-was trained on.
+Try `robust` first, and `robust_leafwise` on large or recurrent nets and on
+transformers. Earlier forms of them are `robust_uniform` and `robust_short`.
+The names that end with `gated` are of optimizers like `robust` with an LSTM
+inside, each trained for one problem. All others are the papers' optimizers,
+each for the problem that it was trained on.
 
 A file holds arrays and JSON, no code, and is verified when it is loaded. The
 licence of all is Apache-2.0.
