@@ -139,6 +139,9 @@ def meta_loss(
   run = functools.partial(
     unroll, second_derivatives=second_derivatives, remat=remat
   )
+  alone = not learned.communicates or unroll is plain_unroll
+  blind = 'for coordinates that communicate, or whose rule depends on the leaf'
+  require(alone, f'meta_loss: {blind}, unroll must be l2o_jax.unroll itself')
   batch = (tasks, params, opt_states, keys)
   # If the update rule of a coordinate does not depend on its leaf or optimizee,
   # all coordinates are one array, and a layer is one matrix product.

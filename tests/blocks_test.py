@@ -138,9 +138,7 @@ class UnrollTest(parameterized.TestCase):
           unroll=blocks.unroll,
         )
         state = jax.eval_shape(trainer.init, jax.random.key(0))
-        with self.assertRaisesRegex(
-          ValueError, '^blocks.unroll: .*communicate'
-        ):
+        with self.assertRaisesRegex(ValueError, '^meta_loss: .*communicate'):
           jax.eval_shape(
             lambda s, t=trainer: t.step(s, quadratic(12), jax.random.key(0)),
             state,
