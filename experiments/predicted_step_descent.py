@@ -149,6 +149,9 @@ class Settings(NamedTuple):
 def check(s: Settings) -> None:
   """Which flags do not go together."""
   cost, initial = s.search.cost, s.search.initial
+  whole = s.policy.shared or s.policy.features == 'log_and_sign'
+  named = '--sized needs a theta for each layer, not --shared or log_and_sign'
+  settings.refuse({named: s.policy.sized and whole})
   epochs = s.imitation.imitation_epochs
   if s.policy.trainer == 'bptt':
     apart = s.bptt.remat == 'blocks' and not s.policy.shared
@@ -185,8 +188,9 @@ FULL = {
 SCALE_FREE = {
   'features': 'scale_free',
   'lstm_units': 8,
+  'sized': True,
   'initial': 'ADAM_fading',
-  'initial_rate': 0.55,
+  'initial_rate': 0.75,
   'num_validation': 2,
   'validate_on': (
     'base',
@@ -311,7 +315,7 @@ def meta_train(s: Settings, t, theta, tuning: Problem):
     tuned = {'rate': 1.0, 'momentum': 0.0}
     if s.run.num_epochs:  # otherwise nobody starts from it
       tuned = problems.tune(tuning, s.search.initial, 'mean')
-    t = t._replace(stages=policies.make_stages(s, tuned))
+    t = t._replace(stages=policies.make_stages(s, t.learned, tuned))
     progress, facts = training.meta_train(t, theta), {}
   return progress.best_theta, facts | {'validation_loss': float(progress.best)}
 
@@ -320,8 +324,6 @@ def main(s: Settings) -> None:
   """Meta-trains and compares."""
   if comparison.shown(EXPERIMENT, s):
     return
-  learned = policies.learned_optimizer(s.policy)
-  theta = training.given_theta(learned, s)
   own = s.images
   data = projected.load(own.dataset, own.data_dir)
   test_data = projected.load_all(own.test_data or [own.dataset], own.data_dir)
@@ -329,6 +331,8 @@ def main(s: Settings) -> None:
   test_data = {k: projected.few(v, *fewer) for k, v in test_data.items()}
   size = {'objective_size': own.objective_size}
   optimizee, steps = make_optimizee(s, data, PANELS['same'], **size)
+  learned = policies.learned_optimizer(s.policy, optimizee)
+  theta = training.given_theta(learned, s)
   others = comparison.rivals(s.comparison.rivals, optimizee)
   problem = lambda what, count: make_problem(optimizee, what, count, steps)
   tuning = problem('tuning', s.comparison.num_tuning)

@@ -1,5 +1,6 @@
 """Coordinate groups, one theta for each, and their coordinates as vectors."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -69,6 +70,45 @@ def grouped(learned: LearnedOptimizer, groups: Groups) -> LearnedOptimizer:
     return opt._replace(init=start)
 
   return LearnedOptimizer(init, transform)
+
+
+def sized(
+  learned: LearnedOptimizer, groups: Groups, sizes: dict[str, int]
+) -> LearnedOptimizer:
+  """Shorter steps in leaves of more weights than in meta-training.
+
+  In a leaf of n weights, whose group had leaves of n₀ weights in meta-training,
+  steps are √((1 + n₀ / 1000) / (1 + n / 1000)) times as long.  So in large
+  layers that are twice as wide they are half as long, as wide nets want them.
+  On the nets of meta-training it reduces to `learned`.
+
+  Args:
+    learned: the optimizer.
+    groups: the groups of the parameters.
+    sizes: {name of a group: n₀ > 0}.
+
+  Raises:
+    ValueError: the sizes are not positive, or not for these groups.
+  """
+  right = isinstance(sizes, dict) and sizes.keys() == set(groups.names)
+  right = right and all(0 < n < math.inf for n in sizes.values())
+  each = f'sized: must be positive, one for each of {list(groups.names)}'
+  require(right, f'{each}, got {sizes!r}')
+
+  def transform(theta):
+    opt = learned.transform(theta)
+
+    def update(updates, state, params=None, **extra_args):
+      updates, state = opt.update(updates, state, params, **extra_args)
+      scale = lambda u, name: (
+        u * math.sqrt((1000 + sizes[name]) / (1000 + u.size))
+      )
+      return jax.tree.map(scale, updates, _label_tree(groups, updates)), state
+
+    return opt._replace(update=update)
+
+  # A trainer must not put the leaves into one array.
+  return learned._replace(transform=transform, communicates=True)
 
 
 def _label_tree(groups, tree):

@@ -25,7 +25,7 @@ from l2o_jax.features import (
   log_and_sign,
   relative_changes,
 )
-from l2o_jax.groups import by_label, grouped
+from l2o_jax.groups import by_label, grouped, sized
 from l2o_jax.scale_free import scale_free
 
 # The constructors that a file of theta may name; nothing else in a file selects
@@ -34,7 +34,7 @@ _BY_NAME = {}
 # Arguments that were added later.  At these values a file leaves them out, so
 # that old and new files agree.
 LATER = {
-  'predicted_step_descent': {'features': 'changes'},
+  'predicted_step_descent': {'features': 'changes', 'sizes': None},
   'lstm_log_and_sign': {'labels': None, 'averaged': 0},
   'robust_optimizer': {
     'labels': None,
@@ -116,7 +116,10 @@ def policy_parts(hidden: int = 128, features: str = 'changes'):
 
 @_named
 def predicted_step_descent(
-  labels=None, hidden: int = 128, features: str = 'changes'
+  labels=None,
+  hidden: int = 128,
+  features: str = 'changes',
+  sizes: dict[str, int] | None = None,
 ) -> LearnedOptimizer:
   """Predicted Step Descent (Li & Malik 2017, sections 3.5 and 4).
 
@@ -128,6 +131,8 @@ def predicted_step_descent(
   actions, with d a mix of the steps of Adam and AdaGrad (`gated_cell`).  A
   factor of f then changes no step.
 
+  With `sizes` the steps suit layers of other widths, too (`groups.sized`).
+
   Args:
     labels: tree of group names like the parameters; each group has its own
       theta.  In the paper every weight matrix and every bias vector is a group.
@@ -135,11 +140,15 @@ def predicted_step_descent(
     hidden: units of the LSTM; 128 in the paper.
     features: 'changes', Ψ as in the paper (`relative_changes`), or
       'scale_free'.
+    sizes: {label: weights that a leaf had in meta-training}.  None: steps do
+      not depend on the leaf.
 
   Raises:
-    ValueError: there are no features of that name.
+    ValueError: there are no features of that name, or the sizes are not
+      positive, or not for the labels.
   """
-  return _policy(*policy_parts(hidden, features), labels)
+  learned = _policy(*policy_parts(hidden, features), labels)
+  return learned if sizes is None else sized(learned, by_label(labels), sizes)
 
 
 @_named

@@ -9,7 +9,15 @@ from absl.testing import absltest, parameterized
 from l2o_jax.cells.lstm import lstm_cell
 from l2o_jax.coordinatewise import coordinatewise
 from l2o_jax.features import gradient
-from l2o_jax.groups import Groups, by_label, grouped, merge, sample, split
+from l2o_jax.groups import (
+  Groups,
+  by_label,
+  grouped,
+  merge,
+  sample,
+  sized,
+  split,
+)
 from tests import quick
 
 LINEAR = coordinatewise(gradient(), lstm_cell((), scale=1.0))
@@ -41,6 +49,21 @@ class GroupsTest(parameterized.TestCase):
     np.testing.assert_allclose(updates['w'], 2 * x['w'])
     np.testing.assert_allclose(updates['v']['w'], 2 * x['v']['w'])
     np.testing.assert_allclose(np.float32(updates['v']['b']), [-9.0])
+
+  def test_shorter_steps_in_larger_leaves(self):
+    """√((1 + n₀ / 1000) / (1 + n / 1000)), and as before where n = n₀."""
+    groups = by_label({'w': 'matrix', 'b': 'bias'})
+    learned = sized(LINEAR, groups, {'matrix': 500, 'bias': 3})
+    self.assertTrue(learned.communicates)  # leaves must be kept apart
+    opt = learned.transform(factor(2.0))
+    x = {'w': jnp.ones((100, 50), jnp.bfloat16), 'b': jnp.ones(3)}
+    updates, _ = opt.update(x, opt.init(x), x)
+    self.assertEqual(updates['w'].dtype, jnp.bfloat16)
+    np.testing.assert_allclose(np.float32(updates['w']), 1.0)  # 2 x √(1.5 / 6)
+    np.testing.assert_array_equal(updates['b'], 2 * x['b'])
+    for wrong in {'matrix': 500}, {'matrix': 0, 'bias': 3}, 5:
+      with self.assertRaisesRegex(ValueError, 'one for each of .*matrix'):
+        sized(LINEAR, groups, wrong)
 
   def test_thetas_are_drawn_apart(self):
     learned = grouped(LINEAR, Groups(LABELS, ('a', 'b')))

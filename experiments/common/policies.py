@@ -8,6 +8,7 @@ import optax
 
 from experiments.common import problems, settings, training
 from experiments.common.baselines import TABLE
+from l2o_jax.base import LearnedOptimizer, Optimizee
 from l2o_jax.cells.lstm import lstm_cell
 from l2o_jax.features import log_and_sign, state_features
 from l2o_jax.gps import costs
@@ -48,12 +49,15 @@ class Policy(NamedTuple):
     lstm_units: Units of the LSTM, >= 1; not read with --features=log_and_sign;
       128 in the paper.
     shared: One theta for all weights and biases instead of one for each.
+    sized: Shorter steps in layers of more weights than in meta-training; not
+      with --features=log_and_sign or --shared.
   """
 
   trainer: Literal['mdgps', 'badmm', 'bptt'] = 'mdgps'
   features: Literal['changes', 'scale_free', 'log_and_sign'] = 'changes'
   lstm_units: Annotated[int, 1, 10**4] = 32
   shared: bool = False
+  sized: bool = False
 
 
 class Imitation(NamedTuple):
@@ -121,15 +125,26 @@ class Scale(NamedTuple):
   output_scale: settings.Positive = 0.01
 
 
-def learned_optimizer(policy: Policy):
-  """The policy as an optimizer, by its name in the library."""
+def learned_optimizer(policy: Policy, optimizee: Optimizee):
+  """The policy as an optimizer, by its name in the library.
+
+  Args:
+    policy: the flags.
+    optimizee: what it is trained on.
+  """
   labels = None if policy.shared else LABELS
   if policy.features == 'log_and_sign':
     return lstm_policy(labels)
-  return predicted_step_descent(labels, policy.lstm_units, policy.features)
+  sizes = None
+  if policy.sized:
+    params, _ = jax.eval_shape(optimizee.init, jax.random.key(0))
+    names = jax.tree.leaves(LABELS)
+    sizes = {n: x.size for n, x in zip(names, jax.tree.leaves(params))}
+  parts = labels, policy.lstm_units, policy.features, sizes
+  return predicted_step_descent(*parts)
 
 
-def make_policy(policy: Policy) -> gps.Policy:
+def make_policy(policy: Policy, learned: LearnedOptimizer) -> gps.Policy:
   """The policy in parts, as guided policy search trains it."""
   if policy.features == 'log_and_sign':
     parts = log_and_sign(), lstm_cell(scale=1.0)
@@ -137,18 +152,19 @@ def make_policy(policy: Policy) -> gps.Policy:
     parts = policy_parts(policy.lstm_units, policy.features)
   how = {'shared': policy.shared, 'in_units': policy.features == 'scale_free'}
   made = gps.make_policy(*parts, by_label(LABELS), **how)
-  return made._replace(learned=learned_optimizer(policy))
+  return made._replace(learned=learned)
 
 
-def make_stages(s, tuned: dict) -> list[training.Stage]:
+def make_stages(s, learned, tuned: dict) -> list[training.Stage]:
   """Imitation if there is any, then guided policy search.
 
   Args:
     s: the flags.
+    learned: the policy as an optimizer.
     tuned: setting of --initial.
   """
   own = s.search
-  policy, given = make_policy(s.policy), s.run.theta is not None
+  policy, given = make_policy(s.policy, learned), s.run.theta is not None
   rollouts = Rollouts(
     s.run.num_steps,
     num_rollouts=own.num_rollouts,

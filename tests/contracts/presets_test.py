@@ -76,13 +76,15 @@ def of_learning_to_optimize(s):
 
 
 def of_predicted_step_descent(s):
-  learned = policies.learned_optimizer(s.policy)
+  data = jnp.zeros((10, 4, 4, 1), jnp.uint8), jnp.arange(10)
+  net, _ = predicted_step_descent.make_optimizee(s, data, (0, 1, 1, 1, None))
+  learned = policies.learned_optimizer(s.policy, net)
   if s.policy.trainer == 'bptt':
     return by_bptt(s, learned, None)
   tuned = {'rate': 0.1}
   if s.search.initial == 'momentum':
     tuned['momentum'] = 0.9
-  stages = policies.make_stages(s, tuned)
+  stages = policies.make_stages(s, learned, tuned)
   assert sum(stage.num_epochs for stage in stages) == s.run.num_epochs
   return learned, [stage.trainer for stage in stages], None
 

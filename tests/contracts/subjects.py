@@ -13,7 +13,7 @@ from l2o_jax.cells.ntm_bfgs import ntm_bfgs_cell
 from l2o_jax.cells.standardised import standardised
 from l2o_jax.coordinatewise import coordinatewise
 from l2o_jax.features import gradient, log_and_sign
-from l2o_jax.groups import Groups, grouped
+from l2o_jax.groups import Groups, grouped, sized
 from l2o_jax.learned_optimizers import (
   autonomous_optimizer,
   lstm_log_and_sign,
@@ -70,6 +70,11 @@ LEARNED = {
   'grouped': grouped(
     coordinatewise(gradient(), lstm_cell((4,))),
     Groups(by_rank, ('matrix', 'other')),
+  ),
+  'sized': sized(
+    coordinatewise(gradient(), lstm_cell((4,))),
+    Groups(by_rank, ('matrix', 'other')),
+    {'matrix': 9, 'other': 2000},
   ),
   'chunked': chunked(coordinatewise(log_and_sign(), lstm_cell((5,))), 5),
   'averaged': coordinatewise(gradient(), lstm_cell((6, 4), averaged=2)),

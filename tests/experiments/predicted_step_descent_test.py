@@ -61,8 +61,8 @@ class PredictedStepDescentTest(parameterized.TestCase):
 
   def check_stages(self, s, tuned):
     """All programs can be traced, and theta goes from one into the next."""
-    learned = policies.learned_optimizer(s.policy)
-    stages = policies.make_stages(s, tuned)
+    learned = policies.learned_optimizer(s.policy, OPTIMIZEE)
+    stages = policies.make_stages(s, learned, tuned)
     key, theta = jax.random.key(0), learned.init(jax.random.key(1))
     for stage in stages:
       state = stage.trainer.init(key)._replace(theta=theta)
@@ -93,7 +93,8 @@ class PredictedStepDescentTest(parameterized.TestCase):
     how = {'features': 'scale_free', 'initial': 'ADAM_fading'}
     s = self.settings(**how, imitation_epochs=2)
     self.assertEqual(self.check_stages(s, {'rate': 0.1}), [2, 1])
-    policy = policies.make_policy(s.policy)
+    learned = policies.learned_optimizer(s.policy, OPTIMIZEE)
+    policy = policies.make_policy(s.policy, learned)
     self.assertTrue(policy.in_units)
     theta = policy.learned.init(jax.random.key(0))
     seen = jax.random.normal(jax.random.key(1), (1, 4, 2, 3, 7))
@@ -131,7 +132,8 @@ class PredictedStepDescentTest(parameterized.TestCase):
 
   def test_a_smaller_scale(self):
     """Only the output of each group's policy."""
-    learned = policies.learned_optimizer(policies.Policy(lstm_units=2))
+    how = policies.Policy(lstm_units=2)
+    learned = policies.learned_optimizer(how, OPTIMIZEE)
     theta = learned.init(jax.random.key(0))
     small = policies.scaled(theta, 0.01)
     self.assertEqual(float(small['w0']['output']), np.float32(0.01))
