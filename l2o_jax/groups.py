@@ -85,25 +85,29 @@ def sized(
   Args:
     learned: the optimizer.
     groups: the groups of the parameters.
-    sizes: {name of a group: n₀ > 0}.
+    sizes: {name of a group: n₀ > 0}.  Leave a net's last layer out: its number
+      of classes says nothing about how long steps should be.  Groups without a
+      size keep their steps.
 
   Raises:
-    ValueError: the sizes are not positive, or not for these groups.
+    ValueError: a size is not positive, or there is no group of that name.
   """
-  right = isinstance(sizes, dict) and sizes.keys() == set(groups.names)
+  right = isinstance(sizes, dict) and sizes.keys() <= set(groups.names)
   right = right and all(0 < n < math.inf for n in sizes.values())
-  each = f'sized: must be positive, one for each of {list(groups.names)}'
-  require(right, f'{each}, got {sizes!r}')
+  among = f'sized: sizes must be positive, of groups in {list(groups.names)}'
+  require(right, f'{among}, got {sizes!r}')
+
+  def of_leaf(u, name):
+    n = sizes.get(name, u.size)
+    return u * math.sqrt((1000 + n) / (1000 + u.size))
 
   def transform(theta):
     opt = learned.transform(theta)
 
     def update(updates, state, params=None, **extra_args):
       updates, state = opt.update(updates, state, params, **extra_args)
-      scale = lambda u, name: (
-        u * math.sqrt((1000 + sizes[name]) / (1000 + u.size))
-      )
-      return jax.tree.map(scale, updates, _label_tree(groups, updates)), state
+      names = _label_tree(groups, updates)
+      return jax.tree.map(of_leaf, updates, names), state
 
     return opt._replace(update=update)
 

@@ -140,12 +140,12 @@ def predicted_step_descent(
     hidden: units of the LSTM; 128 in the paper.
     features: 'changes', Ψ as in the paper (`relative_changes`), or
       'scale_free'.
-    sizes: {label: weights that a leaf had in meta-training}.  None: steps do
-      not depend on the leaf.
+    sizes: {label: weights that a leaf had in meta-training}, of some labels or
+      all.  None: steps do not depend on how large a leaf is.
 
   Raises:
-    ValueError: there are no features of that name, or the sizes are not
-      positive, or not for the labels.
+    ValueError: there are no features of that name, or a size is not
+      positive, or of another label.
   """
   learned = _policy(*policy_parts(hidden, features), labels)
   return learned if sizes is None else sized(learned, by_label(labels), sizes)

@@ -51,9 +51,9 @@ class GroupsTest(parameterized.TestCase):
     np.testing.assert_allclose(np.float32(updates['v']['b']), [-9.0])
 
   def test_shorter_steps_in_larger_leaves(self):
-    """√((1 + n₀ / 1000) / (1 + n / 1000)), and as before where n = n₀."""
+    """√((1 + n₀ / 1000) / (1 + n / 1000)); 1 where n = n₀ or there is no n₀."""
     groups = by_label({'w': 'matrix', 'b': 'bias'})
-    learned = sized(LINEAR, groups, {'matrix': 500, 'bias': 3})
+    learned = sized(LINEAR, groups, {'matrix': 500})
     self.assertTrue(learned.communicates)  # leaves must be kept apart
     opt = learned.transform(factor(2.0))
     x = {'w': jnp.ones((100, 50), jnp.bfloat16), 'b': jnp.ones(3)}
@@ -61,8 +61,14 @@ class GroupsTest(parameterized.TestCase):
     self.assertEqual(updates['w'].dtype, jnp.bfloat16)
     np.testing.assert_allclose(np.float32(updates['w']), 1.0)  # 2 x √(1.5 / 6)
     np.testing.assert_array_equal(updates['b'], 2 * x['b'])
-    for wrong in {'matrix': 500}, {'matrix': 0, 'bias': 3}, 5:
-      with self.assertRaisesRegex(ValueError, 'one for each of .*matrix'):
+    same = sized(LINEAR, groups, {'matrix': 5000, 'bias': 3})
+    opt = same.transform(factor(2.0))
+    updates, _ = opt.update(x, opt.init(x), x)
+    jax.tree.map(
+      lambda u, x: np.testing.assert_array_equal(u, 2 * x), updates, x
+    )
+    for wrong in {'matrx': 500}, {'matrix': 0, 'bias': 3}, 5:
+      with self.assertRaisesRegex(ValueError, 'of groups in .*matrix'):
         sized(LINEAR, groups, wrong)
 
   def test_thetas_are_drawn_apart(self):

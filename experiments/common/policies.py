@@ -49,8 +49,8 @@ class Policy(NamedTuple):
     lstm_units: Units of the LSTM, >= 1; not read with --features=log_and_sign;
       128 in the paper.
     shared: One theta for all weights and biases instead of one for each.
-    sized: Shorter steps in layers of more weights than in meta-training; not
-      with --features=log_and_sign or --shared.
+    sized: Shorter steps in first layers of more weights than in meta-training;
+      not with --features=log_and_sign or --shared.
   """
 
   trainer: Literal['mdgps', 'badmm', 'bptt'] = 'mdgps'
@@ -138,8 +138,7 @@ def learned_optimizer(policy: Policy, optimizee: Optimizee):
   sizes = None
   if policy.sized:
     params, _ = jax.eval_shape(optimizee.init, jax.random.key(0))
-    names = jax.tree.leaves(LABELS)
-    sizes = {n: x.size for n, x in zip(names, jax.tree.leaves(params))}
+    sizes = {LABELS[0]['w']: params[0]['w'].size}
   parts = labels, policy.lstm_units, policy.features, sizes
   return predicted_step_descent(*parts)
 
