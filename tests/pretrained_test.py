@@ -98,7 +98,7 @@ class PretrainedTest(parameterized.TestCase):
     (folder / 'robust.npz').write_bytes(data)
     with mock.patch('l2o_jax.pretrained._FILES', folder):
       with self.assertRaisesRegex(l2o_jax.CheckpointError, r'robust\.npz'):
-        l2o_jax.pretrained()
+        l2o_jax.pretrained('robust')
 
 
 if __name__ == '__main__':

@@ -115,8 +115,8 @@ LIBRARIES = {
 
 
 def main(num_steps=200):
-  learned, theta = l2o_jax.pretrained('robust')
-  tx, found = learned.transform(theta), {}  # or pretrained_optimizer('robust')
+  learned, theta = l2o_jax.pretrained('robust_leafwise')
+  tx, found = learned.transform(theta), {}
   for library, loops in LIBRARIES.items():
     if importlib.util.find_spec(library) is None:
       print(f'{library} is not installed')

@@ -2,8 +2,9 @@
 
   python -m experiments.examples.use_pretrained
 
-`robust` is an optax transformation without a learning rate to tune.  Here it
-trains 32 sigmoid units on 4,000 digits, beside Adam at three learning rates.
+`robust_leafwise` is an optax transformation without a learning rate to tune.
+Here it trains 32 sigmoid units on 4,000 digits, beside Adam at three learning
+rates.
 
 A net may compute in bfloat16, but its parameters must stay in float32: many
 steps are smaller than the spacing of bfloat16.
@@ -62,7 +63,7 @@ def main(num_steps=100):
   labels = jnp.asarray(labels)
 
   data = images, labels, num_steps
-  robust = l2o_jax.pretrained_optimizer('robust')
+  robust = l2o_jax.pretrained_optimizer('robust_leafwise')
   ours = train(robust, *data)
   half = train(robust, *data, loss_in_bfloat16)
   adam = {rate: train(optax.adam(rate), *data) for rate in RATES}

@@ -20,12 +20,13 @@ def names() -> tuple[str, ...]:
 
 
 def pretrained(
-  name: str = 'robust', expected: LearnedOptimizer | None = None
+  name: str = 'robust_leafwise', expected: LearnedOptimizer | None = None
 ) -> tuple[LearnedOptimizer, Theta]:
   """A learned optimizer with its weights, from the installed package.
 
   Args:
-    name: 'robust' is the one to try first; `from l2o_jax.pretrained import
+    name: 'robust_leafwise' is the one to try first, 'robust' with minibatches
+      of a few examples or sharded parameters; `from l2o_jax.pretrained import
       names` for all of them.
     expected: see `load_learned`.
 
@@ -46,7 +47,7 @@ def pretrained(
 
 
 def pretrained_optimizer(
-  name: str = 'robust', learning_rate: float | Callable = 1.0
+  name: str = 'robust_leafwise', learning_rate: float | Callable = 1.0
 ) -> optax.GradientTransformationExtraArgs:
   """A pretrained optimizer, where `optax.adam(1e-3)` stood.
 
@@ -54,7 +55,7 @@ def pretrained_optimizer(
 
   Weight decay goes before it, as part of the gradient:
   `optax.chain(optax.add_decayed_weights(1e-3), pretrained_optimizer())`.  A run
-  of `robust` is best judged, and saved, at the average of its steps
+  of either is best judged, and saved, at the average of its steps
   (`eval_params`).
 
   Args:

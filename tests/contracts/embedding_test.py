@@ -146,7 +146,7 @@ class OptaxTest(parameterized.TestCase):
 class LibrariesTest(parameterized.TestCase):
   @parameterized.parameters(*itertools.chain(*LIBRARIES.values()))
   def test_trains_a_net(self, loop):
-    losses, averaged = loop(TX, l2o_jax.pretrained('robust')[1], 8)
+    losses, averaged = loop(TX, l2o_jax.pretrained()[1], 8)
     self.assertLess(losses[-1], 0.9 * losses[0])
     self.assertLess(averaged, 0.9 * losses[0])
     self.assertNotEqual(averaged, losses[-1])
