@@ -232,8 +232,8 @@ class EvaluateTest(absltest.TestCase):
       opt = one.make(1.0, 100, *one.arguments)
       return np.sign(opt.update(jnp.zeros(3), opt.init(x), x)[0]).tolist()
 
-    self.assertEqual(signs('robust'), [0, 0, 0])
-    self.assertEqual(signs('robust, decay 0.1'), [-1, 1, 0])
+    self.assertEqual(signs('robust_leafwise'), [0, 0, 0])
+    self.assertEqual(signs('robust_leafwise, decay 0.1'), [-1, 1, 0])
 
   def test_average(self):
     """Those that average are judged there, too; others have no such row."""
