@@ -106,6 +106,7 @@ class ParseTest(parameterized.TestCase):
 
   @parameterized.parameters(
     ('quadratics', '--search_trials=3 --learning_rate=1e-3', 'leave it out'),
+    ('predicted_step_descent', '--sized --shared', 'a theta for each layer'),
     ('learning_to_optimize', '--family=net --policy=joint', '--cost=taylor'),
     (
       'mnist',
