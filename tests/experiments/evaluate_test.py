@@ -178,9 +178,9 @@ class EvaluateTest(absltest.TestCase):
     """All files and tables; a row that is there is not run again."""
     s = self.settings(tune_theta=True)
     evaluate.main(s)
-    names = {'robust', 'robust, steps tuned', 'ADAM', 'ADAM 1e-3'}
+    names = {'robust_leafwise', 'robust_leafwise, steps tuned', 'ADAM'}
     summary = json.loads((self.path / 'summary.json').read_text())
-    self.assertEqual(set(summary['100']), names | {'ADAM, cosine'})
+    self.assertEqual(set(summary['100']), names | {'ADAM 1e-3', 'ADAM, cosine'})
     text = self.said.call_args_list[0].args[0]
     self.assertIn('robust_regression: mean loss', text)
     self.assertIn('loss over that of Adam', text)
