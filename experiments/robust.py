@@ -1,9 +1,10 @@
-"""Meta-trains `robust`, the learned optimizer for any net.
+r"""Meta-trains the learned optimizers for any net, `robust` and a leafwise one.
 
 Copy and paste:
   python -m experiments.robust                    # a small one
-  python -m experiments.robust --preset=full      # the one in the package
-  python -m experiments.robust --preset=leafwise --workdir=runs/robust_leafwise
+  python -m experiments.robust --preset=full      # `robust` in the package
+  python -m experiments.robust --preset=leafwise \
+      --workdir=runs/robust_leafwise              # the one to try first
 
 The optimizer is schedule-free Adam with a learned gate on the length of its
 steps (`robust_optimizer`).  It is meta-trained by evolution strategies on small
