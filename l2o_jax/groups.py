@@ -111,8 +111,9 @@ def sized(
 
     return opt._replace(update=update)
 
-  # A trainer must not put the leaves into one array.
-  return learned._replace(transform=transform, communicates=True)
+  # A trainer must not put the leaves into one array, and the call that built
+  # `learned` does not build this.
+  return LearnedOptimizer(learned.init, transform)
 
 
 def _label_tree(groups, tree):

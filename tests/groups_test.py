@@ -18,6 +18,7 @@ from l2o_jax.groups import (
   sized,
   split,
 )
+from l2o_jax.learned_optimizers import lstm_raw
 from tests import quick
 
 LINEAR = coordinatewise(gradient(), lstm_cell((), scale=1.0))
@@ -55,6 +56,8 @@ class GroupsTest(parameterized.TestCase):
     groups = by_label({'w': 'matrix', 'b': 'bias'})
     learned = sized(LINEAR, groups, {'matrix': 500})
     self.assertTrue(learned.communicates)  # leaves must be kept apart
+    named = sized(lstm_raw(), groups, {'matrix': 500})
+    self.assertIsNone(named.call)  # or a file would lose the sizes
     opt = learned.transform(factor(2.0))
     x = {'w': jnp.ones((100, 50), jnp.bfloat16), 'b': jnp.ones(3)}
     updates, _ = opt.update(x, opt.init(x), x)
