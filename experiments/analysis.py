@@ -79,7 +79,7 @@ class Analysis(NamedTuple):
   preset: str = ''
   workdir: str = 'runs/analysis'
   resume: Literal['auto', 'never', 'must'] = 'auto'
-  theta: tuple[str, ...] = ('mnist_lstm', 'robust_leafwise')
+  theta: tuple[str, ...] = ('mnist_lstm', 'robust')
   task: Literal['mnist', 'quadratic'] = 'mnist'
   num_steps: settings.Count = 100
   times: tuple[settings.Count, ...] = (1, 5, 20, 60)

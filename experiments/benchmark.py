@@ -226,8 +226,9 @@ def of_update(n: int, options) -> dict[str, Measured]:
   rows = {'shortest program': one(shortest)} if n <= 2e6 else {}
   rows['blocks.chunked'] = one(blocks.chunked(shortest))
   rows['blocks.chunked, bfloat16 state'] = one(blocks.chunked(half))
-  rows['robust'] = one(robust_optimizer(hidden=0))
-  rows['robust_leafwise'] = one(robust_optimizer(agreement=1.0))
+  rows['robust'] = one(robust_optimizer())
+  alone = {'agreement': None, 'warmup': 0.0}
+  rows['robust_coordinatewise'] = one(robust_optimizer(**alone))
   return {**rows, 'optax.adam': one(adam)}
 
 

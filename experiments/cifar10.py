@@ -12,7 +12,7 @@ Copy and paste:
 Meta-trains one LSTM for convolutional and one for fully connected layers, and
 compares them with `robust` and with tuned SGD, NAG, RMSprop and ADAM on images
 that are new to them: of all labels (CIFAR-10), of five and of two (CIFAR-5,
-CIFAR-2).  The preset `gated` has the form of `robust` with LSTMs in its gates.
+CIFAR-2).  The preset `gated` has LSTMs in the gates of schedule-free Adam.
 Writes theta.npz, learning_curves.png, summary.json and curves.csv to --workdir.
 """
 

@@ -78,7 +78,7 @@ class Judgement(NamedTuple):
   preset: str = ''
   workdir: str = 'runs/evaluate'
   resume: Literal['auto', 'never', 'must'] = 'auto'
-  theta: tuple[str, ...] = ('robust_leafwise',)
+  theta: tuple[str, ...] = ('robust',)
   tune_theta: bool = False
   average: bool = False
   weight_decay: tuple[settings.Positive, ...] = ()

@@ -1,10 +1,10 @@
-r"""Meta-trains the learned optimizers for any net, `robust` and a leafwise one.
+r"""Meta-trains the learned optimizers for any net.
 
 Copy and paste:
   python -m experiments.robust                    # a small one
   python -m experiments.robust --preset=full      # `robust` in the package
-  python -m experiments.robust --preset=leafwise \
-      --workdir=runs/robust_leafwise              # the one to try first
+  python -m experiments.robust --preset=coordinatewise \
+      --workdir=runs/coordinatewise               # `robust_coordinatewise`
 
 The optimizer is schedule-free Adam with a learned gate on the length of its
 steps (`robust_optimizer`).  It is meta-trained by evolution strategies on small
@@ -57,8 +57,8 @@ class Optimizer(NamedTuple):
 
   hidden: Annotated[int, 0, 1000] = 0
   bound: Annotated[float, 0.091, 10.0] = 0.9
-  agreement: Annotated[float, 0.0, 100.0] = 0.0
-  warmup: Annotated[float, 0.0, 1e6] = 0.0
+  agreement: Annotated[float, 0.0, 100.0] = 1.0
+  warmup: Annotated[float, 0.0, 1e6] = 10.0
 
 
 class Curriculum(NamedTuple):
@@ -111,7 +111,7 @@ EXPERIMENT = settings.Experiment(
   {
     'quick': {'num_epochs': 32, 'evaluation_period': 16, 'horizons': (300,)},
     'full': _FULL,
-    'leafwise': {**_FULL, 'agreement': 1.0, 'warmup': 10.0},
+    'coordinatewise': {**_FULL, 'agreement': 0.0, 'warmup': 0.0},
   },
   __doc__,
   check=check,

@@ -200,8 +200,8 @@ def robust_optimizer(
   labels=None,
   long_memory: bool = True,
   size: float | None = 1000.0,
-  agreement: float | None = None,
-  warmup: float = 0.0,
+  agreement: float | None = 1.0,
+  warmup: float = 10.0,
 ) -> LearnedOptimizer:
   """Schedule-free Adam with a learned gate on the length of its steps.
 
@@ -225,7 +225,7 @@ def robust_optimizer(
     agreement: how quickly the steps of a leaf get longer while its gradients
       agree with the last ones, and shorter while they do not, > 0; needs a
       size.  If parameters are sharded, one number a leaf is exchanged.  None:
-      lengths do not depend on it.
+      lengths do not depend on it, and the optimizer is coordinatewise.
     warmup: steps after which a step is half as long as without a warm-up, >= 0.
 
   Raises:

@@ -51,7 +51,7 @@ class ExamplesTest(absltest.TestCase):
     self.assertEqual(list(found), ['flax', 'equinox'])
     for name, ends in found.items():
       self.assertLess(ends['fine-tuned'], 2.2)
-      self.assertLess(ends['robust_leafwise'], 2.2)
+      self.assertLess(ends['robust'], 2.2)
       self.assertGreater(
         (pathlib.Path(folder) / f'{name}.png').stat().st_size, 0
       )

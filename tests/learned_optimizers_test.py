@@ -143,7 +143,9 @@ class FilesTest(parameterized.TestCase):
 
   def test_a_robust_optimizer_with_a_short_memory(self):
     """Files that do not say which memory have the short one, as before."""
-    learned = robust_optimizer(0, 0.3, long_memory=False, size=None)
+    learned = robust_optimizer(
+      0, 0.3, long_memory=False, size=None, agreement=None, warmup=0.0
+    )
     old = {'name': 'robust_optimizer', 'arguments': {}}
     old['arguments'] = {'hidden': 0, 'scale': 0.3, 'age': 100.0}
     self.assertEqual(learned.call, old)
@@ -157,21 +159,22 @@ class FilesTest(parameterized.TestCase):
     self.assertEqual(long['size'], 1000.0)
 
   def test_layers_twice_as_wide_have_half_the_steps(self):
-    learned = robust_optimizer()
+    learned = robust_optimizer(agreement=None)
     opt = learned.transform(learned.init(jax.random.key(0)))
     g = {n: jnp.full((n, n), 3.0) for n in (500, 1000)}
     steps, _ = opt.update(g, opt.init(g), g)
     ratio = steps[500][0, 0] / steps[1000][0, 0]
     np.testing.assert_allclose(ratio, 2, rtol=0.01)
-    one = robust_optimizer(size=None)
+    one = robust_optimizer(size=None, agreement=None)
     self.assertFalse(one.communicates)
     self.assertNotIn('size', one.call['arguments'])
 
   def test_steps_by_agreement(self):
     """Longer where gradients agree, shorter where they alternate."""
-    self.assertNotIn('agreement', robust_optimizer().call['arguments'])
+    alone = robust_optimizer(agreement=None)
+    self.assertNotIn('agreement', alone.call['arguments'])
     with self.assertRaisesRegex(ValueError, 'agreement needs a size'):
-      robust_optimizer(size=None, agreement=1.0)
+      robust_optimizer(size=None)
     start = {}
     for agreement in (None, 1.0):
       learned = robust_optimizer(agreement=agreement)
@@ -189,7 +192,8 @@ class FilesTest(parameterized.TestCase):
     self.assertLess(start[1.0]['alternate'], 0.9 * start[None]['alternate'])
 
   def test_a_warm_up_shortens_first_steps(self):
-    self.assertNotIn('warmup', robust_optimizer().call['arguments'])
+    none = robust_optimizer(warmup=0.0)
+    self.assertNotIn('warmup', none.call['arguments'])
     first = {}
     for warmup in (0.0, 9.0):
       learned = robust_optimizer(warmup=warmup)

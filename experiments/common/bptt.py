@@ -49,8 +49,8 @@ def learned_optimizer(s, labels=None) -> LearnedOptimizer:
     labels: of groups with a theta each; None: one for all.
   """
   if s.optimizer.optimizer == 'gated':
-    short = {'long_memory': False, 'size': None}
-    return robust_optimizer(s.gate.units, 0.3, labels=labels, **short)
+    plain = {'long_memory': False, 'size': None, 'agreement': None, 'warmup': 0}
+    return robust_optimizer(s.gate.units, 0.3, labels=labels, **plain)
   p, scale, averaged = (
     s.lstm.preprocessing_p,
     s.lstm.output_scale,

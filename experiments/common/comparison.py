@@ -76,8 +76,12 @@ def name_of(learned, settings=None) -> str:
   """What a learned optimizer is called in tables and pictures."""
   call = (learned.call or {}).get('name', '')
   name = _NAMES.get(call, 'learned optimizer')
-  if call == 'robust_optimizer' and learned.call['arguments']['hidden']:
-    name = 'gated LSTM'
+  if call == 'robust_optimizer':
+    how = learned.call['arguments']
+    if how['hidden']:
+      name = 'gated LSTM'
+    elif 'agreement' not in how:
+      name = 'robust_coordinatewise'
   trainer = flat(settings).get('trainer') if settings else None
   of_policy = call in ('predicted_step_descent', 'lstm_policy')
   return name + _TRAINERS.get(trainer, '') * of_policy

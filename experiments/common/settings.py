@@ -105,7 +105,7 @@ class Optimizer(NamedTuple):
   Attributes:
     optimizer: lstm: the paper's, on logarithm and sign of the gradient; gated:
       schedule-free Adam whose step lengths are set by an LSTM, the form of
-      `robust`.
+      `robust_coordinatewise`.
   """
 
   optimizer: Literal['lstm', 'gated'] = 'lstm'

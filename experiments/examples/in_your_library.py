@@ -115,7 +115,7 @@ LIBRARIES = {
 
 
 def main(num_steps=200):
-  learned, theta = l2o_jax.pretrained('robust_leafwise')
+  learned, theta = l2o_jax.pretrained('robust')
   tx, found = learned.transform(theta), {}
   for library, loops in LIBRARIES.items():
     if importlib.util.find_spec(library) is None:

@@ -21,7 +21,10 @@ from experiments.common.verdict import interquartile_mean
 
 AGE = 100.0  # steps after which the length of steps begins to fall
 SIZE = 1000.0  # coordinates of a leaf above which its steps are shorter
-ADAM = functools.partial(l2o_jax.adam_ratios, 0.95, age=AGE, size=SIZE)
+WARMUP = 10.0  # steps until a step has half of its length
+ADAM = functools.partial(
+  l2o_jax.adam_ratios, 0.95, age=AGE, size=SIZE, agreement=1.0
+)
 
 
 def build(
@@ -31,15 +34,17 @@ def build(
 
   Args:
     features: what it sees.
-    average: whether parameters are averaged over time.
+    average: whether parameters are averaged over time; without it there is no
+      warm-up.
     slope: of tanh; near 0 there is no bound of a step.
     direction: of its steps; -1: the newest gradient, 0: momentum.
   """
   how = {'slope': slope, 'direction': direction, 'trust': 0.8}
-  how |= {'rate': 0.03, 'even': 2, 'shrink': 0.5}
+  how |= {'rate': 0.03, 'even': 3, 'shrink': 0.5, 'length': 1.0}
   cell = l2o_jax.gated_cell(0, 0.3 / slope, **how)
   if average:
-    cell = l2o_jax.schedule_free(cell, AGE, momentum=0.8, power=4.0)
+    free = {'momentum': 0.8, 'power': 4.0, 'warmup': WARMUP}
+    cell = l2o_jax.schedule_free(cell, AGE, **free)
   return l2o_jax.coordinatewise(features, cell)
 
 
@@ -53,6 +58,7 @@ def without(theta, weight):
 def variants():
   """{row of the table: (learned optimizer, theta)}."""
   start = lambda learned: (learned, learned.init(jax.random.key(0)))
+  of = l2o_jax.robust_optimizer
   intact, theta = start(build())
   return {
     'after meta-training': (intact, l2o_jax.pretrained('robust')[1]),
@@ -62,13 +68,11 @@ def variants():
     'no bound of a step': start(build(slope=1e-4)),
     'steps do not fall': (intact, without(theta, -1)),
     'blind to agreement': (intact, without(theta, 0)),
-    'the same steps in every leaf': start(l2o_jax.robust_optimizer(size=None)),
-    'a warm-up of 10 steps': start(l2o_jax.robust_optimizer(warmup=10.0)),
-    'each leaf adapts its steps': start(
-      l2o_jax.robust_optimizer(agreement=1.0)
-    ),
-    'adapts, with the warm-up': start(
-      l2o_jax.robust_optimizer(agreement=1.0, warmup=10.0)
+    'no warm-up': start(of(warmup=0.0)),
+    'leaves do not adapt': start(of(agreement=None)),
+    'neither': start(of(agreement=None, warmup=0.0)),
+    'nor do they know their size': start(
+      of(agreement=None, warmup=0.0, size=None)
     ),
     'no averaging': start(build(average=False)),
     'momentum, no averaging': start(build(average=False, direction=0)),

@@ -2,7 +2,7 @@
 
   python -m experiments.examples.use_pretrained
 
-`robust_leafwise` is an optax transformation without a learning rate to tune.
+`robust` is an optax transformation without a learning rate to tune.
 Here it trains 32 sigmoid units on 4,000 digits, beside Adam at three learning
 rates.
 
@@ -63,7 +63,7 @@ def main(num_steps=100):
   labels = jnp.asarray(labels)
 
   data = images, labels, num_steps
-  robust = l2o_jax.pretrained_optimizer('robust_leafwise')
+  robust = l2o_jax.pretrained_optimizer('robust')
   ours = train(robust, *data)
   half = train(robust, *data, loss_in_bfloat16)
   adam = {rate: train(optax.adam(rate), *data) for rate in RATES}

@@ -2,7 +2,7 @@
 
   python -m experiments.examples.your_task
 
-`fine_tune` is all it takes.  It starts from the package's `robust_leafwise`,
+`fine_tune` is all it takes.  It starts from the package's `robust`,
 meta-trains it on runs of the task, draws it beside tuned Adam, and returns an
 optax transformation.  A task is an Optimizee: here a net of Flax with batch
 norm, and a net of Equinox.  Writes flax.npz, flax.png, equinox.npz and
@@ -24,7 +24,7 @@ RATES = (0.001, 0.003, 0.01, 0.03, 0.1)
 
 
 def fine_tune(task, name, num_steps=100, num_epochs=40):
-  learned, theta = l2o_jax.pretrained('robust_leafwise')
+  learned, theta = l2o_jax.pretrained('robust')
   how = {'unroll_length': num_steps, 'num_unrolls': 1, 'num_optimizees': 8}
   trainer = l2o_jax.evolution(
     learned, optax.adam(0.01), std=0.1, of_loss=jnp.log, **how
@@ -49,7 +49,7 @@ def compare(task, name, tx, num_steps):
 
   curves = {
     'fine-tuned': mean(task, lambda: tx),
-    'robust_leafwise': mean(task, l2o_jax.pretrained_optimizer),
+    'robust': mean(task, l2o_jax.pretrained_optimizer),
     'Adam, tuned': min(
       (mean(task, optax.adam, rate) for rate in RATES), key=end
     ),

@@ -18,8 +18,8 @@ from l2o_jax import learned_optimizers
 RESULTS = pathlib.Path(__file__).resolve().parent
 PACKAGE = RESULTS.parents[1] / 'l2o_jax' / 'pretrained'
 NAMES = {
-  'robust_leafwise': 'robust/leafwise',
   'robust': 'robust/full',
+  'robust_coordinatewise': 'robust/coordinatewise',
   'quadratics': 'quadratics/full',
   'quadratics_averaging': 'quadratics/averaging',
   'quadratics_ntm_bfgs': 'quadratics/ntm_bfgs',
@@ -40,14 +40,15 @@ beside it; change the runs in
 [experiments/results](../../experiments/results/README.md), not the page.
 
 ```python
-tx = l2o_jax.pretrained_optimizer('robust_leafwise')  # was: optax.adam(1e-3)
-learned, theta = l2o_jax.pretrained('robust_leafwise')  # its two halves
+tx = l2o_jax.pretrained_optimizer('robust')  # was: optax.adam(1e-3)
+learned, theta = l2o_jax.pretrained('robust')  # its two halves
 ```
 
-Try `robust_leafwise` first, and `robust` with minibatches of a few examples or
-with sharded parameters. The names that end with `gated` are of optimizers like
-`robust` with an LSTM inside, each trained for one problem. All others are the
-papers' optimizers, each for the problem that it was trained on.
+Try `robust` first, and `robust_coordinatewise` with minibatches of a few
+examples or with sharded parameters. The names that end with `gated` are of
+optimizers like `robust_coordinatewise` with an LSTM inside, each trained for
+one problem. All others are the papers' optimizers, each for the problem that it
+was trained on.
 
 A file holds arrays and JSON, no code, and is verified when it is loaded. The
 licence of all is Apache-2.0.

@@ -20,14 +20,14 @@ def names() -> tuple[str, ...]:
 
 
 def pretrained(
-  name: str = 'robust_leafwise', expected: LearnedOptimizer | None = None
+  name: str = 'robust', expected: LearnedOptimizer | None = None
 ) -> tuple[LearnedOptimizer, Theta]:
   """A learned optimizer with its weights, from the installed package.
 
   Args:
-    name: 'robust_leafwise' is the one to try first, 'robust' with minibatches
-      of a few examples or sharded parameters; `from l2o_jax.pretrained import
-      names` for all of them.
+    name: 'robust' is the one to try first, 'robust_coordinatewise' with
+      minibatches of a few examples or sharded parameters; `from
+      l2o_jax.pretrained import names` for all of them.
     expected: see `load_learned`.
 
   Returns:
@@ -47,7 +47,7 @@ def pretrained(
 
 
 def pretrained_optimizer(
-  name: str = 'robust_leafwise', learning_rate: float | Callable = 1.0
+  name: str = 'robust', learning_rate: float | Callable = 1.0
 ) -> optax.GradientTransformationExtraArgs:
   """A pretrained optimizer, where `optax.adam(1e-3)` stood.
 

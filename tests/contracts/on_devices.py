@@ -1,7 +1,7 @@
 """Learned optimizers on eight devices: `python -m tests.contracts.on_devices`.
 
 State is made where the parameters are and stays there, and coordinates that do
-not communicate never do.  Those of `leafwise` exchange one number a leaf.  A
+not communicate never do.  Those of `robust` exchange one number a leaf.  A
 program of its own, as the number of devices is fixed once a process has any.
 """
 
@@ -21,7 +21,7 @@ SUBJECTS = (
   'small',
   'predicted_step_descent',
   'robust',
-  'leafwise',
+  'gated',
 )
 SPECS = {'w': PartitionSpec('a', 'b'), 'b': PartitionSpec('b')}
 COLLECTIVES = ('all-gather', 'all-reduce', 'all-to-all', 'collective-permute')
@@ -55,7 +55,7 @@ def check(name, mesh, explicit):
   compiled = update.lower(theta, params, jitted, name).compile()
   text = compiled.as_text()
   exchanged = []
-  if name == 'leafwise':
+  if name == 'robust':
     exchanged = re.findall(r' = (.*) all-reduce\(', text)
     for shape in exchanged:  # scalars, perhaps several at once
       assert not re.search(r'\[\d', shape), (name, shape)
@@ -91,7 +91,7 @@ def main():
     for sharded in found:
       for key, want in updates.items():
         np.testing.assert_allclose(sharded[key], want, rtol=1e-5)
-    what = 'one number a leaf' if name == 'leafwise' else 'nothing'
+    what = 'one number a leaf' if name == 'robust' else 'nothing'
     print(f'{name}: where the parameters are, exchanges {what}', flush=True)
 
 

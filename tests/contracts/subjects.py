@@ -55,8 +55,8 @@ LEARNED = {
   'lstm_raw': lstm_raw(),
   'lstm_log_and_sign': lstm_log_and_sign(),
   'small': coordinatewise(log_and_sign(), lstm_cell((5,))),
-  'robust': robust_optimizer(3),
-  'leafwise': robust_optimizer(agreement=1.0),
+  'robust': robust_optimizer(),
+  'gated': robust_optimizer(3, agreement=None, warmup=0.0),
   'gru': coordinatewise(log_and_sign(), gru_cell()),
   'bfloat16_state': coordinatewise(gradient(), lstm_cell((5,)), jnp.bfloat16),
   'linear': coordinatewise(gradient(), lstm_cell(hidden=(), scale=1.0)),
@@ -84,7 +84,7 @@ LEARNED = {
 }
 NEED_VALUE = ('predicted_step_descent', 'scale_free', 'autonomous', 'joint')
 NEED_PARAMS = ('predicted_step_descent', 'scale_free')
-COMMUNICATE = ('averaged', 'ntm_bfgs', 'joint', 'leafwise')
+COMMUNICATE = ('averaged', 'ntm_bfgs', 'joint', 'robust')
 OF_ANY_SIZE = [name for name in LEARNED if name != 'joint']
 SEPARABLE = [name for name in LEARNED if name not in COMMUNICATE]
 

@@ -269,6 +269,8 @@ class CompareTest(absltest.TestCase):
     psd = predicted_step_descent()
     self.assertEqual(comparison.name_of(psd), 'Predicted Step Descent')
     self.assertEqual(comparison.name_of(robust_optimizer()), 'robust')
+    alone = robust_optimizer(agreement=None)
+    self.assertEqual(comparison.name_of(alone), 'robust_coordinatewise')
     self.assertEqual(comparison.name_of(robust_optimizer(8)), 'gated LSTM')
     toy.train(self.path)
     again = self.path / 'theta.npz'

@@ -178,7 +178,7 @@ class EvaluateTest(absltest.TestCase):
     """All files and tables; a row that is there is not run again."""
     s = self.settings(tune_theta=True)
     evaluate.main(s)
-    names = {'robust_leafwise', 'robust_leafwise, steps tuned', 'ADAM'}
+    names = {'robust', 'robust, steps tuned', 'ADAM'}
     summary = json.loads((self.path / 'summary.json').read_text())
     self.assertEqual(set(summary['100']), names | {'ADAM 1e-3', 'ADAM, cosine'})
     text = self.said.call_args_list[0].args[0]
@@ -232,8 +232,8 @@ class EvaluateTest(absltest.TestCase):
       opt = one.make(1.0, 100, *one.arguments)
       return np.sign(opt.update(jnp.zeros(3), opt.init(x), x)[0]).tolist()
 
-    self.assertEqual(signs('robust_leafwise'), [0, 0, 0])
-    self.assertEqual(signs('robust_leafwise, decay 0.1'), [-1, 1, 0])
+    self.assertEqual(signs('robust'), [0, 0, 0])
+    self.assertEqual(signs('robust, decay 0.1'), [-1, 1, 0])
 
   def test_average(self):
     """Those that average are judged there, too; others have no such row."""
