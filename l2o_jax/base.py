@@ -70,10 +70,10 @@ class Features(NamedTuple):
     size: F, the number of features of a coordinate.
     init: x [...] -> memory.
     update: memory, x [...], g [...], value [] or None -> memory, [..., F].
-    needs: which of 'params' and 'value' `update` must be given.  With 'size' it
-      is given size=, the number of coordinates in the leaf, as well; with
-      'mean' mean=, a function of a value of each coordinate that returns the
-      mean over the leaf.  What it averages must not depend on another mean.
+    needs: which of 'params' and 'value' `update` must be given.  With 'leaf'
+      both functions get a whole leaf [*s] of the parameters, not one coordinate
+      after the other.  They may count it and take means over it, and what the
+      memory holds of the leaf is an array [].
   """
 
   size: int

@@ -19,8 +19,6 @@ from l2o_jax.leaves import (
   to_tree,
 )
 
-_OF_LEAF = frozenset({'size', 'mean'})  # what features may need of a leaf
-
 
 class CoordinatewiseState(NamedTuple):
   """What every coordinate remembers.
@@ -39,7 +37,7 @@ class CoordinatewiseState(NamedTuple):
 
 
 class LeafwiseState(CoordinatewiseState):
-  """The same, of a rule that depends on the leaf: on its size, or a mean."""
+  """The same, of features that need the leaf; what is of the leaf is []."""
 
   __slots__ = ()
 
@@ -65,30 +63,11 @@ def each(function, num_axes: int):
 
 
 def _seen(features, memory, x, g, value):
-  """The features of a leaf's coordinates, [F, *s], and their memory.
-
-  Means over the leaf are taken between two passes, the first of which only
-  says of what; the compiler makes one of what both compute.
-  """
-  size = {'size': g.size} if 'size' in features.needs else {}
-  see = functools.partial(features.update, **size)
-  if 'mean' in features.needs:
-
-    def averaged(*inputs):  # of one coordinate
-      found = []
-      see(*inputs, mean=lambda q: found.append(q) or q)
-      return found
-
-    quantities = each(averaged, g.ndim)(memory, x, g, value)  # each [*s]
-    means = [jnp.sum(q) / max(g.size, 1) for q in quantities]  # empty leaves
-    see = lambda *inputs, see=see: see(*inputs, mean=_in_turn(means))
-  return each(see, g.ndim)(memory, x, g, value)
-
-
-def _in_turn(values):
-  """A function that returns one after the other, whatever it is asked."""
-  left = iter(values)
-  return lambda _: next(left)
+  """The features of a leaf's coordinates, [F, *s], and their memory."""
+  if 'leaf' not in features.needs:
+    return each(features.update, g.ndim)(memory, x, g, value)
+  memory, inputs = features.update(memory, x, g, value)  # [*s, F]
+  return memory, jnp.moveaxis(inputs, -1, 0)
 
 
 def _cast(tree, dtype):
@@ -130,7 +109,7 @@ def _rule(features, cell, theta, state_dtype):
     move: g [*s], x [*s] or None, what they remember, value -> delta [*s], what
       they remember now.
   """
-  weights = jax.tree.leaves(theta)
+  of_leaf, weights = 'leaf' in features.needs, jax.tree.leaves(theta)
   dtype = jnp.result_type(*weights) if weights else jnp.float32
   dtype = dtype if jnp.issubdtype(dtype, jnp.inexact) else jnp.float32
 
@@ -145,7 +124,7 @@ def _rule(features, cell, theta, state_dtype):
 
   def start(x):
     x = seen(x)
-    memory = each(features.init, x.ndim)(x)
+    memory = (features.init if of_leaf else each(features.init, x.ndim))(x)
     if cell.communicates:
       state = cell.initial_state(x.size)
       # Copies, since a cell may start several arrays from one buffer, which a
@@ -156,17 +135,22 @@ def _rule(features, cell, theta, state_dtype):
     of_one = lambda s: s[..., 0] if cell.whole else jnp.asarray(s)  # [H]
     box = lambda s: of_one(s).reshape(*of_one(s).shape, *(1,) * x.ndim)
     state = jax.tree.map(box, state)  # [H, 1, ...]
+
     # Computed from x, to be sharded as x is.  x is finite, so this adds 0; the
     # compiler, which would drop 0 * x, cannot know that.
-    follow = lambda s: s + (x != x).astype(s.dtype)  # [H, *s]
+    def follow(s):  # [H, *s], or [] of the leaf
+      nothing = x != x if s.ndim >= x.ndim else jnp.any(x != x)
+      return s + nothing.astype(s.dtype)
+
     memory, state = jax.tree.map(follow, (memory, state))
-    kind = LeafwiseState if features.needs & _OF_LEAF else CoordinatewiseState
+    kind = LeafwiseState if of_leaf else CoordinatewiseState
     return kind((memory,), (_cast(state, state_dtype or dtype),))
 
   def move(g, x, old, value):
     check_shape('parameter', np.shape(g if x is None else x), g.shape)
     for s in [] if cell.communicates else jax.tree.leaves(old):
-      check_shape('state', s.shape[s.ndim - g.ndim :], g.shape)
+      if s.ndim or not of_leaf:
+        check_shape('state', s.shape[s.ndim - g.ndim :], g.shape)
     if value is not None:
       value = _of_each(value, g, dtype)
     g, x = seen(g), seen(g if x is None else x)
@@ -246,13 +230,13 @@ def coordinatewise(
 
   Raises:
     ValueError: the cell communicates but is not whole, the features need
-      something else than params, value, size and mean, or `state_dtype` is not
-      a floating-point type.
+      something else than params, value and leaf, or `state_dtype` is not a
+      floating-point type.
   """
   known = state_dtype is None or jnp.issubdtype(state_dtype, jnp.floating)
   floating = f'state_dtype must be a floating-point type, got {state_dtype!r}'
   require(known, f'coordinatewise: {floating}')
-  needs = set(features.needs) - {'params', 'value', *_OF_LEAF}
+  needs = set(features.needs) - {'params', 'value', 'leaf'}
   require(not needs, f'coordinatewise: features cannot need {sorted(needs)}')
   whole = cell.whole or not cell.communicates
   require(whole, 'coordinatewise: a cell that communicates must be whole')
@@ -280,5 +264,5 @@ def coordinatewise(
 
     return optax.GradientTransformationExtraArgs(init, update)
 
-  of_leaf = cell.communicates or bool(features.needs & _OF_LEAF)
-  return LearnedOptimizer(init_theta, transform, of_leaf)
+  together = cell.communicates or 'leaf' in features.needs
+  return LearnedOptimizer(init_theta, transform, together)

@@ -62,7 +62,7 @@ class Moments(NamedTuple):
     step: t, the number of updates seen.
     m: averages of g, one for each decay, [K, ...].
     v: average of g² [...].
-    length: ℓ [...], or () without agreement.
+    length: ℓ of the leaf [], or () without agreement.
   """
 
   step: chex.Array
@@ -148,19 +148,20 @@ def adam_ratios(
   def init(x):
     zero = jnp.zeros_like(x)
     m = jnp.stack([zero] * len(b1))
-    length = () if agreement is None else zero
+    length = () if agreement is None else jnp.zeros((), x.dtype)
     return Moments(jnp.zeros((), jnp.int32), m, zero, length)
 
-  def length_of(memory, ratio, root, mean):
+  def length_of(memory, ratio, root):
     """ℓ after a gradient that is `ratio` in units of `root`."""
     t = memory.step.astype(ratio.dtype)  # gradients before this one
     before = memory.m[0] / (rest(b1[0], jnp.maximum(t, 1)) * root)
     of_one = lambda x: jnp.clip(x, -1, 1)
-    a = mean(of_one(before) * of_one(ratio))  # []
+    agreed = of_one(before) * of_one(ratio)  # [*s]
+    a = jnp.sum(agreed) / max(agreed.size, 1)  # an empty leaf has no mean
     length = memory.length + agreement * a * jax.lax.rsqrt(1 + t / age)
     return jnp.clip(length, -0.5, 3.5)
 
-  def update(memory, x, g, value, **leaf):
+  def update(memory, x, g, value):
     del x, value
     limits = jnp.finfo(g.dtype)
     largest = 0.5 * limits.max**0.5
@@ -177,24 +178,22 @@ def adam_ratios(
     # Above 0 the root has a finite derivative.
     root = jnp.sqrt(jnp.maximum(mean, limits.tiny)) + eps
     seen = [m / rest(b, t) / root for b, m in zip(b1, m)] + [g / root]
-    missing = needs - leaf.keys()
-    of_leaves = f'adam_ratios: needs {sorted(missing)} of leaves'
-    require(not missing, of_leaves, TypeError)
-    length = memory.length
+    length, of_all = memory.length, []
     if agreement is not None:
-      length = length_of(memory, seen[-1], root, leaf['mean'])
-      seen.append(length)
+      length = length_of(memory, seen[-1], root)
+      of_all.append(length)
     if size is not None:
-      of_leaf = jnp.log1p(jnp.asarray(leaf['size'] / size, g.dtype))
-      seen.append(of_leaf + (g != g).astype(g.dtype))  # + 0: sharded as g is
+      of_all.append(jnp.log1p(jnp.asarray(g.size / size, g.dtype)))
     if age is not None:
-      seen.append(jnp.broadcast_to(jnp.log1p((t - 1) / age), g.shape))
-    return Moments(step, jnp.stack(m), v, length), jnp.stack(seen, -1)
+      of_all.append(jnp.log1p((t - 1) / age))
+    seen += [x + jnp.zeros_like(g) for x in of_all]  # sharded as g is
+    # Features lie one after the other in memory, as cells read them.
+    seen = jnp.moveaxis(jnp.stack(seen), 0, -1)
+    return Moments(step, jnp.stack(m), v, length), seen
 
   count = len(b1) + 1 + sum(x is not None for x in (size, age, agreement))
-  asked = {'size': size, 'mean': agreement}
-  needs = frozenset(name for name, x in asked.items() if x is not None)
-  return Features(count, init, update, needs)
+  of_leaf = size is not None or agreement is not None
+  return Features(count, init, update, frozenset({'leaf'} if of_leaf else ()))
 
 
 class Recent(NamedTuple):

@@ -272,14 +272,14 @@ class AdamRatiosTest(parameterized.TestCase):
     np.testing.assert_allclose(seen[..., 3], ages + np.zeros(2), rtol=1e-12)
 
   def test_sees_the_size_of_the_leaf(self):
-    """log(1 + n / size), before the age; `coordinatewise` says n."""
+    """log(1 + n / size), before the age."""
     features, seen = adam_ratios(0.9, age=5.0, size=10.0), []
-    self.assertEqual((features.size, features.needs), (4, {'size'}))
-    one = jnp.ones(())
-    _, found = features.update(features.init(one), None, one, None, size=30)
-    np.testing.assert_allclose(found, [1, 1, np.log(4), 0], rtol=1e-6)
-    with self.assertRaisesRegex(TypeError, "needs .'size'. of leaves"):
-      features.update(features.init(one), None, one, None)
+    self.assertEqual((features.size, features.needs), (4, {'leaf'}))
+    ones = jnp.ones((6, 5))
+    memory, found = features.update(features.init(ones), None, ones, None)
+    want = np.broadcast_to([1, 1, np.log(4), 0], (6, 5, 4))
+    np.testing.assert_allclose(found, want, rtol=1e-6)
+    self.assertEqual((memory.step.shape, memory.v.shape), ((), (6, 5)))
     step = lambda theta, x, state: (seen.append(x) or x[2], ())
     cell = Cell(lambda key, size: (), lambda: (), step)
     learned = coordinatewise(features, cell)
@@ -294,7 +294,7 @@ class AdamRatiosTest(parameterized.TestCase):
   def test_length_of_steps_by_agreement(self):
     """By hand for β₁ = β₂ = 0: m is the last gradient, √v the new one."""
     features = adam_ratios(0.0, 0.0, 1e-12, age=3.0, agreement=2.0)
-    self.assertEqual((features.size, features.needs), (4, {'mean'}))
+    self.assertEqual((features.size, features.needs), (4, {'leaf'}))
     cell = Cell(lambda key, size: (), lambda: (), lambda _, x, s: (x[2], s))
     learned = coordinatewise(features, cell)
     self.assertTrue(learned.communicates)
@@ -315,9 +315,7 @@ class AdamRatiosTest(parameterized.TestCase):
     np.testing.assert_allclose([row[1] for row in found], want, rtol=1e-6)
     want = np.maximum(np.cumsum(of_b * rate), -0.5)
     np.testing.assert_allclose([row[2] for row in found], want, rtol=1e-6)
-    one = jnp.ones(())
-    with self.assertRaisesRegex(TypeError, "needs .'mean'. of leaves"):
-      features.update(features.init(one), None, one, None)
+    self.assertEqual(state.memory[0].length['a'].shape, ())
 
   def test_a_memory_that_grows(self):
     """Weights by hand: c / (c + t - 1), until 1 - β₂ is more.

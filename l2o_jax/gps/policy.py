@@ -63,15 +63,15 @@ def make_policy(
 
   Raises:
     ValueError: groups and coordinates are both given, or coordinates without a
-      cell that communicates, or the reverse; the features need something of the
+      cell that communicates, or the reverse; the features need a whole
       leaf.
   """
   whole = coordinates is not None
   ask = 'make_policy: `coordinates` and a cell that communicates'
   require(cell.communicates == whole, f'{ask} need each other')
   require(not whole or groups is None, f'{ask} have no groups')
-  of_leaf = sorted(features.needs - {'params', 'value'})
-  require(not of_leaf, f'make_policy: the features need {of_leaf} of leaves')
+  of_leaf = 'leaf' in features.needs
+  require(not of_leaf, 'make_policy: the features need a whole leaf')
   cell = standardised(cell, coordinates=coordinates or 1)
   learned = coordinatewise(features, cell)
   shared = shared or groups is None

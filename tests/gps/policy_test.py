@@ -137,7 +137,7 @@ class PolicyTest(absltest.TestCase):
       policy.make_policy(gradient(), lstm_cell(()), coordinates=3)
     with self.assertRaisesRegex(ValueError, 'need each other'):
       policy.make_policy(gradient(), lstm_cell((4,), averaged=1))
-    with self.assertRaisesRegex(ValueError, r"need \['size'\] of leaves"):
+    with self.assertRaisesRegex(ValueError, r'need a whole leaf'):
       policy.make_policy(adam_ratios(size=10.0), lstm_cell((4,)))
 
 
