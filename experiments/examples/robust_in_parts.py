@@ -99,6 +99,7 @@ def main(num_seeds=4, horizons=families.HORIZONS, nets=None):
     for name, (learned, theta) in rows.items():
       of_net = losses(learned.transform, theta, net)
       found[name].append(np.asarray(of_net))  # waits, for the progress bar
+    jax.clear_caches()  # one process cannot hold the programs of all nets
   start = np.mean(found['at its start'], 1, keepdims=True)
   columns = ''.join(f'{t:8,}' for t in horizons)
   print(
