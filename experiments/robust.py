@@ -7,11 +7,12 @@ Copy and paste:
       --workdir=runs/coordinatewise               # `robust_coordinatewise`
 
 The optimizer is schedule-free Adam with a learned gate on the length of its
-steps (`robust_optimizer`).  It is meta-trained by evolution strategies on small
-nets and quadratics, some of them in random units, on whole runs; what counts is
-the loss relative to the loss of a fixed Adam.  It is selected by validation on
-other nets, sizes and batches.  Writes theta.npz, and a comparison on a few
-other tasks; `python -m experiments.evaluate` judges it on more.
+steps; each leaf adapts it, and the first are shorter (`robust_optimizer`).  It
+is meta-trained by evolution strategies on small nets and quadratics, some of
+them in random units, on whole runs; what counts is the loss relative to the
+loss of a fixed Adam.  It is selected by validation on other nets, sizes and
+batches.  Writes theta.npz, and a comparison on a few other tasks; `python -m
+experiments.evaluate` judges it on more.
 """
 
 import functools

@@ -71,8 +71,8 @@ class Features(NamedTuple):
     init: x [...] -> memory.
     update: memory, x [...], g [...], value [] or None -> memory, [..., F].
     needs: which of 'params' and 'value' `update` must be given.  With 'leaf'
-      both functions get a whole leaf [*s] of the parameters, not one coordinate
-      after the other.  They may count it and take means over it, and what the
+      `init` and `update` see a whole leaf [*s] of the parameters, not each
+      coordinate by itself.  They may count it and take means over it; what the
       memory holds of the leaf is an array [].
   """
 

@@ -37,7 +37,7 @@ class CoordinatewiseState(NamedTuple):
 
 
 class LeafwiseState(CoordinatewiseState):
-  """The same, of features that need the leaf; what is of the leaf is []."""
+  """The same where features need the leaf; what is of the leaf is []."""
 
   __slots__ = ()
 
@@ -105,9 +105,9 @@ def _rule(features, cell, theta, state_dtype):
   """The update rule of one leaf: features and cell with the weights theta.
 
   Returns:
-    start: x [*s] -> what its coordinates remember at first;
-    move: g [*s], x [*s] or None, what they remember, value -> delta [*s], what
-      they remember now.
+    start: x [*s] -> what is remembered of it at first;
+    move: g [*s], x [*s] or None, what is remembered, value -> delta [*s], what
+      is remembered now.
   """
   of_leaf, weights = 'leaf' in features.needs, jax.tree.leaves(theta)
   dtype = jnp.result_type(*weights) if weights else jnp.float32
@@ -208,10 +208,12 @@ def coordinatewise(
   The leaves of the parameters keep their shapes, and so their sharding; a leaf
   of shape [*s] has cell state [H, *s].  Computations are in theta's type;
   updates have the gradients' type.  `None` and empty leaves pass through.
+  Features that need the leaf see all of it: its coordinates may then depend on
+  each other, and what is remembered of the leaf is [].
 
   A gradient or parameter that is not finite is seen as 0.  The coordinate goes
   on as its memory tells it, its state and update stay finite, and no other
-  coordinate notices.
+  coordinate notices but by a mean over the leaf.
 
   A cell that communicates gets the coordinates of all leaves as one axis.
 

@@ -59,7 +59,7 @@ class Moments(NamedTuple):
   """Adam's moments.
 
   Attributes:
-    step: t, the number of updates seen.
+    step: t, the number of updates seen; one for a leaf if the leaf is needed.
     m: averages of g, one for each decay, [K, ...].
     v: average of g² [...].
     length: ℓ of the leaf [], or () without agreement.
@@ -94,7 +94,7 @@ def adam_ratios(
   With a window c the memory of g² grows with time, so that few steps do not
   decide where gradients are noisy, and early ones are forgotten:
 
-      v ← (1 - a) v + a g²,   a = max((1 - β₂) / (1 - β₂ᵗ), c / (c + t - 1))
+      v ← (1 - w) v + w g²,   w = max((1 - β₂) / (1 - β₂ᵗ), c / (c + t - 1))
 
   in place of v / (1 - β₂ᵗ).  v is then a mean over about the last t / c steps,
   and in the end over the last 1 / (1 - β₂).
@@ -106,7 +106,7 @@ def adam_ratios(
       a = mean over the leaf of clip(m / √v) clip(g / √v)
       ℓ ← clip(ℓ + η a / √(1 + (t - 1) / A), -0.5, 3.5)
 
-  m / √v is the first ratio, but m does not know g yet; clip is to ±1.
+  m / √v is the first ratio with m before this update; clip is to ±1.
 
   Args:
     b1: β₁; several values give one ratio of this kind each.
@@ -123,7 +123,8 @@ def adam_ratios(
 
   Returns:
     Features with F = K + 1 for K values of β₁, and one more each with an age, a
-    size and an agreement; memory of K + 1 values, one more with agreement.
+    size and an agreement.  With one of the last two they need the leaf, and t
+    and ℓ are kept once for all of it.
 
   Raises:
     ValueError: a decay is not in [0, 1), or ε, the age, the window, the size or

@@ -1,4 +1,4 @@
-"""The papers' learned optimizers by name, and the files of their weights."""
+"""Learned optimizers by name, and the files of their weights."""
 
 import functools
 import inspect
@@ -31,8 +31,7 @@ from l2o_jax.scale_free import scale_free
 # The constructors that a file of theta may name; nothing else in a file selects
 # code.
 _BY_NAME = {}
-# Arguments that were added later.  At these values a file leaves them out, so
-# that old and new files agree.
+# Arguments added later.  At these values a file leaves them out, as old ones do.
 LATER = {
   'predicted_step_descent': {'features': 'changes', 'sizes': None},
   'lstm_log_and_sign': {'labels': None, 'averaged': 0},
@@ -207,8 +206,8 @@ def robust_optimizer(
 
   It sees ratios of Adam's moments (RNNprop, Lv et al. 2017) and makes bounded
   steps; the parameters lie between where these steps lead and their average
-  over time: see `adam_ratios`, `gated_cell` and `schedule_free`.  Multiplying
-  the loss by a constant does not change the steps.
+  over time: see `adam_ratios`, `gated_cell` and `schedule_free`.  Each leaf
+  finds its length of steps.  Multiplying the loss by a constant changes none.
 
   Args:
     hidden: units of an LSTM in the gate; 0: none.
@@ -225,7 +224,7 @@ def robust_optimizer(
     agreement: how quickly the steps of a leaf get longer while its gradients
       agree with the last ones, and shorter while they do not, > 0; needs a
       size.  If parameters are sharded, one number a leaf is exchanged.  None:
-      lengths do not depend on it, and the optimizer is coordinatewise.
+      lengths do not depend on it, and nothing is exchanged.
     warmup: steps after which a step is half as long as without a warm-up, >= 0.
 
   Raises:
@@ -332,7 +331,7 @@ def save_learned(path, learned: LearnedOptimizer, theta, metadata=None) -> None:
   own = 'an optimizer of parts of your own cannot be rebuilt from a file'
   require(learned.call, f'save_learned: {own}; use save and load')
   kept = _plain(learned.call) == learned.call
-  lost = f'a file would not keep the arguments of {_said(learned.call)}'
+  lost = f'a file would not keep the arguments of {spelled(learned.call)}'
   require(kept, f'save_learned: {lost}; use dicts, lists, numbers and text')
   metadata = {} if metadata is None else metadata
   free = isinstance(metadata, dict) and 'optimizer' not in metadata
@@ -342,7 +341,7 @@ def save_learned(path, learned: LearnedOptimizer, theta, metadata=None) -> None:
     lambda x: (jnp.shape(x), jnp.result_type(x)), tree
   )
   wanted = jax.eval_shape(learned.init, jax.eval_shape(jax.random.key, 0))
-  fits = f'save_learned: theta is not for {_said(learned.call)}'
+  fits = f'save_learned: theta is not for {spelled(learned.call)}'
   require(kind(theta) == kind(wanted), fits)
   metadata = {'optimizer': learned.call, **metadata}
   checkpoint.save(path, theta, metadata=metadata)
@@ -374,7 +373,7 @@ def load_learned(path, expected: LearnedOptimizer | None = None):
     raise checkpoint.CheckpointError(f'{path}: {error}') from None
   if expected is not None and _plain(expected.call) != _plain(learned.call):
     raise checkpoint.CheckpointError(
-      f'{path}: is for {_said(learned.call)}, not {_said(expected.call)}'
+      f'{path}: is for {spelled(learned.call)}, not {spelled(expected.call)}'
     )
   key = jax.eval_shape(jax.random.key, 0)  # of shapes alone: nothing is run
   theta = jax.eval_shape(learned.init, key)
@@ -389,8 +388,13 @@ def _plain(call):
     return None  # what JSON cannot hold
 
 
-def _said(call):
+def spelled(call: dict | None) -> str:
+  """The call as one would type it today."""
   if call is None:
     return 'an optimizer of other parts'
-  arguments = ', '.join(f'{k}={v!r}' for k, v in call['arguments'].items())
+  of = inspect.signature(_BY_NAME[call['name']]).parameters
+  later = LATER.get(call['name'], {}).items()
+  other = {k: v for k, v in later if v != of[k].default}
+  arguments = {**other, **call['arguments']}.items()
+  arguments = ', '.join(f'{k}={v!r}' for k, v in arguments)
   return f'{call["name"]}({arguments})'

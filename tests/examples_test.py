@@ -69,13 +69,15 @@ class ExamplesTest(absltest.TestCase):
     few = [nets['quadratic'], nets['noisy, batches of 8']]
     table = robust_in_parts.main(1, (20, 40), few)
     self.assertEqual(table['at its start'], [1.0, 1.0])
-    for worse in 'blind to agreement', 'momentum, no averaging':
+    for worse in 'gate blind to |m / √v|', 'momentum, no averaging':
       self.assertGreater(min(table[worse]), 1.05)
 
   def test_robust_in_parts_begins_as_robust(self):
     key, built = jax.random.key(0), robust_in_parts.build()
     robust = l2o_jax.robust_optimizer()
     chex.assert_trees_all_equal(built.init(key), robust.init(key))
+    kept = l2o_jax.pretrained('robust')[1]
+    chex.assert_trees_all_close(kept, robust.init(key), rtol=1e-6)
     optimizee = l2o_jax.optimizees.quadratic(3)
     curve = lambda learned: l2o_jax.learning_curves(
       optimizee, learned.transform(learned.init(key)), key[None], 5

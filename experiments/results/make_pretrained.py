@@ -8,12 +8,11 @@ says of it, and the section "Where it fails" of the NOTES.md beside it.
 """
 
 import hashlib
-import inspect
 import json
 import pathlib
 import shutil
 
-from l2o_jax import learned_optimizers
+from l2o_jax.learned_optimizers import spelled
 
 RESULTS = pathlib.Path(__file__).resolve().parent
 PACKAGE = RESULTS.parents[1] / 'l2o_jax' / 'pretrained'
@@ -61,20 +60,10 @@ def section(notes: str, title: str) -> str:
   return rest.partition('\n## ')[0].strip()
 
 
-def said_later(name: str) -> dict:
-  """Arguments that a file leaves out, where that is not the default today."""
-  of = inspect.signature(getattr(learned_optimizers, name)).parameters
-  later = learned_optimizers.LATER.get(name, {}).items()
-  return {k: v for k, v in later if of[k].default != v}
-
-
 def entry(name: str, run: pathlib.Path) -> str:
   """What the page says of one theta."""
   record = json.loads((run / 'run.json').read_text())
   data = (run / 'theta.npz').read_bytes()
-  optimizer = record['optimizer']
-  arguments = {**said_later(optimizer['name']), **optimizer['arguments']}
-  call = ', '.join(f'{k}={v!r}' for k, v in arguments.items())
   seconds = record.get('seconds')
   minutes = record.get('minutes') or (seconds and round(seconds / 60))
   versions = ', '.join(f'{k} {v}' for k, v in record['versions'].items() if v)
@@ -87,7 +76,7 @@ def entry(name: str, run: pathlib.Path) -> str:
   lines = [
     f'## {name}',
     '',
-    f'- optimizer: `{optimizer["name"]}({call})`',
+    f'- optimizer: `{spelled(record["optimizer"])}`',
     f'- made by: `{record["command"]}`',
     f'- {minutes} minutes of meta-training; {record["device"]}; seed '
     f'{record["seed"]}; commit {record["commit"]}; {versions}',
