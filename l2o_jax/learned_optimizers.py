@@ -31,7 +31,7 @@ from l2o_jax.scale_free import scale_free
 # The constructors that a file of theta may name; nothing else in a file selects
 # code.
 _BY_NAME = {}
-# Arguments added later.  At these values a file leaves them out, as old ones do.
+# Arguments added later.  At these values a file leaves them out, as old ones.
 LATER = {
   'predicted_step_descent': {'features': 'changes', 'sizes': None},
   'lstm_log_and_sign': {'labels': None, 'averaged': 0},
