@@ -107,13 +107,12 @@ EXPERIMENT = settings.Experiment(
     'gated': {
       **_TUNED,
       'optimizer': 'gated',
-      'leafwise': True,
       'train_on': tuple(PANELS),
       'num_epochs': 600,
       'evaluation_period': 60,
       'num_validation': 32,
       'unroll_length': 50,
-      'learning_rate': 1e-3,
+      'learning_rate': 3e-3,
     },
     'paper': {
       'num_epochs': 900,

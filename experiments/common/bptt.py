@@ -49,9 +49,8 @@ def learned_optimizer(s, labels=None) -> LearnedOptimizer:
     labels: of groups with a theta each; None: one for all.
   """
   if s.optimizer.optimizer == 'gated':
-    how = {'scale': 0.3, 'long_memory': False, 'size': None, 'agreement': None}
-    how = {} if s.gate.leafwise else how
-    return robust_optimizer(s.gate.units, labels=labels, warmup=0.0, **how)
+    plain = {'long_memory': False, 'size': None, 'agreement': None, 'warmup': 0}
+    return robust_optimizer(s.gate.units, 0.3, labels=labels, **plain)
   p, scale, averaged = (
     s.lstm.preprocessing_p,
     s.lstm.output_scale,

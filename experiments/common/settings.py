@@ -116,12 +116,9 @@ class Gate(NamedTuple):
 
   Attributes:
     units: Units of the LSTM in the gate, >= 0; 0: no LSTM.
-    leafwise: Each leaf adapts the length of its steps, as with `robust`, and
-      the memory of squared gradients grows; else it is of twenty steps.
   """
 
   units: Whole = 8
-  leafwise: bool = False
 
 
 # Of an experiment with the topics above: the optimizer's own flags.
