@@ -109,7 +109,7 @@ def pictures(path, panels: dict) -> None:
     if i == 0:
       line[0].set_ylabel(title, fontsize=9)
   for name, axis in zip(columns, axes[0]):
-    axis.set_title(textwrap.fill(name, 18), fontsize=9)
+    axis.set_title(textwrap.fill(name, 22), fontsize=9)
   with files.replacing(path) as f:
     figure.savefig(f, format='png', dpi=110)
 
