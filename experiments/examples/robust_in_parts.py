@@ -1,7 +1,7 @@
 """What each part of `robust` is worth: the table of its ablations.
 
   pip install '.[experiments]'
-  python -m experiments.examples.robust_in_parts   # some 55 minutes on one core
+  python -m experiments.examples.robust_in_parts   # some 35 minutes on one core
 
 `robust` is features x cell, like every learned optimizer.  Here it is built
 from its parts, and each row leaves some out or changes them.  All have the
