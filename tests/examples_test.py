@@ -69,7 +69,7 @@ class ExamplesTest(absltest.TestCase):
     few = [nets['quadratic'], nets['noisy, batches of 8']]
     table = robust_in_parts.main(1, (20, 40), few)
     self.assertEqual(table['at its start'], [1.0, 1.0])
-    for worse in 'gate blind to |m / √v|', 'momentum, no averaging':
+    for worse in 'leaves do not adapt', 'momentum, no averaging':
       self.assertGreater(min(table[worse]), 1.05)
 
   def test_robust_in_parts_begins_as_robust(self):

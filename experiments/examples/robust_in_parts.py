@@ -105,12 +105,12 @@ def main(num_seeds=4, horizons=families.HORIZONS, nets=None):
   print(
     f'{len(start)} nets, {num_seeds} seeds: loss over the loss at the start'
   )
-  print(f'{"steps":25}{columns}')
+  print(f'{"steps":28}{columns}')
   table = {}
   for name, of in found.items():
     ratios = np.moveaxis(np.array(of) / start, 2, 0)  # [3, nets, seeds]
     table[name] = [interquartile_mean(x) for x in ratios]
-    print(f'{name:25}' + ''.join(f'{x:8.3f}' for x in table[name]))
+    print(f'{name:28}' + ''.join(f'{x:8.3f}' for x in table[name]))
   return table
 
 
