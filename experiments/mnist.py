@@ -7,8 +7,8 @@ Copy and paste:
 
 Meta-trains one LSTM on a 784-20-10 sigmoid net and compares it with tuned SGD,
 momentum, NAG, RMSprop and ADAM there and where it has not been: more steps,
-more units, two layers, ReLU.  The preset `gated` meta-trains schedule-free Adam
-whose step lengths are set by an LSTM, on the nets of all panels, instead.
+more units, two layers, ReLU.  With the preset `gated` the LSTM sets the step
+lengths of schedule-free Adam, and is meta-trained on the nets of all panels.
 Meta-training, validation and test use disjoint images.  Writes theta.npz,
 learning_curves.png, summary.json and curves.csv to --workdir.
 """

@@ -9,9 +9,9 @@ Copy and paste:
 Meta-trains an LSTM to paint photographs of 64 x 64 pixels in one style, and
 compares it with tuned SGD, momentum, NAG, RMSprop and ADAM on photographs that
 are new to it: in that style, and at 128 x 128 in a style that is new as well.
-The preset `gated` has schedule-free Adam whose step lengths are set by an LSTM
-in the LSTM's place.  Writes theta.npz, learning_curves.png, pictures.png,
-summary.json and curves.csv to --workdir.
+With the preset `gated` an LSTM sets the step lengths of schedule-free Adam.
+Writes theta.npz, learning_curves.png, pictures.png, summary.json and curves.csv
+to --workdir.
 """
 
 import functools

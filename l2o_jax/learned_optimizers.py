@@ -31,7 +31,7 @@ from l2o_jax.scale_free import scale_free
 # The constructors that a file of theta may name; nothing else in a file selects
 # code.
 _BY_NAME = {}
-# Arguments added later.  At these values a file leaves them out, as old ones.
+# Arguments added later; at these values files leave them out, as old ones do.
 LATER = {
   'predicted_step_descent': {'features': 'changes', 'sizes': None},
   'lstm_log_and_sign': {'labels': None, 'averaged': 0},
@@ -207,7 +207,7 @@ def robust_optimizer(
   It sees ratios of Adam's moments (RNNprop, Lv et al. 2017) and makes bounded
   steps; the parameters lie between where these steps lead and their average
   over time: see `adam_ratios`, `gated_cell` and `schedule_free`.  Each leaf
-  finds its length of steps.  Multiplying the loss by a constant changes none.
+  finds the length of its steps; a constant factor of the loss changes nothing.
 
   Args:
     hidden: units of an LSTM in the gate; 0: none.
