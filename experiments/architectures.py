@@ -214,12 +214,17 @@ def cores() -> int:
   return len(getattr(os, 'sched_getaffinity', lambda pid: range(1))(0))
 
 
-def measure(wanted: dict[str, Panel], learned, s: Comparison):
+def measure(path, wanted: dict[str, Panel], learned, s: Comparison):
   """({title: losses}, {title: settings}), a net for each core at a time."""
   curves, tuned = {}, {}
+
+  def one(title):
+    panel, file = wanted[title], path / comparison.PARTS / f'{title}.npz'
+    make = lambda: comparison.measure(panel, learned, s)
+    return comparison.kept(file, panel.test, [*learned, *s.baselines], make)
+
   with ThreadPoolExecutor(cores()) as pool:
-    one = lambda panel: comparison.measure(panel, learned, s)
-    results = pool.map(one, wanted.values())
+    results = pool.map(one, wanted)
     for title, found in zip(wanted, results):
       curves[title], tuned[title] = found
       cli.log(f'{len(curves)} of {len(wanted)}: {title}')
@@ -234,7 +239,7 @@ def main(s: Settings) -> None:
   for panel in wanted.values():
     others = comparison.rivals(s.comparison.rivals, panel.test.optimizee)
   with run.opened(EXPERIMENT, s) as path:
-    curves, tuned = measure(wanted, others, s.comparison)
+    curves, tuned = measure(path, wanted, others, s.comparison)
     summary = summarise(curves, s, others, tuned)
     every = {title: panel.test.every for title, panel in wanted.items()}
     report.write_curves(path / 'curves.csv', curves, every)

@@ -1,13 +1,16 @@
 """Learned against tuned hand-designed optimizers on unseen tasks."""
 
 import contextlib
+import functools
 import pathlib
 import resource
+import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -24,6 +27,7 @@ from experiments.common.problems import (
   tune,
 )
 from experiments.common.settings import Count, UsageError, flat
+from l2o_jax import checkpoint
 from l2o_jax.base import Optimizee
 from l2o_jax.checkpoint import CheckpointError
 from l2o_jax.learned_optimizers import load_learned
@@ -40,6 +44,7 @@ _NAMES = {
   'robust_optimizer': 'robust',
   'rnnprop': 'RNNprop (Lv et al.)',
 }
+PARTS = 'comparison'  # directory of what an unfinished comparison has found
 _MOST = 10**8  # numbers of an optimizer's state
 _TRAINERS = {'bptt': ', by back-propagation', 'badmm': ', by Bregman ADMM'}
 
@@ -182,16 +187,22 @@ def compare(
     return
   curves, rows, steps, tuned_on, began = {}, {}, {}, None, time.monotonic()
   count = 0
-  for panel in panels:
+  for number, panel in enumerate(panels):
     if panel.tuning is not tuned_on:
-      tuned_on = panel.tuning
-      run = _one_program(tuned_on, s)
-      settings = {n: tune(tuned_on, n, by, s.tune, run) for n in s.baselines}
-    curves[panel.title] = _run_all(panel.test, learned, settings, s)
+      tuned_on, settings = panel.tuning, {}
+      tuning = _one_program(tuned_on, s)
+    makers = _makers(panel, learned, s, by, settings, tuning)
+    curves[panel.title] = {}
+    for name, make in makers.items():
+      file = path / PARTS / f'{number}_{len(curves[panel.title])}.npz'
+      started = time.monotonic()
+      found, its_setting = kept(file, panel.test, [name], make)
+      curves[panel.title] |= found
+      settings |= its_setting
+      log(f'{panel.title}: {name}, {time.monotonic() - started:.0f} s')
     rows[panel.title] = report.statistics(curves[panel.title], settings)
     steps[panel.title] = panel.test.every
     count = max(count, len(panel.test.keys))
-    log(f'compared on {panel.title}')
   summary = {
     'panels': rows,
     'mean_rank': report.mean_ranks(rows),
@@ -213,12 +224,43 @@ def compare(
   report.show(path)
 
 
+def kept(
+  file: pathlib.Path, problem: Problem, names: Sequence[str], make: Callable
+) -> tuple[dict, dict]:
+  """`make()`, or what it returned when this comparison was begun before.
+
+  Args:
+    file: in PARTS of the run directory, where the results are kept until all
+      are there; what a killed comparison has found is not run again.
+    problem: that was run on.
+    names: of the optimizers.
+    make: () -> ({optimizer: losses [B, K + 1]}, {baseline: its setting}).
+  """
+  names, total = list(names), problem.num_steps // problem.every + 1
+  shape = len(problem.keys), total
+  like = [jax.ShapeDtypeStruct(shape, jnp.zeros(()).dtype) for _ in names]
+  if file.exists():
+    try:
+      facts = checkpoint.metadata(file)
+      if facts['names'] == names:
+        losses = map(np.asarray, checkpoint.load(file, like))
+        return dict(zip(names, losses)), facts['settings']
+    except (CheckpointError, LookupError, TypeError) as error:
+      log(f'{str(error).splitlines()[0]}; run again')
+  curves, settings = make()
+  file.parent.mkdir(exist_ok=True)
+  facts = {'names': names, 'settings': settings}
+  checkpoint.save(file, [curves[name] for name in names], metadata=facts)
+  return curves, settings
+
+
 def finish(path, began: float) -> None:
   """Says in run.json that all results are there, and what they took."""
   seconds = round(time.monotonic() - began, 1)
   mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
   how = {'comparison_seconds': seconds, 'memory_mb': mb}
   run_lib.note(path, finished=True, **how)
+  shutil.rmtree(path / PARTS, ignore_errors=True)
 
 
 def measure(panel: Panel, learned: dict, s: Comparison, by='final') -> tuple:
@@ -255,19 +297,32 @@ def _one_program(problem, s: Comparison):
   return together(problem, s.baselines, s.tune) if rates_alone else None
 
 
-def _run_all(problem, learned, settings, s: Comparison):
-  """{optimizer: losses [B, K + 1]}."""
-  own = lambda make, *args: np.asarray(runner(problem, make)(*args))
-  found = {
-    name: own(one.transform, theta) for name, (one, theta) in learned.items()
-  }
-  run = _one_program(problem, s)
-  for name, setting in settings.items():
-    if run is None:
-      found[name] = own(lambda n=name, x=setting: make_baseline(n, x))
+def _makers(panel, learned, s: Comparison, by, settings, tuning):
+  """{optimizer: () -> ({itself: losses [B, K + 1]}, {itself: its setting})}.
+
+  Hand-designed optimizers that are not in `settings` are tuned; `tuning` is
+  `_one_program` of the problem to tune on.
+  """
+  own = lambda make, *args: np.asarray(runner(panel.test, make)(*args))
+  one_program = _one_program(panel.test, s)
+
+  def run_learned(name):
+    one, theta = learned[name]
+    return {name: own(one.transform, theta)}, {}
+
+  def run_baseline(name):
+    setting = settings.get(name)
+    if setting is None:
+      setting = tune(panel.tuning, name, by, s.tune, tuning)
+    if one_program is None:
+      losses = own(lambda: make_baseline(name, setting))
     else:
-      found[name] = run(name, *rate_and_choice(setting))
-  return found
+      losses = one_program(name, *rate_and_choice(setting))
+    return {name: losses}, {name: setting}
+
+  found = {name: functools.partial(run_learned, name) for name in learned}
+  more = {name: functools.partial(run_baseline, name) for name in s.baselines}
+  return found | more
 
 
 def shown(experiment, settings, draw=report.draw, show=report.show) -> bool:

@@ -5,6 +5,7 @@
   metrics.jsonl  a line for each epoch
   checkpoints/   state to resume from
   theta.npz      the selected theta; the file names its optimizer
+  comparison/    what an unfinished comparison has found
   summary.json   the comparison, with curves.csv and a picture
 
 A kept result is a copy of run.json, theta.npz, summary.json and the picture.

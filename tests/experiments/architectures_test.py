@@ -120,7 +120,9 @@ class ArchitecturesTest(absltest.TestCase):
     found = []
     for count in (1, 2):
       with mock.patch.object(architectures, 'cores', lambda n=count: n):
-        found.append(architectures.measure(wanted, {}, s))
+        path = self.path / str(count)
+        path.mkdir(parents=True)
+        found.append(architectures.measure(path, wanted, {}, s))
     (one, settings), (two, again) = found
     self.assertEqual(list(one), ['a', 'b'])
     self.assertEqual(settings, again)
@@ -129,7 +131,8 @@ class ArchitecturesTest(absltest.TestCase):
 
   def test_figure(self):
     """A panel for each depth and one for activations; lines at the base net."""
-    s = self.settings(units=(10, 20), depths=(1, 2), activations=('relu',))
+    nets = {'units': (10, 20), 'depths': (1, 2), 'activations': ('relu',)}
+    s = self.settings(**nets, baselines=('SGD',))
     saved = []
     with (
       mock.patch.object(comparison, 'measure', measured),

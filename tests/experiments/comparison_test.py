@@ -222,6 +222,36 @@ class CompareTest(absltest.TestCase):
     self.assertIsNone(summary['margin_of_victory']['SGD']['mean_2_to_horizon'])
     self.assertTrue((self.path / 'learning_curves.png').exists())
 
+  def test_a_killed_comparison_goes_on(self):
+    """What was found is not run again, unless its file is damaged."""
+    theta = toy.LEARNED.init(jax.random.key(0))
+    whole, text = self.compare(theta)
+    (self.path / 'run.json').unlink()
+    for file in ('curves.csv', 'summary.json', 'learning_curves.png'):
+      (self.path / file).unlink()
+    ran = []
+
+    def tune(problem, name, *args):
+      ran.append(name)
+      if len(ran) == 2:
+        raise KeyboardInterrupt
+      return problems.tune(problem, name, *args)
+
+    with mock.patch.object(comparison, 'tune', tune):
+      with self.assertRaises(KeyboardInterrupt):
+        self.compare(theta)
+      parts = self.path / comparison.PARTS
+      self.assertEqual(
+        sorted(f.name for f in parts.iterdir()), ['0_0.npz', '0_1.npz']
+      )
+      (parts / '0_0.npz').write_bytes(b'damaged')
+      again, text_again = self.compare(theta)
+    self.assertEqual(ran, ['SGD', 'momentum', 'momentum'])
+    self.assertEqual((again, text_again), (whole, text))
+    self.assertFalse(parts.exists())
+    lines = [call.args[0] for call in comparison.log.call_args_list]
+    self.assertTrue(any('0_0.npz' in line for line in lines), lines)
+
   def test_results_are_written_before_they_are_printed(self):
     """A standard output that takes nothing loses nothing (B.5)."""
     theta = toy.LEARNED.init(jax.random.key(0))
