@@ -117,13 +117,12 @@ def lstm_cell(
   require(0 <= averaged <= min(hidden, default=0), within)
 
   def init(key, num_features):
-    keys = jax.random.split(key, len(hidden) + 1)
-    sizes = (num_features,) + hidden
-    first = {}
+    sizes, first = (num_features,) + hidden, {}
     if projection is not None:
-      key_first = jax.random.fold_in(key, 0)
+      key, key_first = jax.random.split(key)
       first = {'projection': linear_init(key_first, num_features, projection)}
       sizes = (projection,) + hidden
+    keys = jax.random.split(key, len(hidden) + 1)
     layers = list(map(lstm_layer_init, keys, sizes, hidden))
     last = linear_init(keys[-1], sizes[-1], 1)
     return {**first, 'lstm': layers, 'linear': last}
