@@ -41,8 +41,8 @@ from experiments.common.judging import Contender
 from experiments.common.tasks import Task
 from l2o_jax.base import LearnedOptimizer, Optimizee
 from l2o_jax.cells.schedule_free import eval_params
-from l2o_jax.learned_optimizers import load_learned
 from l2o_jax.pretrained import names, pretrained
+from l2o_jax.theta_files import load_learned
 
 FIXED = 'ADAM 1e-3'
 PLAIN = ('SGD', 'momentum', 'NAG', 'RMSprop', 'AdaGrad', 'ADAM')

@@ -28,7 +28,8 @@ from experiments.common import (
 )
 from experiments.predicted_step_descent import EXPERIMENT as PSD
 from experiments.predicted_step_descent import PANELS, make_optimizee
-from l2o_jax.learned_optimizers import load_learned, policy_parts
+from l2o_jax.learned_optimizers import policy_parts
+from l2o_jax.theta_files import load_learned
 from l2o_jax.unroll import unroll
 
 KEPT = 'experiments/results/predicted_step_descent'

@@ -63,7 +63,6 @@ from l2o_jax.imitation import imitation
 from l2o_jax.learned_optimizers import (
   autonomous_optimizer,
   flattened,
-  load_learned,
   lstm_averaging,
   lstm_log_and_sign,
   lstm_policy,
@@ -72,10 +71,10 @@ from l2o_jax.learned_optimizers import (
   predicted_step_descent,
   rnnprop,
   robust_optimizer,
-  save_learned,
 )
 from l2o_jax.pretrained import pretrained, pretrained_optimizer
 from l2o_jax.scale_free import scale_free
+from l2o_jax.theta_files import load_learned, save_learned
 from l2o_jax.truncated_bptt import meta_loss, truncated_bptt
 from l2o_jax.unroll import unroll
 

@@ -27,6 +27,7 @@ FLOORS = (
   ('cells.gated', 'cells.ntm_bfgs', 'coordinatewise'),
   ('cells.schedule_free', 'evaluation', 'groups', 'truncated_bptt'),
   ('blocks', 'evolution', 'learned_optimizers'),
+  ('theta_files',),
   ('pretrained.__init__',),
   ('optimizees.classifier', 'optimizees.quadratic', 'optimizees.regression'),
   ('optimizees.convnet', 'optimizees.neural_art'),

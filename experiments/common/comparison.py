@@ -30,8 +30,8 @@ from experiments.common.settings import Count, UsageError, flat
 from l2o_jax import checkpoint
 from l2o_jax.base import Optimizee
 from l2o_jax.checkpoint import CheckpointError
-from l2o_jax.learned_optimizers import load_learned
 from l2o_jax.pretrained import names, pretrained
+from l2o_jax.theta_files import load_learned
 
 _NAMES = {
   'lstm_raw': 'LSTM (Andrychowicz et al.)',

@@ -13,7 +13,7 @@ from experiments.common import run as run_lib
 from experiments.common.cli import log
 from experiments.common.settings import UsageError
 from l2o_jax import checkpoint
-from l2o_jax.learned_optimizers import load_learned, save_learned
+from l2o_jax.theta_files import load_learned, save_learned
 
 KEEP = 2  # checkpoints
 

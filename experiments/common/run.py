@@ -29,7 +29,7 @@ import jax
 from experiments.common import settings as settings_lib
 from experiments.common.cli import log
 from experiments.common.settings import Experiment, UsageError
-from l2o_jax import checkpoint, files, learned_optimizers
+from l2o_jax import checkpoint, files, theta_files
 
 EXPERIMENTS = (  # those that train
   'quadratics',
@@ -298,5 +298,5 @@ def rebuild(path):
     raise UsageError(f'{path} is a run of {record["experiment"]!r}')
   module = importlib.import_module(f'experiments.{record["experiment"]}')
   settings = settings_lib.restored(module.EXPERIMENT, record['flags'])
-  learned, theta = learned_optimizers.load_learned(path / 'theta.npz')
+  learned, theta = theta_files.load_learned(path / 'theta.npz')
   return settings, learned, theta

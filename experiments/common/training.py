@@ -21,8 +21,8 @@ from experiments.common.progress import Progress
 from experiments.common.settings import UsageError
 from l2o_jax import checkpoint
 from l2o_jax.base import LearnedOptimizer, MetaTrainer, Optimizee
-from l2o_jax.learned_optimizers import load_learned
 from l2o_jax.pretrained import names, pretrained
+from l2o_jax.theta_files import load_learned
 
 SAVE_PERIOD = 60.0  # seconds between checkpoints, at most
 

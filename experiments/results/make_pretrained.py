@@ -12,7 +12,7 @@ import json
 import pathlib
 import shutil
 
-from l2o_jax.learned_optimizers import spelled
+from l2o_jax.theta_files import spelled
 
 RESULTS = pathlib.Path(__file__).resolve().parent
 PACKAGE = RESULTS.parents[1] / 'l2o_jax' / 'pretrained'

@@ -8,7 +8,7 @@ import optax
 
 from l2o_jax.base import LearnedOptimizer, Theta
 from l2o_jax.checks import plain_number, require, traced
-from l2o_jax.learned_optimizers import load_learned
+from l2o_jax.theta_files import load_learned
 
 _FILES = importlib.resources.files(__name__)
 

@@ -11,7 +11,8 @@ import time
 
 import jax
 
-from l2o_jax.learned_optimizers import lstm_raw, save_learned
+from l2o_jax.learned_optimizers import lstm_raw
+from l2o_jax.theta_files import save_learned
 from tests.battery.programs import (
   CACHE,
   CONTEXT,

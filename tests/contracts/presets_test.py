@@ -18,10 +18,11 @@ from experiments import (
 )
 from experiments.common import bptt, families, policies, run, settings
 from experiments.common.training import Training
-from l2o_jax.learned_optimizers import autonomous_optimizer, build
+from l2o_jax.learned_optimizers import autonomous_optimizer
 from l2o_jax.optimizees.classifier import classifier, mlp
 from l2o_jax.optimizees.convnet import convnet
 from l2o_jax.optimizees.quadratic import quadratic
+from l2o_jax.theta_files import build
 
 
 def by_bptt(s, learned, optimizee):

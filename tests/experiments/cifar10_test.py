@@ -15,9 +15,9 @@ from experiments import cifar10
 from experiments.common import cli, report, training
 from experiments.common.settings import UsageError
 from l2o_jax.datasets import DatasetError
-from l2o_jax.learned_optimizers import load_learned
 from l2o_jax.optimizees.classifier import classifier
 from l2o_jax.optimizees.convnet import convnet
+from l2o_jax.theta_files import load_learned
 from tests import quick
 from tests.experiments import toy
 

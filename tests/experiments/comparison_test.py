@@ -272,7 +272,7 @@ class CompareTest(absltest.TestCase):
     theta = toy.LEARNED.init(jax.random.key(0))
     _, text = self.compare(theta)
     self.assertFalse(comparison.shown(toy.EXPERIMENT, self.settings))
-    from l2o_jax.learned_optimizers import save_learned
+    from l2o_jax.theta_files import save_learned
 
     save_learned(self.path / 'theta.npz', toy.LEARNED, theta)
     (self.path / 'learning_curves.png').unlink()

@@ -13,8 +13,9 @@ from experiments import policy_steps
 from experiments.common import cli, policies
 from experiments.common.settings import UsageError
 from l2o_jax.features import relative_changes
-from l2o_jax.learned_optimizers import predicted_step_descent, save_learned
+from l2o_jax.learned_optimizers import predicted_step_descent
 from l2o_jax.pretrained import pretrained
+from l2o_jax.theta_files import save_learned
 from tests.contracts.subjects import theta_of
 from tests.experiments import toy
 

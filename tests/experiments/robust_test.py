@@ -13,7 +13,7 @@ from experiments import robust
 from experiments.common import families, nets, run, tasks, training
 from experiments.common.settings import UsageError
 from l2o_jax import optimizees
-from l2o_jax.learned_optimizers import load_learned
+from l2o_jax.theta_files import load_learned
 from tests.experiments import toy
 
 TINY = {

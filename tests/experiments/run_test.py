@@ -17,8 +17,8 @@ from absl.testing import absltest, parameterized
 
 from experiments.common import cli, progress, run, settings, signals, training
 from l2o_jax.checkpoint import CheckpointError
-from l2o_jax.learned_optimizers import load_learned, save_learned
 from l2o_jax.pretrained import pretrained
+from l2o_jax.theta_files import load_learned, save_learned
 from tests.experiments import toy
 
 
