@@ -86,8 +86,8 @@ class Policy(NamedTuple):
       weights of the policy's regression, 0 ... 1; 1 in the paper.
     num_rollouts: Rollouts of each function in an epoch, >= 2; 20 in the paper.
     blend: Weight of the other times in the fits, 0 ... 1.
-    initial_rate: Learning rate of the first guide, relative to that of tuned
-      momentum, > 0.
+    initial_rate: Learning rate of the first guide, relative to tuned
+      momentum's, > 0.
   """
 
   trainer: Literal['mdgps', 'badmm'] = 'mdgps'

@@ -168,7 +168,7 @@ def stages(learned, s: Settings, trained: Sequence[Optimizee]):
       num_unrolls=1,
       num_optimizees=c.num_optimizees,
       std=c.std,
-      weights=_weights(horizon)[1:],
+      weights=_weights(horizon),
     )
     of_loss = [
       functools.partial(_relative, curve)

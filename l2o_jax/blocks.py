@@ -297,6 +297,8 @@ def chunked(learned: LearnedOptimizer, size: int = 1280) -> LearnedOptimizer:
       updates = _number(updates, g)
       return jnp.ravel(updates)[: g.size].reshape(g.shape), state
 
-    return optax.GradientTransformationExtraArgs(*leaf_by_leaf(start, move))
+    return optax.GradientTransformationExtraArgs(
+      *leaf_by_leaf(start, jax.jit(move))
+    )
 
   return learned._replace(transform=transform, communicates=True)

@@ -62,12 +62,35 @@ def each(function, num_axes: int):
   return function
 
 
-def _seen(features, memory, x, g, value):
-  """The features of a leaf's coordinates, [F, *s], and their memory."""
+def as_whole(cell: Cell) -> Cell:
+  """The cell as one that takes all coordinates at once, features first."""
+  if cell.whole:
+    return cell
+
+  def initial_state(n):
+    repeat = lambda s: jnp.repeat(jnp.asarray(s)[..., None], n, -1)
+    return jax.tree.map(repeat, cell.initial_state())
+
+  def step(theta, x, state):
+    of_one = functools.partial(cell.step, theta)
+    return each(of_one, x.ndim - 1)(x, state)
+
+  return cell._replace(initial_state=initial_state, step=step, whole=True)
+
+
+def _on_leaf(features):
+  """init: x [*s] -> memory;  update: ... -> memory, features [F, *s]."""
   if 'leaf' not in features.needs:
-    return each(features.update, g.ndim)(memory, x, g, value)
-  memory, inputs = features.update(memory, x, g, value)  # [*s, F]
-  return memory, jnp.moveaxis(inputs, -1, 0)
+    init = lambda x: each(features.init, x.ndim)(x)
+    return init, lambda memory, x, g, value: each(features.update, g.ndim)(
+      memory, x, g, value
+    )
+
+  def update(*args):
+    memory, seen = features.update(*args)  # [*s, F]
+    return memory, jnp.moveaxis(seen, -1, 0)
+
+  return features.init, update
 
 
 def _cast(tree, dtype):
@@ -110,6 +133,7 @@ def _rule(features, cell, theta, state_dtype):
       is remembered now.
   """
   of_leaf, weights = 'leaf' in features.needs, jax.tree.leaves(theta)
+  cell, (remember, look) = as_whole(cell), _on_leaf(features)
   dtype = jnp.result_type(*weights) if weights else jnp.float32
   dtype = dtype if jnp.issubdtype(dtype, jnp.inexact) else jnp.float32
 
@@ -124,23 +148,22 @@ def _rule(features, cell, theta, state_dtype):
 
   def start(x):
     x = seen(x)
-    memory = (features.init if of_leaf else each(features.init, x.ndim))(x)
+    memory = remember(x)
     if cell.communicates:
       state = cell.initial_state(x.size)
       # Copies, since a cell may start several arrays from one buffer, which a
       # user could then not donate.
       state = jax.tree.map(jnp.array, _cast(state, state_dtype or dtype))
       return WholeState((memory,), (state,))
-    state = cell.initial_state(1) if cell.whole else cell.initial_state()
-    of_one = lambda s: s[..., 0] if cell.whole else jnp.asarray(s)  # [H]
-    box = lambda s: of_one(s).reshape(*of_one(s).shape, *(1,) * x.ndim)
-    state = jax.tree.map(box, state)  # [H, 1, ...]
+    box = lambda s: s.reshape(*s.shape[:-1], *(1,) * x.ndim)
+    state = jax.tree.map(box, cell.initial_state(1))  # [H, 1] -> [H, 1, ...]
 
     # Computed from x, to be sharded as x is.  x is finite, so this adds 0; the
     # compiler, which would drop 0 * x, cannot know that.
     def follow(s):  # [H, *s], or [] of the leaf
       nothing = x != x if s.ndim >= x.ndim else jnp.any(x != x)
-      return s + nothing.astype(s.dtype)
+      nothing = nothing.astype(s.dtype)
+      return s + jnp.expand_dims(nothing, range(s.ndim - nothing.ndim))
 
     memory, state = jax.tree.map(follow, (memory, state))
     kind = LeafwiseState if of_leaf else CoordinatewiseState
@@ -154,17 +177,11 @@ def _rule(features, cell, theta, state_dtype):
     if value is not None:
       value = _of_each(value, g, dtype)
     g, x = seen(g), seen(g if x is None else x)
-    memory, inputs = _seen(features, old.memory[0], x, g, value)
-    wanted = (features.size, *g.shape)
-    _check('features', inputs.shape, wanted)
-    inputs = inputs.astype(dtype)  # [F, *s]
+    memory, inputs = look(old.memory[0], x, g, value)
+    _check('features', inputs.shape, (features.size, *g.shape))
     state = _cast(old.cell[0], dtype)  # [H, *s]
-    if cell.whole:
-      delta, state = cell.step(theta, inputs, state)
-    else:
-      step = functools.partial(cell.step, theta)
-      delta, state = each(step, g.ndim)(inputs, state)  # [*s], [H, *s]
-    _check('step', jnp.shape(delta), g.shape)
+    delta, state = cell.step(theta, inputs.astype(dtype), state)
+    _check('step', jnp.shape(delta), g.shape)  # [*s]
     new = type(old)((memory,), (state,))
     kinds = [jax.tree.structure(x) for x in (old, new)]
     began = f'coordinatewise: memory and state began as {kinds[0]}'

@@ -11,7 +11,7 @@ import optax
 
 from l2o_jax.base import Info, LearnedOptimizer, MetaTrainer
 from l2o_jax.checks import pair, positive, require
-from l2o_jax.truncated_bptt import MetaState, meta_update
+from l2o_jax.truncated_bptt import MetaState, checked_weights, meta_update
 from l2o_jax.unroll import scalar, unroll
 
 
@@ -45,6 +45,9 @@ def evolution(
   depend on T, and chaotic runs have no exploding gradients.  The variance grows
   with the number of weights: good for a few thousand.
 
+  What is constant to back-propagation, such as the units of `standardised`, is
+  trained like the rest.
+
   Args:
     learned: the learned optimizer.
     meta_optimizer: the optimizer of θ.
@@ -53,7 +56,8 @@ def evolution(
     num_optimizees: B, pairs of runs.
     std: σ, in units of θ.
     reuse_noise: ε once a run; False: PES.
-    weights: w_t along the whole run, t = 1 ... U T; all ones by default.
+    weights: w_t along the whole run, [U T + 1]; all ones by default.  The first
+      is not used, since f(x_0) does not depend on θ.
     of_loss: h, see `meta_loss`.
 
   Returns:
@@ -61,9 +65,6 @@ def evolution(
     means of both runs [U, B, T + 1], Info.meta_loss the sums of w_t h(f) over
     an unroll, in the mean over both runs and B [U];
     Info.summary['gradient_norm'] is the epoch's largest.
-
-  What is constant to back-propagation, such as the units of `standardised`, is
-  trained like the rest.
 
   Raises:
     ValueError: a size or σ is not positive, or weights have a wrong shape or
@@ -73,21 +74,17 @@ def evolution(
   positive('evolution', **sizes, num_optimizees=num_optimizees)
   require(0 < std < np.inf, f'evolution: std must be positive, got {std!r}')
   count = unroll_length * num_unrolls
-  weights = jnp.ones(count) if weights is None else jnp.asarray(weights)
-  shape = f'evolution: weights must have shape ({count},), got {weights.shape}'
-  require(weights.shape == (count,), shape)
-  require(np.isfinite(weights).all(), 'evolution: weights must be finite')
+  weights = checked_weights('evolution', weights, count + 1)[1:]
 
   def init(key):
     theta = learned.init(key)
     return MetaState(theta, meta_optimizer.init(theta))
 
+  copies = lambda x: jnp.zeros((num_optimizees, *x.shape), x.dtype)
+
   def noise(theta, key):  # [B, *leaf]
-    leaves, structure = jax.tree.flatten(theta)
-    keys = jax.random.split(key, len(leaves))
-    shape = lambda x: (num_optimizees, *x.shape)
-    draw = lambda key, x: std * jax.random.normal(key, shape(x), x.dtype)
-    return structure.unflatten(map(draw, keys, leaves))
+    normal = optax.tree.random_like(key, jax.tree.map(copies, theta))
+    return optax.tree.scale(std, normal)
 
   def run(optimizee, theta, task, params, opt_state, keys):
     """One run of one unroll: where it ends, and its losses [T + 1]."""
@@ -127,9 +124,8 @@ def evolution(
       state, skipped, norm = meta_update(meta_optimizer, state, loss, gradient)
       return (state, pairs, drawn), (losses.mean(0), loss, skipped, norm)
 
-    copies = lambda x: jnp.zeros((num_optimizees, *x.shape), x.dtype)
     start = state, pairs, jax.tree.map(copies, state.theta)
-    windows = weights.reshape(num_unrolls, unroll_length)
+    windows = jnp.asarray(weights).reshape(num_unrolls, unroll_length)
     inputs = keys, jnp.arange(num_unrolls), windows
     (state, *_), (losses, loss, skipped, norm) = jax.lax.scan(
       meta_step, start, inputs

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import optax
 
 from l2o_jax.base import Features
 from l2o_jax.checks import positive, require, traced
@@ -15,7 +16,7 @@ from l2o_jax.checks import positive, require, traced
 def gradient() -> Features:
   """The raw gradient, x = (g): F = 1 (Andrychowicz et al., section 3.1)."""
   update = lambda memory, x, g, value: (memory, g[..., None])
-  return Features(size=1, init=lambda x: (), update=update)
+  return Features(1, lambda x: (), update)
 
 
 def log_and_sign(p: float = 10.0) -> Features:
@@ -45,14 +46,15 @@ def log_and_sign(p: float = 10.0) -> Features:
     del x, value
     eps = jnp.finfo(g.dtype).eps
     log = jnp.log(jnp.abs(g) + eps) / p
-    sign = g * jnp.exp(jnp.asarray(p, g.dtype))
-    # `where` rather than `maximum` and `clip`: at the boundary the derivative
-    # is then the inner derivative, as in the released code, not half of it.
+    most = jnp.log(jnp.finfo(g.dtype).max) - 0.01  # exp(most) is finite
+    sign = g * jnp.exp(jnp.minimum(jnp.asarray(p, g.dtype), most))
+    # Unlike with `clip`, the derivative at the boundary is then the inner one,
+    # as in the released code, and not half of it.
     log = jnp.where(log < -1, -1, log)
     sign = jnp.where(jnp.abs(sign) > 1, jnp.sign(sign), sign)
     return memory, jnp.stack([log, sign], -1)
 
-  return Features(size=2, init=lambda x: (), update=update)
+  return Features(2, lambda x: (), update)
 
 
 class Moments(NamedTuple):
@@ -136,9 +138,8 @@ def adam_ratios(
   others = {'eps': eps, 'age': age, 'window': window, 'size': size}
   others['agreement'] = agreement
   given = [x for x in others.values() if x is not None]
-  above = f'must be positive: {others}'
   sane = all(traced(x) or 0 < x < math.inf for x in given)
-  require(sane, f'adam_ratios: {above}')
+  require(sane, f'adam_ratios: must be positive: {others}')
   dated = agreement is None or age is not None
   require(dated, 'adam_ratios: agreement needs an age')
 
@@ -167,7 +168,7 @@ def adam_ratios(
     limits = jnp.finfo(g.dtype)
     largest = 0.5 * limits.max**0.5
     g = jnp.clip(g, -largest, largest)  # g² stays finite
-    step = memory.step + 1
+    step = optax.safe_increment(memory.step)
     t = step.astype(g.dtype)
     m = [b * m + (1 - b) * g for b, m in zip(b1, memory.m)]
     if window is None:
@@ -188,8 +189,7 @@ def adam_ratios(
     if age is not None:
       of_all.append(jnp.log1p((t - 1) / age))
     seen += [x + jnp.zeros_like(g) for x in of_all]  # sharded as g is
-    # Features lie one after the other in memory, as cells read them.
-    seen = jnp.moveaxis(jnp.stack(seen), 0, -1)
+    seen = jnp.moveaxis(jnp.stack(seen), 0, -1)  # in memory as cells read it
     return Moments(step, jnp.stack(m), v, length), seen
 
   count = len(b1) + 1 + sum(x is not None for x in (size, age, agreement))
@@ -237,7 +237,8 @@ def relative_changes() -> Features:
     started = memory.step > 0
     last_g = jnp.where(started, memory.g, g)
     known = started & jnp.isfinite(f) & (memory.f != 0)
-    change = jnp.where(known, (f - memory.f) / jnp.where(known, memory.f, 1), 0)
+    change = (f - memory.f) / jnp.where(known, memory.f, 1)
+    change = jnp.clip(jnp.where(known, change, 0), -largest, largest)
     # No difference of two large numbers overflows.
     moved = lambda a, b: 2 * jnp.clip(a / 2 - b / 2, -largest, largest)
     last = jnp.where(started, moved(x, memory.x[0]), 0)
@@ -277,8 +278,8 @@ def history(depth: int = 25) -> Features:
 
       g(t - i), i = 0 ... H - 1,  and  f(t) - f(t - i), i = 1 ... H
 
-  with 0 where t - i < 0.  A loss that is not finite shows no change and counts
-  as the last finite one, or as 0 if there is none.  `update` needs `value`.
+  with 0 where t - i < 0.  A loss that is not finite counts as in
+  `relative_changes`.  `update` needs `value`.
 
   Args:
     depth: H >= 1; 25 in the paper.
@@ -300,8 +301,7 @@ def history(depth: int = 25) -> Features:
     change = jnp.broadcast_to(change, (*x.shape, depth))
     f = jnp.where(jnp.isfinite(f), f, memory.f[0])
     memory = Window(memory.step + 1, gradients[:-1], _shift(memory.f, f))
-    seen = [jnp.moveaxis(gradients, 0, -1), change]
-    return memory, jnp.concatenate(seen, -1)
+    return memory, jnp.concatenate([jnp.moveaxis(gradients, 0, -1), change], -1)
 
   return Features(2 * depth, init, update, frozenset({'value'}))
 
@@ -340,8 +340,8 @@ def state_features(lag: int = 5, depth: int = 25) -> Features:
         / (|x̄(t-Pi) - x̄(t-P(i+1))| + 0.1)                      i = 0 ... L - 1
 
   A feature that would need a negative time is 0.  A loss that is not finite
-  counts as the last finite one, or as 0 if there is none.  The third formula is
-  a reconstruction (BUILD_NOTES.md).
+  counts as in `relative_changes`.  The third formula is a reconstruction
+  (BUILD_NOTES.md).
 
   Args:
     lag: P >= 1; 5 in the paper.

@@ -14,7 +14,8 @@ class GuardedState(NamedTuple):
   """The state of both runs.
 
   Attributes:
-    step: number of updates since the last comparison.
+    step: number of updates since the last comparison; -1: the guard was better,
+      and x has not reached it yet.
     opt_state: of the guarded optimizer.
     guard_state: of the guard.
     guard_params: where the guard is; like the parameters.
@@ -36,6 +37,12 @@ def _finite(tree):
   return jnp.all(
     jnp.array([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)])
   )
+
+
+def _rounding(tree):
+  """The largest relative error of rounding of a tree's types."""
+  types = [jnp.result_type(x) for x in jax.tree.leaves(tree)]
+  return max([jnp.finfo(dtype).eps for dtype in types], default=0)
 
 
 def guarded(
@@ -60,13 +67,13 @@ def guarded(
   the guard's rate of convergence per N steps; gradient descent with a rate of
   at most 1 / L never ascends and converges to a stationary point of any f with
   L-Lipschitz gradients.  With minibatches the guarantee holds up to the error
-  of a mean over n of them.  Updates are added to x, so the guard's x is reached
-  up to the rounding of x.
+  of a mean over n of them.  Updates are added to x.  Where x is so far away
+  that its rounding hides the guard's x, the next step goes there, too.
 
   Between two comparisons the guarded run is on its own: stop where `state.step`
   is 0, which is after a multiple of N steps unless a loss or a step was not
-  finite.  What lies outside the parameters, such as the running averages of
-  batch normalisation, is not guarded.
+  finite, or x was that far away.  What lies outside the parameters, such as the
+  running averages of batch normalisation, is not guarded.
 
   It must come last in a chain: what follows would change the step to the
   guard's x.  It must not be masked, as `value_fn` needs all parameters.  What
@@ -124,9 +131,11 @@ def guarded(
       y_grads, state.guard_state, y, value=y_value, **extra
     )
 
-    lost = ~(jnp.isfinite(value) & _finite(moves))
-    held = jnp.isfinite(y_value) & _finite(y_moves)
     phase = state.step
+    late = phase < 0
+    ahead = optax.apply_updates(params, moves)  # a finite step may overflow x
+    lost = late | ~(jnp.isfinite(value) & _finite(ahead))
+    held = jnp.isfinite(y_value) & _finite(y_moves)
     both = jnp.stack([value, y_value]).astype(state.losses.dtype)
     counted = jnp.where(phase >= every - average, both, 0)
     losses = state.losses + counted
@@ -138,13 +147,16 @@ def guarded(
     to_guard = jax.tree.map(lambda y, m, x: y + m - x, y, y_moves, params)
     moves = optax.tree.where(reject, to_guard, moves)
     moved = optax.apply_updates(params, moves)
+    there = optax.apply_updates(y, y_moves)
+    off = optax.tree.norm(jax.tree.map(jnp.subtract, moved, there))
+    far = reject & ~(off <= 16 * _rounding(params) * optax.tree.norm(there))
     new = GuardedState(
-      jnp.where(compare, 0, state.step + 1),
+      jnp.where(compare, jnp.where(far, -1, 0), state.step + 1),
       optax.tree.where(reject, opt.init(moved), opt_state),
       optax.tree.where(accept, guard.init(params), guard_state),
-      optax.tree.where(accept, params, optax.apply_updates(y, y_moves)),
+      optax.tree.where(accept, params, there),
       jnp.where(compare, 0, losses),
-      state.rejected + reject,
+      state.rejected + (reject & ~late),
     )
     neither = lost & ~held  # nothing to go on from: as if there were no step
     still = optax.tree.zeros_like(moves)

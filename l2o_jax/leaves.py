@@ -99,13 +99,16 @@ def leaf_by_leaf(start: Callable, move: Callable):
     """The structure of what is remembered of one leaf."""
     return jax.tree.structure(jax.eval_shape(start, jnp.zeros(())))
 
-  def init(params):
-    check_real(params, 'parameter')
-    leaves, outer = jax.tree.flatten(params)
-    rows = [jax.tree.leaves(start(_array(x))) for x in leaves]
+  def to_trees(rows, outer):
+    """What is remembered, from a row of arrays for each leaf."""
     inner = structure()
     columns = [[row[k] for row in rows] for k in range(inner.num_leaves)]
     return inner.unflatten(map(outer.unflatten, columns))
+
+  def init(params):
+    check_real(params, 'parameter')
+    leaves, outer = jax.tree.flatten(params)
+    return to_trees([jax.tree.leaves(start(_array(x))) for x in leaves], outer)
 
   def update(updates, state, params=None, **extra_args):
     check_real(updates, 'gradient')
@@ -122,18 +125,18 @@ def leaf_by_leaf(start: Callable, move: Callable):
     columns = [outer.flatten_up_to(tree) for tree in trees]
     gs = _flatten_as(outer, updates, 'gradients')
     xs = _flatten_as(outer, like, 'parameters')
-    deltas = [None] * len(gs)
-    for i, (g, x) in enumerate(zip(gs, xs, strict=True)):
-      if g is not None:  # None: a frozen parameter
-        frozen = params is not None and x is None
-        require(not frozen, 'coordinatewise: a gradient for a parameter None')
-        g, x = jnp.asarray(g), None if params is None else x
-        old = inner.unflatten([column[i] for column in columns])
-        delta, new = move(g, x, old, **extra_args)
-        deltas[i] = delta.astype(g.dtype)
-        for column, part in zip(columns, jax.tree.leaves(new), strict=True):
-          column[i] = part
-    trees = map(outer.unflatten, columns)
-    return outer.unflatten(deltas), inner.unflatten(trees)
+
+    def of_leaf(g, x, *row):
+      if g is None:  # a frozen parameter
+        return None, row
+      frozen = params is not None and x is None
+      require(not frozen, 'coordinatewise: a gradient for a parameter None')
+      g, x = jnp.asarray(g), None if params is None else x
+      delta, new = move(g, x, inner.unflatten(row), **extra_args)
+      return delta.astype(g.dtype), jax.tree.leaves(new)
+
+    found = [of_leaf(*leaf) for leaf in zip(gs, xs, *columns, strict=True)]
+    deltas = outer.unflatten([delta for delta, _ in found])
+    return deltas, to_trees([row for _, row in found], outer)
 
   return init, update

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import chex
 import jax.numpy as jnp
+import optax
 
 from l2o_jax.base import Features
 from l2o_jax.checks import require
@@ -66,7 +67,8 @@ def scale_free(age: float = 20.0) -> Features:
     unbiased = lambda average, b, count: average / (1 - b**count)
     largest = 0.5 * limits.max**0.5
     g = jnp.clip(g, -largest, largest)  # g² stays finite
-    started, t = old.step > 0, (old.step + 1).astype(g.dtype)
+    step = optax.safe_increment(old.step)
+    started, t = old.step > 0, step.astype(g.dtype)
     steps = jnp.maximum(t - 1, 1)  # of which losses and x are known, if any
 
     m = [b * m + (1 - b) * g for b, m in zip((0.5, 0.9), old.m)]
@@ -91,6 +93,6 @@ def scale_free(age: float = 20.0) -> Features:
     change, clock = (jnp.broadcast_to(z, x.shape) for z in scalars)
     seen = jnp.stack([*adam, adagrad, change, fall, length, clock], -1)
     m, v = jnp.stack(m), jnp.stack([v, mean])
-    return Magnitudes(old.step + 1, m, v, x, u, new_f), seen
+    return Magnitudes(step, m, v, x, u, new_f), seen
 
   return Features(7, init, update, frozenset({'params', 'value'}))

@@ -148,7 +148,9 @@ def meta_loss(
   way = _run_apart if learned.communicates else _run_as_one
   params, opt_states, losses = way(run, theta, learned, optimizee.loss, *batch)
   weights = jnp.ones(losses.shape[1:]) if weights is None else weights
-  summed = of_loss(losses) @ weights.astype(losses.dtype)  # [B, T + 1] -> [B]
+  wide = jnp.promote_types(losses.dtype, jnp.float32)  # sums of many losses
+  values = of_loss(losses.astype(wide))
+  summed = values @ weights.astype(values.dtype)  # [B, T + 1] -> [B]
   loss = jnp.mean(summed)
   return loss, (params, opt_states, losses)
 
@@ -180,6 +182,15 @@ def meta_update(meta_optimizer, state, loss, gradient):
   moved = MetaState(optax.apply_updates(state.theta, updates), opt_state)
   finite = jnp.isfinite(loss) & jnp.isfinite(norm)
   return optax.tree.where(finite, moved, state), ~finite, norm
+
+
+def checked_weights(who: str, weights, count: int) -> np.ndarray:
+  """Weights of losses, [count], all 1 where None; or a ValueError."""
+  weights = np.ones(count) if weights is None else np.asarray(weights)
+  shape = f'{who}: weights must have shape ({count},), got {weights.shape}'
+  require(weights.shape == (count,), shape)
+  require(np.isfinite(weights).all(), f'{who}: weights must be finite')
+  return weights
 
 
 def truncated_bptt(
@@ -242,10 +253,7 @@ def truncated_bptt(
   clip = clip_each is None or clip_each > 0
   require(clip, f'truncated_bptt: clip_each must be positive: {clip_each!r}')
   num_losses = unroll_length * num_unrolls + 1
-  weights = np.ones(num_losses) if weights is None else np.asarray(weights)
-  shape = f'truncated_bptt: weights must have shape ({num_losses},)'
-  require(weights.shape == (num_losses,), f'{shape}, got {weights.shape}')
-  require(np.isfinite(weights).all(), 'truncated_bptt: weights must be finite')
+  weights = checked_weights('truncated_bptt', weights, num_losses)
   devices = 1 if sharding is None else sharding.num_devices
   even = f'truncated_bptt: num_optimizees must be a multiple of the {devices}'
   require(not num_optimizees % devices, f'{even} devices, got {num_optimizees}')

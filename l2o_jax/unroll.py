@@ -63,37 +63,16 @@ def _along_jvp(primals, tangents):
   return value, change
 
 
-def _value_and_grad(loss, params, key):
-  """f and its gradient; or f_1 ... f_B [B], which share no parameters."""
-  value, pull_back = jax.vjp(lambda params: loss(params, key), params)
-  leading = {jnp.shape(x)[:1] for x in jax.tree.leaves(params)}
-  several = value.ndim == 1 and leading == {value.shape}
-  wrong = f'unroll: the loss must be a scalar, got shape {value.shape}'
-  require(value.ndim == 0 or several, wrong)
-  return value, pull_back(jnp.ones_like(value))[0]
-
-
-def _number(loss, who):
-  """The loss as an array; raises a ValueError where it is a tuple."""
+def scalar(loss, who, shapes=((),)):
+  """The loss; raises a ValueError where its shape is not one of `shapes`."""
 
   def checked(*args):
     value = loss(*args)
-    pair = f'{who}: the loss must be a scalar, not a tuple'
-    require(not isinstance(value, tuple), pair)
+    a_tuple = isinstance(value, tuple)
+    found = 'a tuple' if a_tuple else f'shape {jnp.shape(value)}'
+    good = not a_tuple and jnp.shape(value) in shapes
+    require(good, f'{who}: the loss must be a scalar, got {found}')
     return jnp.asarray(value)
-
-  return checked
-
-
-def scalar(loss, who):
-  """The loss; raises a ValueError where it is not a scalar."""
-  number = _number(loss, who)
-
-  def checked(*args):
-    value = number(*args)
-    wrong = f'{who}: the loss must be a scalar, got shape {jnp.shape(value)}'
-    require(jnp.shape(value) == (), wrong)
-    return value
 
   return checked
 
@@ -172,7 +151,10 @@ def unroll(
   """
   check_remat('unroll', remat)
   require(len(keys), 'unroll: keys must be T + 1, at least one')
-  opt, loss = optax.with_extra_args_support(opt), _number(loss, 'unroll')
+  leading = {jnp.shape(x)[:1] for x in jax.tree.leaves(params)}
+  several = leading if len(leading) == 1 else set()  # [B], B functions
+  loss = scalar(loss, 'unroll', {(), *several})
+  opt = optax.with_extra_args_support(opt)
   # The stop-gradient: what the optimizer sees is cut out of the graph.
   see = (lambda x: x) if second_derivatives else jax.lax.stop_gradient
 
@@ -186,8 +168,8 @@ def unroll(
 
   def step(carry, key):
     params, opt_state = carry
-    value, gradients = _value_and_grad(loss, see(params), key)
-    gradients = see(gradients)
+    value, pull_back = jax.vjp(lambda x: loss(x, key), see(params))
+    (gradients,) = see(pull_back(jnp.ones_like(value)))
     if not second_derivatives:  # the recorded loss still depends on x_t
       value = along(value, gradients, params)
     updates, new_state = update(gradients, opt_state, params, see(value), key)

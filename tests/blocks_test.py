@@ -195,6 +195,22 @@ class ChunkedTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, 'chunked.*0'):
       chunked(LEARNED['small'], 0)
 
+  def test_chunked_outside_of_jit_is_traced_once(self):
+    traces, features = [], gradient()
+
+    def update(*args):
+      traces.append(args)
+      return features.update(*args)
+
+    learned = coordinatewise(
+      features._replace(update=update), lstm_cell((2,), 0.1)
+    )
+    opt, g = chunked(learned, 4).transform(theta_of(learned)), jnp.ones(6)
+    _, state = opt.update(g, opt.init(g))
+    once = len(traces)
+    opt.update(g, state)
+    self.assertLen(traces, once)
+
   def test_states_of_another_size_are_refused(self):
     opt = chunked(LEARNED['small'], 5).transform(theta_of(LEARNED['small']))
     state = jax.eval_shape(opt.init, jnp.ones(16))

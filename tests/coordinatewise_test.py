@@ -16,6 +16,7 @@ from l2o_jax.coordinatewise import (
   each,
 )
 from l2o_jax.features import gradient, history, relative_changes
+from l2o_jax.learned_optimizers import lstm_raw, robust_optimizer
 from tests import quick
 
 
@@ -145,6 +146,15 @@ class CoordinatewiseTest(absltest.TestCase):
     opt, x = learned.transform(learned.init(jax.random.key(0))), jnp.ones(2)
     with self.assertRaisesRegex(ValueError, '^coordinatewise: memory .* bec'):
       opt.update(x, opt.init(x), x)
+
+  def test_without_promotion_of_ranks(self):
+    """`jax_numpy_rank_promotion='raise'` finds nothing."""
+    params = {'w': jnp.ones((3, 2)), 's': jnp.ones(())}
+    with jax.numpy_rank_promotion('raise'):
+      for learned in (robust_optimizer(), lstm_raw()):
+        opt = learned.transform(learned.init(jax.random.key(0)))
+        updates, _ = opt.update(params, opt.init(params), params)
+        chex.assert_tree_all_finite(updates)
 
   def test_unknown_needs(self):
     features = gradient()._replace(needs=frozenset({'values'}))

@@ -115,7 +115,7 @@ class LearningCurvesTest(parameterized.TestCase):
       with self.assertRaisesRegex(ValueError, message):
         learning_curves(f, optax.sgd(1.0), keys(2), 4, **how)
     pair = f._replace(loss=lambda x, task, key: (jnp.sum(x**2), {}))
-    with self.assertRaisesRegex(ValueError, 'must be a scalar, not a tuple'):
+    with self.assertRaisesRegex(ValueError, 'must be a scalar, got a tuple'):
       learning_curves(pair, optax.sgd(1.0), keys(2), 4)
     number = f._replace(loss=lambda x, task, key: 3.0)
     found = learning_curves(number, optax.sgd(1.0), keys(2), 4)

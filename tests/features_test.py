@@ -248,6 +248,31 @@ class FeaturesTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, message):
       make()
 
+  def test_a_p_too_large_for_float16(self):
+    """exp(12) is infinite there; at g = 0 the sign is 0."""
+    g = jnp.array([0.0, 1e-5, -1.0], jnp.float16)
+    _, seen = log_and_sign(12.0).update((), g, g, None)
+    np.testing.assert_allclose(seen[:, 1], [0, 0.65, -1], atol=0.03)
+
+  def test_a_loss_that_rises_beyond_all_numbers(self):
+    """f from 1e-3 to 3e38: their ratio is not finite."""
+    features, x = relative_changes(), jnp.ones(2)
+    memory, _ = features.update(features.init(x), x, x, 1e-3)
+    _, seen = features.update(memory, x, x, 3e38)
+    chex.assert_tree_all_finite(seen)
+
+  @parameterized.parameters(
+    lambda: adam_ratios(0.95, 0.999, window=10.0, age=100.0), scale_free
+  )
+  def test_the_last_number_of_a_counter(self, make):
+    """After 2^31 - 1 steps it stays there."""
+    features, x = make(), jnp.ones(2)
+    memory = features.init(x)._replace(step=jnp.int32(2**31 - 2))
+    for _ in range(3):
+      memory, seen = features.update(memory, x, x, 1.0)
+      chex.assert_tree_all_finite(seen)
+    self.assertEqual(memory.step, 2**31 - 1)
+
   def test_the_largest_p_is_finite(self):
     """exp(88) is finite in float32; exp(89) was NaN at g = 0."""
     features, g = log_and_sign(88.0), jnp.array([0.0, 1e-38, -1.0])

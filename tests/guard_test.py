@@ -52,6 +52,46 @@ class GuardTest(parameterized.TestCase):
     self.assertLess(found[-1], trusted[0])
     self.assertAlmostEqual(min(found), trusted[-1], delta=2e-2)
 
+  @parameterized.parameters(jnp.float32, jnp.bfloat16)
+  def test_a_run_far_away_comes_back_to_the_guard(self, dtype):
+    """x + (y - x) is not y where x has hidden it; the next step mends this."""
+    f = lambda x: jnp.sum((x - 1) ** 2)
+    tx = guarded(optax.sgd(3.0), optax.sgd(0.1), every=20)
+
+    @quick.jit
+    def step(x, state):
+      value, g = jax.value_and_grad(f)(x)
+      updates, state = tx.update(g, state, x, value=value, value_fn=f)
+      return optax.apply_updates(x, updates), state
+
+    x, stops = jnp.zeros(3, dtype), 0
+    state = tx.init(x)
+    for _ in range(50):
+      x, state = step(x, state)
+      if state.step == 0:
+        stops += 1
+        np.testing.assert_array_equal(x, state.guard_params)
+        self.assertLess(f(x), 0.01)
+    self.assertGreaterEqual(stops, 2)
+    self.assertEqual(state.rejected, 2)
+
+  def test_a_finite_step_that_overflows(self):
+    f = lambda x: jnp.sum(jnp.abs(x - 1))
+    tx = guarded(optax.scale(1e38), optax.sgd(1e-2), every=10)
+
+    @quick.jit
+    def step(x, state):
+      value, g = jax.value_and_grad(f)(x)
+      updates, state = tx.update(g, state, x, value=value, value_fn=f)
+      return optax.apply_updates(x, updates), state
+
+    x = jnp.zeros(1)
+    state = tx.init(x)
+    for _ in range(41):
+      x, state = step(x, state)
+    np.testing.assert_allclose(state.guard_params, [0.41], rtol=1e-5)
+    self.assertTrue(np.isfinite(x).all())
+
   def test_buffers_of_its_own(self):
     """Parameters and state may be donated."""
     x = jnp.array([2.0, -1.5, 1.0])

@@ -221,6 +221,23 @@ class TruncatedBpttTest(parameterized.TestCase):
     want = [info.losses[u, 0] @ weights[3 * u : 3 * u + 4] for u in range(2)]
     np.testing.assert_allclose(info.meta_loss, want, rtol=1e-5)
 
+  def test_losses_in_a_narrow_type(self):
+    """101 losses of 1,000 in float16: their sum is beyond its range."""
+
+    def loss(x, task, key):
+      return (1000 + jnp.sum(x.astype(jnp.float32) ** 2)).astype(jnp.float16)
+
+    start = lambda key: (jnp.ones(2, jnp.float16), ())
+    trainer = truncated_bptt(
+      linear_only(), optax.sgd(0.0), unroll_length=100, num_unrolls=1
+    )
+    state = trainer.init(jax.random.key(0))
+    zero = state._replace(theta=jax.tree.map(jnp.zeros_like, state.theta))
+    optimizee = Optimizee(start, loss)
+    _, info = quick.jit(trainer.step)(zero, optimizee, jax.random.key(1))
+    np.testing.assert_allclose(info.meta_loss, [101 * 1002], rtol=1e-5)
+    self.assertFalse(info.skipped.any())
+
   def test_clip_each(self):
     """The large gradient of two is clipped, the small one is not."""
 

@@ -181,7 +181,7 @@ class UnrollTest(parameterized.TestCase):
   def test_a_loss_with_more_than_one_value(self):
     keys = jax.random.split(jax.random.key(0), 3)
     run = lambda loss: unroll(loss, optax.sgd(1.0), jnp.ones(2), (), keys)
-    with self.assertRaisesRegex(ValueError, '^unroll: .* not a tuple'):
+    with self.assertRaisesRegex(ValueError, '^unroll: .* got a tuple'):
       run(lambda x, key: (jnp.sum(x), {}))
     state = optax.sgd(1.0).init(jnp.ones(2))
     number = lambda x, key: 3.0

@@ -126,7 +126,7 @@ def likeness(updates: dict, label: str) -> dict:
   `cosine`: of all its updates with those of another; `opposite`: share of its
   updates with the other sign; `persistence`: Σ_t u_t u_{t+1} / Σ_t u_t², 1 for
   updates that stay the same and 0 for noise, median over coordinates;
-  `length`: its root mean square over that of the other.
+  `length`: its root mean square over the other's.
   """
   u, found = updates[label], {}
   for name, v in updates.items():

@@ -23,8 +23,8 @@ class Picture(NamedTuple):
     xlabel: of all panels.
     ylabel: of all panels; or {a word of the panel's title: label}.
     xscale: 'linear' or 'log'.
-    yscale: likewise, or by a word of the title; an axis with values that are
-      not positive is linear near 0.
+    yscale: 'linear', 'log', or {a word of the panel's title: one of them}; an
+      axis with values that are not positive is linear near 0.
     reach: the y axis ends at so many times the largest value of the first
       curve; 0: all is shown.
   """

@@ -119,7 +119,7 @@ def together(problem: Problem, names, how: str) -> Callable:
   """(name, rate, choice of parameters) -> losses [B, T / every + 1].
 
   One program for all hand-designed optimizers.  A program for each is quicker
-  to run, but with few and short runs most of the time is that of compilation.
+  to run, but with few and short runs compiling takes most of the time.
   """
   pairs = [(name, choice) for name in names for choice in _choices(name, how)]
 

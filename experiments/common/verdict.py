@@ -169,7 +169,8 @@ def _overall_table(rows, horizon):
       ]
     )
   title = (
-    f'{horizon} steps: loss over that of Adam, tuned for each task and horizon'
+    f'{horizon} steps: loss over the loss of Adam, tuned for each task and '
+    'horizon'
   )
   return write_table(title, head, lines)
 

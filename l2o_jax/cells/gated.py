@@ -48,7 +48,7 @@ def gated_cell(
       delta = -scale tanh(d) σ(m)
 
   e holds what does not change when the sign of the coordinate is flipped:
-  |x_i|, x_i x_j, and the last features, which are even.  Flipping a
+  tanh|x_i|, tanh(x_i x_j), and the last features, which are even.  Flipping a
   coordinate's sign therefore flips the sign of its step, whatever theta is.  No
   step is longer than `scale`, and the gate σ can make it shorter by orders of
   magnitude: where m is negative, σ(m) is nearly exp(m).  With a feature log(1 +
@@ -70,8 +70,8 @@ def gated_cell(
     even: how many features, the last, do not change with the coordinate's sign,
       >= 1.
     slope: > 0; tanh bends where w^T x is 1 / slope.
-    trust: weight of |x_0| in m at the start: where gradients agree over time,
-      steps are longer.
+    trust: weight of tanh|x_0| in m at the start: where gradients agree over
+      time, steps are longer.
     shrink: minus the weight of the last feature but one in m at the start: with
       log(1 + n / size), n the coordinates of the leaf, its steps fall as
       n^-shrink.

@@ -106,17 +106,21 @@ def eval_params(theta, opt_state, params, learning_rate: float = 1.0):
     opt_state: of the optimizer, or of a chain or wrapper with it inside.
     params: y, the tree that `init` saw.  What it did not see of a larger one,
       such as the functions of an Equinox module, stays as it is.
-    learning_rate: η, the constant factor behind the optimizer's steps.
+    learning_rate: η, the constant factor behind the optimizer's steps.  With a
+      schedule the formula does not hold: judge at y, which a schedule that ends
+      at 0 has brought to rest.
 
   Returns:
     x, like `params`; what has no offset, masked leaves too, as it is.
 
   Raises:
-    ValueError: theta has no average, there is not one such state, or it is of
-      other parameters.
+    ValueError: theta has no average, there is not one such state, it is of
+      other parameters, or `learning_rate` is a schedule.
   """
   averages = isinstance(theta, dict) and 'momentum' in theta
   require(averages, 'eval_params: theta is not of robust_optimizer')
+  schedule = 'eval_params: with a schedule, judge at the parameters themselves'
+  require(not callable(learning_rate), schedule)
   own = lambda s: isinstance(s, CoordinatewiseState)
   states = list(filter(own, jax.tree.leaves(opt_state, is_leaf=own)))
   one = f'eval_params: needs one state of the optimizer, found {len(states)}'

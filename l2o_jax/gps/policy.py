@@ -10,7 +10,7 @@ import optax
 from l2o_jax.base import Cell, Features, LearnedOptimizer, Theta
 from l2o_jax.cells.standardised import standardised
 from l2o_jax.checks import require
-from l2o_jax.coordinatewise import coordinatewise
+from l2o_jax.coordinatewise import as_whole, coordinatewise
 from l2o_jax.groups import Groups, grouped
 
 ONE_GROUP = Groups(lambda params: 'all', ('all',))
@@ -178,17 +178,15 @@ def actions_along(policy: Policy, theta: Theta, observations) -> chex.Array:
   Returns:
     [S, T, A].
   """
-  cell, n = policy.cell, policy.coordinates
+  cell, n = as_whole(policy.cell), policy.coordinates
   o = observations.transpose(1, 2, 0)  # [T, F A, S]
   T, _, S = o.shape
-  if cell.whole and n is None:
+  if n is None:
     move, state = cell.step, cell.initial_state(S)
-  else:  # of one unit: x [F] or [F, n]
+  else:  # of all coordinates of a function: x [F, n]
     move = jax.vmap(cell.step, (None, -1, -1), -1)
-    state = cell.initial_state(n) if cell.whole else cell.initial_state()
     spread = lambda s: jnp.broadcast_to(s[..., None], (*s.shape, S))
-    state = jax.tree.map(spread, state)
-  if n is not None:
+    state = jax.tree.map(spread, cell.initial_state(n))
     o = o.reshape(T, -1, n, S)
 
   def step(state, o):

@@ -55,8 +55,8 @@ def pretrained_optimizer(
 
   Weight decay goes before it, as part of the gradient:
   `optax.chain(optax.add_decayed_weights(1e-3), pretrained_optimizer())`.  A run
-  of either is best judged, and saved, at the average of its steps
-  (`eval_params`).
+  of either with a constant factor is best judged, and saved, at the average of
+  its steps (`eval_params`).
 
   Args:
     name: see `pretrained`.

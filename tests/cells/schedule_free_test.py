@@ -164,6 +164,8 @@ class EvalParamsTest(parameterized.TestCase):
   def test_what_has_no_average(self):
     theta, y = l2o_jax.pretrained('robust')[1], jnp.ones(2)
     tx = l2o_jax.pretrained_optimizer('robust')
+    with self.assertRaisesRegex(ValueError, 'with a schedule, judge at'):
+      eval_params(theta, tx.init(y), y, optax.constant_schedule(1.0))
     with self.assertRaisesRegex(ValueError, 'theta is not of robust_opti'):
       eval_params(lstm_raw().init(jax.random.key(0)), tx.init(y), y)
     with self.assertRaisesRegex(ValueError, 'one state of the optimizer, f'):

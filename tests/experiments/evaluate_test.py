@@ -183,7 +183,7 @@ class EvaluateTest(absltest.TestCase):
     self.assertEqual(set(summary['100']), names | {'ADAM 1e-3', 'ADAM, cosine'})
     text = self.said.call_args_list[0].args[0]
     self.assertIn('robust_regression: mean loss', text)
-    self.assertIn('loss over that of Adam', text)
+    self.assertIn('loss over the loss of Adam', text)
     self.assertTrue((self.path / 'ratios.png').exists())
     self.assertTrue((self.path / 'curves.png').exists())
     with mock.patch.object(judging, 'judged', side_effect=AssertionError):

@@ -42,7 +42,7 @@ def dense(dynamics, cost, lam, nu, policy, eta, previous, start, first):
   """First action of the deterministic problem from s_first = start.
 
   KKT system in all states, actions and Lagrange multipliers; by certainty
-  equivalence the mean action is that of the stochastic one.
+  equivalence the stochastic problem has the same mean action.
   """
   S, A = D, lam.shape[1]
   steps = T - first
