@@ -41,8 +41,7 @@ from experiments.common.judging import Contender
 from experiments.common.tasks import Task
 from l2o_jax.base import LearnedOptimizer, Optimizee
 from l2o_jax.cells.schedule_free import eval_params
-from l2o_jax.pretrained import names, pretrained
-from l2o_jax.theta_files import load_learned
+from l2o_jax.pretrained import names
 
 FIXED = 'ADAM 1e-3'
 PLAIN = ('SGD', 'momentum', 'NAG', 'RMSprop', 'AdaGrad', 'ADAM')
@@ -57,8 +56,8 @@ class Judgement(NamedTuple):
     workdir: Directory of the results, made if missing.
     resume: auto: go on with the rows that --workdir lacks; never: refuse a
       --workdir with a run in it; must: refuse one without.
-    theta: Learned optimizers, a flag for each: a name of l2o_jax.pretrained or
-      a file of theta.
+    theta: Learned optimizers, a flag for each: a name of l2o_jax.pretrained, a
+      file of theta or a run directory.
     tune_theta: Tune a factor of the learned optimizers' steps, with as many
       trials as the rivals' rates; they are judged with and without it.
     average: Judge those that average their steps at the average, too, as
@@ -154,13 +153,13 @@ def learned_contenders(s: Judgement) -> dict[str, Contender]:
   """
   found = {}
   for name in s.theta:
-    learned, theta = pretrained(name) if name in names() else load_learned(name)
+    _, learned, theta = run.find_theta(name)
 
     def make(rate, steps, theta, learned=learned):
       return optax.chain(learned.transform(theta), optax.scale(rate))
 
     label = name if name in names() else '/'.join(pathlib.Path(name).parts[-2:])
-    label = comparison.unused(found, label, pathlib.Path(name))
+    label = comparison.free_label(found, label, pathlib.Path(name))
     known = {'arguments': (theta,), 'of': digest(learned, theta)}
     points = {label: None}
     if s.average and 'momentum' in theta:

@@ -140,7 +140,7 @@ def policies(s: Steps) -> dict[str, tuple]:
     call = learned.call['arguments']
     kind = call.get('features', 'changes')
     features = policy_parts(call['hidden'], kind)[0]
-    title = comparison.unused(found, f'policy, {path.parent.name}', path)
+    title = comparison.free_label(found, f'policy, {path.parent.name}', path)
     found[title] = learned.transform(theta), features, SLOPE[kind]
   return found
 

@@ -23,7 +23,7 @@ def plain_number(x):
 
 
 def pair(found):
-  """What `Optimizee.init` returned, if it is (params, task)."""
+  """What `Optimizee.init` returned; a TypeError unless (params, task)."""
   both = isinstance(found, tuple) and len(found) == 2
   form = 'Optimizee.init must return a tuple (params, task), task () for none'
   require(both, f'{form}; it returned {type(found).__name__}', TypeError)

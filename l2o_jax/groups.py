@@ -29,7 +29,13 @@ class Groups(NamedTuple):
 
 
 def by_label(labels) -> Groups:
-  """Groups by a tree of names, in the order in which names first appear."""
+  """Groups by a tree of names, in the order in which names first appear.
+
+  Raises:
+    ValueError: `labels` is a function; `Groups(labels, names)` takes one.
+  """
+  named = 'by_label: for a function of the parameters use Groups(labels, names)'
+  require(not callable(labels), named)
   return Groups(labels, tuple(dict.fromkeys(jax.tree.leaves(labels))))
 
 

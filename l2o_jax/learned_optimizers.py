@@ -206,7 +206,8 @@ def robust_optimizer(
 
   Args:
     hidden: units of an LSTM in the gate; 0: none.
-    scale: bound of a step, > 0.09.
+    scale: bound of a step, > 0.09; without a size > 0.06, with a short memory
+      > 0.075, without both > 0.05.
     age: steps after which the length of steps begins to fall, > 0.
     labels: see `lstm_log_and_sign`.
     long_memory: g² is a mean over the last tenth of all steps.  False: over the

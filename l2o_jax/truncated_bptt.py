@@ -135,6 +135,10 @@ def meta_loss(
 
   Returns:
     (L, (params at T, opt_states at T, losses [B, T + 1])).
+
+  Raises:
+    ValueError: a loss is not a scalar, or `unroll` is not l2o_jax.unroll and
+      the learned optimizer communicates.
   """
   run = functools.partial(
     unroll, second_derivatives=second_derivatives, remat=remat

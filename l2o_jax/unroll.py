@@ -1,4 +1,4 @@
-"""The only inner loop of the project: an optimizer at work on an optimizee."""
+"""The only loop over an optimizee: an optimizer at work on it."""
 
 import math
 from collections.abc import Callable

@@ -99,6 +99,10 @@ class GroupsTest(parameterized.TestCase):
     ):
       grouped(LINEAR, Groups(lambda params: params, names))
 
+  def test_labels_that_are_a_function(self):
+    with self.assertRaisesRegex(ValueError, r'use Groups\(labels, names\)'):
+      by_label(lambda params: params)
+
   def test_labels_for_other_parameters(self):
     """One line."""
     opt = grouped(LINEAR, by_label(LABELS)).transform(

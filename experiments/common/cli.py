@@ -271,7 +271,7 @@ def fail(message: object, status: int) -> typing.NoReturn:
   sys.exit(status)
 
 
-def guarded(main: Callable[[], None]) -> None:
+def run_guarded(main: Callable[[], None]) -> None:
   """Runs a program; what a user can fix becomes one line and a status."""
   signals.install()
   if hasattr(sys.stdout, 'reconfigure'):
@@ -316,4 +316,4 @@ def run(
     _check_surroundings()
     main(settings)
 
-  guarded(program)
+  run_guarded(program)

@@ -16,6 +16,7 @@ import optax
 
 from experiments.common import report
 from experiments.common import run as run_lib
+from experiments.common import settings as settings_lib
 from experiments.common.baselines import TABLE
 from experiments.common.cli import log
 from experiments.common.problems import (
@@ -30,8 +31,6 @@ from experiments.common.settings import Count, UsageError, flat
 from l2o_jax import checkpoint
 from l2o_jax.base import Optimizee
 from l2o_jax.checkpoint import CheckpointError
-from l2o_jax.pretrained import names, pretrained
-from l2o_jax.theta_files import load_learned
 
 _NAMES = {
   'lstm_raw': 'LSTM (Andrychowicz et al.)',
@@ -92,18 +91,6 @@ def name_of(learned, settings=None) -> str:
   return name + _TRAINERS.get(trainer, '') * of_policy
 
 
-def _rebuilt(path):
-  """(settings or None, learned optimizer, theta) of what a flag names."""
-  if str(path) in names():
-    return None, *pretrained(str(path))
-  if not path.exists():
-    known = f'and of l2o_jax.pretrained there are {", ".join(names())}'
-    raise UsageError(f'no such file or directory, {known}')
-  if path.is_file():
-    return None, *load_learned(path)
-  return run_lib.rebuild(path)
-
-
 def rivals(
   paths: Sequence[str], optimizee: Optimizee, flag: str = 'rivals'
 ) -> dict[str, tuple]:
@@ -121,30 +108,22 @@ def rivals(
   """
   found: dict[str, tuple] = {}
   for path in map(pathlib.Path, paths):
-    what = ''
+    settings, learned, theta = run_lib.find_theta(path, flag)
     try:
-      settings, learned, theta = _rebuilt(path)
-      what = 'is for other parameters: '
       params, _ = jax.eval_shape(optimizee.init, jax.random.key(0))
       state = jax.eval_shape(learned.transform(theta).init, params)
-      n, size = (
-        sum(x.size for x in jax.tree.leaves(t)) for t in (params, state)
-      )
-      if size > _MOST:
-        what = ''
-        numbers = f'its state has {size:.2g} numbers for {n:,} coordinates'
-        raise UsageError(numbers)
-    except CheckpointError:
-      raise
-    except (UsageError, ValueError, TypeError) as error:
-      reason = what + str(error).splitlines()[0]
+    except (ValueError, TypeError) as error:
+      reason = f'is for other parameters: {str(error).splitlines()[0]}'
       raise UsageError(f'--{flag}={path}: {reason}') from None
+    n, size = (sum(x.size for x in jax.tree.leaves(t)) for t in (params, state))
+    numbers = f'its state has {size:.2g} numbers for {n:,} coordinates'
+    settings_lib.refuse({f'--{flag}={path}: {numbers}': size > _MOST})
     name = name_of(learned, settings)
-    found[unused(found, name, path)] = learned, theta
+    found[free_label(found, name, path)] = learned, theta
   return found
 
 
-def unused(names, name: str, path: pathlib.Path) -> str:
+def free_label(names, name: str, path: pathlib.Path) -> str:
   """The name, or with as much of the path as makes it another than `names`."""
   labels = name, f'{name} ({path.name})', f'{name} ({path})'
   return next((label for label in labels if label not in names), labels[-1])

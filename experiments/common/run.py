@@ -29,7 +29,9 @@ import jax
 from experiments.common import settings as settings_lib
 from experiments.common.cli import log
 from experiments.common.settings import Experiment, UsageError
-from l2o_jax import checkpoint, files, theta_files
+from l2o_jax import checkpoint, files
+from l2o_jax.pretrained import names, pretrained
+from l2o_jax.theta_files import load_learned
 
 EXPERIMENTS = (  # those that train
   'quadratics',
@@ -279,11 +281,41 @@ def finished(experiment: Experiment, settings) -> pathlib.Path | None:
   return path
 
 
-def rebuild(path):
+def find_theta(path, flag='theta', expected=None):
+  """What a flag names: a pretrained theta, a file of one, or a run directory.
+
+  Args:
+    path: or name.
+    flag: that gave it.
+    expected: the optimizer that the theta should be for.  None: any.
+
+  Returns:
+    (settings of the run, None without one; learned optimizer; theta).
+
+  Raises:
+    UsageError: nothing has that name, or a directory holds no run.
+    CheckpointError: the theta cannot be read, or is for another optimizer.
+  """
+  if str(path) in names():
+    return None, *pretrained(str(path), expected)
+  place = pathlib.Path(path)
+  if place.exists() and not place.is_dir():
+    return None, *load_learned(place, expected)
+  try:
+    known = f'and of l2o_jax.pretrained there are {", ".join(names())}'
+    if not place.exists():
+      raise UsageError(f'no such file or directory, {known}')
+    return rebuild(place, expected)
+  except UsageError as error:
+    raise UsageError(f'--{flag}={path}: {error}') from None
+
+
+def rebuild(path, expected=None):
   """A run from its directory.
 
   Args:
     path: run directory, or a copy of its run.json and theta.npz.
+    expected: see `find_theta`.
 
   Returns:
     (settings, learned optimizer, theta).
@@ -298,5 +330,5 @@ def rebuild(path):
     raise UsageError(f'{path} is a run of {record["experiment"]!r}')
   module = importlib.import_module(f'experiments.{record["experiment"]}')
   settings = settings_lib.restored(module.EXPERIMENT, record['flags'])
-  learned, theta = theta_files.load_learned(path / 'theta.npz')
+  learned, theta = load_learned(path / 'theta.npz', expected)
   return settings, learned, theta

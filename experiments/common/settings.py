@@ -55,8 +55,8 @@ class Run(NamedTuple):
     workdir: Run directory, made if missing.
     resume: auto: go on from the newest checkpoint in --workdir if there is one;
       never: refuse a --workdir with a run in it; must: refuse one without.
-    theta: Theta to start from: a file, such as theta.npz of another run, or a
-      name of l2o_jax.pretrained; a random theta by default.
+    theta: Theta to start from: a file of theta, a run directory or a name of
+      l2o_jax.pretrained; a random theta by default.
     seed: Random seed, >= 0, of theta at the start and of all tasks of
       meta-training.  Validation, tuning and test tasks do not depend on it.
     num_epochs: Epochs of meta-training, >= 0; one epoch is one run of

@@ -21,8 +21,6 @@ from experiments.common.progress import Progress
 from experiments.common.settings import UsageError
 from l2o_jax import checkpoint
 from l2o_jax.base import LearnedOptimizer, MetaTrainer, Optimizee
-from l2o_jax.pretrained import names, pretrained
-from l2o_jax.theta_files import load_learned
 
 SAVE_PERIOD = 60.0  # seconds between checkpoints, at most
 
@@ -83,17 +81,12 @@ def given_theta(learned: LearnedOptimizer, settings):
 
   Raises:
     CheckpointError: it cannot be read, or is for another optimizer.
-    UsageError: there is neither a file nor a pretrained theta of that name.
+    UsageError: nothing has that name.
   """
   path = settings.run.theta
   if path is None:
     return None
-  if path not in names() and not pathlib.Path(path).exists():
-    raise UsageError(
-      f'--theta={path}: no file, and not one of {", ".join(names())}'
-    )
-  load = pretrained if path in names() else load_learned
-  return load(path, learned)[1]
+  return run_lib.find_theta(path, expected=learned)[2]
 
 
 def first_keys(seed: int) -> tuple[jax.Array, jax.Array]:

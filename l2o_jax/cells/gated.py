@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from l2o_jax.base import Cell
 from l2o_jax.cells.layers import truncated_normal
 from l2o_jax.cells.lstm import lstm_layer, lstm_layer_init
-from l2o_jax.checks import require, traced
+from l2o_jax.checks import positive, require, traced
 from l2o_jax.cpu import tanh
 
 
@@ -84,10 +84,11 @@ def gated_cell(
     without an LSTM 'lstm' is [] and the state ().
 
   Raises:
-    ValueError: H is negative, the rate is out of bounds, `even` is not
-      positive, or (from `init`) all features are even or none is `direction`.
+    ValueError: H is no whole number >= 0, the rate is out of bounds, `even` is
+      not positive, or (from `init`) all features are even or none is
+      `direction`.
   """
-  require(hidden >= 0, f'gated_cell: hidden must not be negative: {hidden}')
+  positive('gated_cell', hidden=hidden or 1)
   require(
     traced(slope) or slope > 0,
     f'gated_cell: slope must be positive, got {slope!r}',

@@ -93,8 +93,10 @@ def badmm(
       psi   <- argmin sum_t E[c - λ_t^T a] + ν_t KL(psi ‖ pi),
                sum_t KL(psi ‖ psi°) <= ε                            (LQR)
 
-  alternate; the third line is the guide step.  After the last alternation ν_t
-  changes (`_adapted`).  The targets of the regression are a - G_t λ_t / ν_t, as
+  alternate; the third line is the guide step.  In the second line μ_psi and G_t
+  are those of psi°, the guide that was rolled out; in public code they are of
+  the last psi (BUILD_NOTES.md).  After the last alternation ν_t changes
+  (`_adapted`).  The targets of the regression are a - G_t λ_t / ν_t, as
   the objective implies; public codes have a - ν_t G_t λ_t, which leaves λ
   without effect.
 

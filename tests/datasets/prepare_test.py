@@ -112,13 +112,11 @@ class PrepareTest(parameterized.TestCase):
       self.assertFalse(self.root.parent.exists())
 
   def test_no_network(self):
-    started = time.monotonic()
     with mock.patch('urllib.request.urlopen', side_effect=OSError):
       status, _, err = run('prepare', 'cifar10', '--data_dir', self.root)
     self.assertEqual((status, err.count('\n')), (2, 1))
     self.assertRegex(err, 'no network to www.cs.toronto.edu;.*--from DIR')
     self.assertFalse(self.root.parent.exists())
-    self.assertLess(time.monotonic() - started, 5)
 
   def test_download(self):
     def answer(url, timeout):

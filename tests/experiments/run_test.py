@@ -72,7 +72,7 @@ class RunTest(parameterized.TestCase):
     with run.opened(toy.EXPERIMENT, s):
       code = (
         'from tests.experiments import toy; from experiments.common import cli;'
-        f'cli.guarded(lambda: toy.train({str(self.path)!r}))'
+        f'cli.run_guarded(lambda: toy.train({str(self.path)!r}))'
       )
       before = (self.path / 'run.json').read_bytes()
       env = {**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)}
@@ -222,7 +222,7 @@ class RunTest(parameterized.TestCase):
     self.assertIsNone(self.lines()[0]['validation_final'])
     self.assertFalse((self.path / 'theta.npz').exists())
     with self.assertRaises(SystemExit) as end:
-      cli.guarded(lambda: toy.train(self.path, validate=nothing))
+      cli.run_guarded(lambda: toy.train(self.path, validate=nothing))
     self.assertEqual(end.exception.code, 3)
 
   def test_meta_gradients_never_finite(self):

@@ -30,8 +30,8 @@ class LinalgTest(parameterized.TestCase):
     self.assertTrue(np.isnan(found[1]).any())
     self.assertTrue(np.isnan(run(linalg.log_determinant, m)[1]))
 
-  def test_positive(self):
-    got = run(lambda h: linalg.positive(h, 0.1), np.diag([4.0, -2.0, 1.0]))
+  def test_semidefinite(self):
+    got = run(lambda h: linalg.semidefinite(h, 0.1), np.diag([4.0, -2.0, 1.0]))
     np.testing.assert_allclose(got, np.diag([4.0, 0.4, 1.0]), atol=1e-12)
 
   def test_diagonals(self):
