@@ -152,33 +152,34 @@ def learned_contenders(s: Judgement) -> dict[str, Contender]:
     CheckpointError: a file cannot be read.
   """
   found = {}
+  factors = tuple(10 ** np.linspace(-1.5, 0.5, len(judging.RATES)))
   for name in s.theta:
     _, learned, theta = run.find_theta(name)
-
-    def make(rate, steps, theta, learned=learned):
-      return optax.chain(learned.transform(theta), optax.scale(rate))
-
     label = name if name in names() else '/'.join(pathlib.Path(name).parts[-2:])
     label = comparison.free_label(found, label, pathlib.Path(name))
     known = {'arguments': (theta,), 'of': digest(learned, theta)}
-    points = {label: None}
+    make, points = _stepped(learned), {label: None}
     if s.average and 'momentum' in theta:
       points[f'{label}, average'] = at_average
-    factors = tuple(10 ** np.linspace(-1.5, 0.5, len(judging.RATES)))
-    for name, point in points.items():
-      found[name] = Contender(make, (1.0,), point=point, **known)
+    for title, point in points.items():
+      found[title] = one = Contender(make, (1.0,), point=point, **known)
       if s.tune_theta:
-        tuned = f'{name}, steps tuned'
-        found[tuned] = Contender(make, factors, point=point, **known)
+        found[f'{title}, steps tuned'] = one._replace(rates=factors)
     for decay in s.weight_decay:
-
-      def decayed(rate, steps, theta, make=make, decay=decay):
-        before = optax.add_decayed_weights(decay)
-        return optax.chain(before, make(rate, steps, theta))
-
-      name = f'{label}, decay {decay:g}'
-      found[name] = Contender(decayed, (1.0,), **known)
+      make = _stepped(learned, decay)
+      found[f'{label}, decay {decay:g}'] = Contender(make, (1.0,), **known)
   return found
+
+
+def _stepped(learned, decay=None):
+  """(factor of its steps, T, theta) -> the optimizer, behind weight decay."""
+  before = [] if decay is None else [optax.add_decayed_weights(decay)]
+
+  def make(rate, steps, theta):
+    del steps
+    return optax.chain(*before, learned.transform(theta), optax.scale(rate))
+
+  return make
 
 
 def contenders(s: Judgement) -> dict[str, Contender]:

@@ -269,7 +269,7 @@ def chunked(learned: LearnedOptimizer, size: int = 1280) -> LearnedOptimizer:
     def start(x):
       return jax.tree.map(_bits, jax.vmap(opt.init)(blocks(x)))
 
-    def move(g, x, state, **extra_args):
+    def move(g, x, state, value):
       check_shape('parameter', jnp.shape(g if x is None else x), g.shape)
       for s, t in zip(*map(jax.tree.leaves, (state, jax.eval_shape(start, g)))):
         check_shape('state', s.shape, t.shape)
@@ -284,7 +284,7 @@ def chunked(learned: LearnedOptimizer, size: int = 1280) -> LearnedOptimizer:
         block = jax.tree.map(read, (*carry, parameters), like)
         # Always true.  XLA does not fuse a branch with the writing of its
         # result, and therefore writes in place.
-        update = lambda block: opt.update(*block, **extra_args)
+        update = lambda block: opt.update(*block, value=value)
         new = jax.lax.cond(i >= 0, update, lambda block: block[:2], block)
         return jax.tree.map(write, carry, new)
 
@@ -297,8 +297,12 @@ def chunked(learned: LearnedOptimizer, size: int = 1280) -> LearnedOptimizer:
       updates = _number(updates, g)
       return jnp.ravel(updates)[: g.size].reshape(g.shape), state
 
-    return optax.GradientTransformationExtraArgs(
-      *leaf_by_leaf(start, jax.jit(move))
-    )
+    compiled = jax.jit(move)  # once, outside of a user's jit too
+
+    def of_leaf(g, x, state, value=None, **extra_args):
+      del extra_args  # no features need others, and they may be no arrays
+      return compiled(g, x, state, value=value)
+
+    return optax.GradientTransformationExtraArgs(*leaf_by_leaf(start, of_leaf))
 
   return learned._replace(transform=transform, communicates=True)

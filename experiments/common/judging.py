@@ -88,11 +88,10 @@ class _Runs:
 
   def curves(self, rate, keys):
     """{name: [B, T / EVERY + 1]}."""
-    for key in keys:
-      name = float(rate), jax.random.key_data(key).tobytes()
+    names = [(float(rate), jax.random.key_data(key).tobytes()) for key in keys]
+    for name, key in zip(names, keys):
       if name not in self._seen:
         self._seen[name] = jax.tree.map(np.asarray, self._run(rate, key))
-    names = [(float(rate), jax.random.key_data(key).tobytes()) for key in keys]
     return jax.tree.map(lambda *x: np.stack(x), *(self._seen[n] for n in names))
 
   def at(self, curves, horizon):
