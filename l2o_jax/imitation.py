@@ -54,13 +54,13 @@ def steps_along(opt, x: chex.Array, g: chex.Array) -> chex.Array:
   return jnp.moveaxis(actions, 0, -2)
 
 
-def _rescaled(seen: runs.Rollout, scale: float, key) -> runs.Rollout:
+def _rescaled(run: runs.Rollout, scale: float, key) -> runs.Rollout:
   """Gradients and losses of each rollout times exp(U(-s, s))."""
-  shape = seen.values.shape[:2]  # [P, N]
+  shape = run.values.shape[:2]  # [P, N]
   draws = jax.random.uniform(key, shape, minval=-scale, maxval=scale)
   factor = jnp.exp(draws)[..., None]  # [P, N, 1]
-  gradients = seen.seen * factor[..., None, None]  # [P, N, T + 1, M, J]
-  return seen._replace(seen=gradients, values=seen.values * factor)
+  gradients = run.gradients * factor[..., None, None]  # [P, N, T + 1, M, J]
+  return run._replace(gradients=gradients, values=run.values * factor)
 
 
 def imitation(
@@ -128,10 +128,10 @@ def imitation(
     key = runs.typed(key)
     key_rollouts, key_policy, key_scale = jax.random.split(key, 3)
     exact = roll_out(state, optimizee, key_rollouts)
-    seen = _rescaled(exact, scale, key_scale) if scale else exact
-    o = runs.features_along(policy.features, seen)  # [P, N, T + 1, M, J, F]
-    parts = (o[:, :, :-1], seen.x[:, :, :-1], seen.seen[:, :, :-1])
-    parts = (runs.by_unit(z, joint) for z in (*parts, seen.actions))
+    run = _rescaled(exact, scale, key_scale) if scale else exact
+    o = runs.features_along(policy.features, run)  # [P, N, T + 1, M, J, F]
+    parts = (o[:, :, :-1], run.x[:, :, :-1], run.gradients[:, :, :-1])
+    parts = (runs.by_unit(z, joint) for z in (*parts, run.actions))
     o, x, g, actions = parts  # [P, M, S, T, F A], then [P, M, S, T, A]
     targets = steps_along(teacher, x, g)
     precision = 1 / (1e-30 + jnp.mean(targets**2, (2, 4)))  # [P, M, T]

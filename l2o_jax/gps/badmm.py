@@ -127,8 +127,8 @@ def badmm(
     nu = jnp.full((P, M, T), penalty, jnp.float32)
     return Dual(jnp.zeros((P, M, T, A)), nu, jnp.ones((P, M)))
 
-  def step(policy, iterate, seen):
-    samples = seen.samples
+  def step(policy, iterate, evidence):
+    samples = evidence.samples
 
     def alternate(now, inner):
       G, nu = diagonal(now.guide.noise), now.dual.penalties  # [P, M, T (, A)]
@@ -136,19 +136,19 @@ def badmm(
       shift = G * now.dual.multipliers / nu[..., None]  # [P, M, T, A]
       targets = own - shift[:, :, None]  # [P, M, S, T, A]
       precision = nu / jnp.mean(G, -1)  # [P, M, T]
-      lesson = Lesson(samples.observations, targets, precision, seen.accept)
-      key = jax.random.fold_in(seen.key, inner)
-      theta, error = learn(policy, now.theta, lesson, seen.regression, key)
+      lesson = Lesson(samples.observations, targets, precision, evidence.accept)
+      key = jax.random.fold_in(evidence.key, inner)
+      theta, error = learn(policy, now.theta, lesson, evidence.regression, key)
       mu = policy_actions(policy, theta, samples.observations)
       # In every alternation the guide step starts from the guide that was
       # rolled out; ν_t changes only after the last, as in the released code.
       guide, dual, report = iteration.for_each_guide(
-        improve_one, samples, mu, iterate.guide, now.dual, *seen.trust
+        improve_one, samples, mu, iterate.guide, now.dual, *evidence.trust
       )
       last = inner == inner_iterations - 1
       nu = jnp.where(last, dual.penalties, nu)
       new, old = (guide, dual._replace(penalties=nu)), (now.guide, now.dual)
-      kept = choose(seen.accept, new, old)
+      kept = choose(evidence.accept, new, old)
       return iteration.Iterate(theta, *kept), (report, error)
 
     inner = jnp.arange(inner_iterations)

@@ -59,34 +59,35 @@ def _excess(values):
   return jnp.mean(values) - jnp.min(values)
 
 
-def _taylor(seen: Scaled):
-  A, D = seen.slopes.shape[-1], seen.states.shape[-1]
-  x, H = seen.states[..., :A], seen.hessian
+def _taylor(samples: Scaled):
+  A, D = samples.slopes.shape[-1], samples.states.shape[-1]
+  x, H = samples.states[..., :A], samples.hessian
   Hx = jnp.einsum('tij,stj->sti', H, x)
-  d = jnp.mean(seen.slopes - Hx, 0)  # [T + 1, A]
+  d = jnp.mean(samples.slopes - Hx, 0)  # [T + 1, A]
   model = jnp.einsum('ti,sti->st', d, x) + jnp.einsum('sti,sti->st', x, Hx) / 2
   linear = jnp.pad(d, ((0, 0), (0, D - A)))
-  cost = Cost(_place(H, 0, D), linear, jnp.mean(seen.values - model, 0))
-  return cost, _excess(seen.values)
+  cost = Cost(_place(H, 0, D), linear, jnp.mean(samples.values - model, 0))
+  return cost, _excess(samples.values)
 
 
-def _gradient_share(seen: Scaled):
-  A, D = seen.slopes.shape[-1], seen.states.shape[-1]
-  g, inverted = seen.states[..., A : 2 * A], inverse(seen.curvature)
+def _gradient_share(samples: Scaled):
+  A, D = samples.slopes.shape[-1], samples.states.shape[-1]
+  g, inverted = samples.states[..., A : 2 * A], inverse(samples.curvature)
   zero = jnp.zeros((len(inverted), D), g.dtype)
   size = jnp.mean(jnp.einsum('sti,tij,stj->st', g, inverted, g)) / 2
   return Cost(_place(inverted, A, D), zero, zero[:, 0]), size
 
 
-def _sample_taylor(seen: Scaled):
-  A, D = seen.slopes.shape[-1], seen.states.shape[-1]
-  linear = jnp.pad(seen.slopes, ((0, 0), (0, 0), (0, D - A)))
-  cost = Cost(_place(seen.hessian, 0, D), linear, seen.values)
-  return cost, _excess(seen.values)
+def _sample_taylor(samples: Scaled):
+  A, D = samples.slopes.shape[-1], samples.states.shape[-1]
+  linear = jnp.pad(samples.slopes, ((0, 0), (0, 0), (0, D - A)))
+  cost = Cost(_place(samples.hessian, 0, D), linear, samples.values)
+  return cost, _excess(samples.values)
 
 
-def _sample_gradient(seen: Scaled):
-  return _sample_taylor(seen._replace(hessian=jnp.zeros_like(seen.hessian)))
+def _sample_gradient(samples: Scaled):
+  flat = jnp.zeros_like(samples.hessian)
+  return _sample_taylor(samples._replace(hessian=flat))
 
 
 # f itself, to second order in x around the samples, mean over them:

@@ -167,12 +167,12 @@ def guided_policy_search(
     use_policy = (jnp.arange(N) < share) & ~first  # [N]
     initial = jnp.full(2, rollouts.initial_noise)
     limits = jnp.where(first, initial, jnp.array(rollouts.noise))
-    seen = roll_out(state, optimizee, key_rollouts, use_policy, limits)
-    costs = jnp.sum(seen.objective, -1)  # [P, N]
+    found = roll_out(state, optimizee, key_rollouts, use_policy, limits)
+    costs = jnp.sum(found.objective, -1)  # [P, N]
     values, accept = judge(state, costs, use_policy)  # [P], [P]
     # While nothing has been accepted, there is nothing to go back to.
     accepted = take_back(state, accept | jnp.isinf(state.accepted_cost))
-    samples = runs.to_samples(seen, state_features, policy.features, joint)
+    samples = runs.to_samples(found, state_features, policy.features, joint)
     nothing = jax.tree.map(jnp.zeros_like, samples)
     samples = choose(accept, samples, nothing)
     units = calibrated(policy, accepted.theta, *samples[1:3])
@@ -197,7 +197,7 @@ def guided_policy_search(
       'regression_error': error,
     }
     failed = ~jnp.any(accept)
-    info = Info(seen.objective, jnp.mean(costs)[None], failed[None], summary)
+    info = Info(found.objective, jnp.mean(costs)[None], failed[None], summary)
     # The first guide's cost does not measure the policy; a failed start is
     # repeated.
     values = jnp.where(first & by_policy, jnp.inf, values)

@@ -53,22 +53,22 @@ def mirror_descent(
     report = iteration.Report(info.kl, info.kl, fall)
     return unscaled(new, model), change * model.action_unit, info.eta, report
 
-  def step(policy, iterate, seen):
-    samples = seen.samples
+  def step(policy, iterate, evidence):
+    samples = evidence.samples
     mu = policy_actions(policy, iterate.theta, samples.observations)
     guide, change, eta, report = iteration.for_each_guide(
-      improve_one, samples, mu, iterate.guide, iterate.dual, *seen.trust
+      improve_one, samples, mu, iterate.guide, iterate.dual, *evidence.trust
     )
     own = guide_actions(iterate.guide, samples.states[..., :-1, :])
-    targets = jnp.where(seen.first, own, mu + change)  # [P, M, S, T, A]
-    guide = choose(seen.first, iterate.guide, guide)
+    targets = jnp.where(evidence.first, own, mu + change)  # [P, M, S, T, A]
+    guide = choose(evidence.first, iterate.guide, guide)
     precision = 1 / jnp.mean(diagonal(guide.noise), -1)  # [P, M, T]
-    lesson = Lesson(samples.observations, targets, precision, seen.accept)
-    knobs, old = seen.regression, (iterate.guide, iterate.dual)
-    theta, error = learn(policy, iterate.theta, lesson, knobs, seen.key)
+    lesson = Lesson(samples.observations, targets, precision, evidence.accept)
+    knobs, old = evidence.regression, (iterate.guide, iterate.dual)
+    theta, error = learn(policy, iterate.theta, lesson, knobs, evidence.key)
     # One theta serves all functions, so all of them are accepted, or none.
-    theta = choose(seen.accept[0], theta, iterate.theta)
-    kept = choose(seen.accept, (guide, eta), old)
+    theta = choose(evidence.accept[0], theta, iterate.theta)
+    kept = choose(evidence.accept, (guide, eta), old)
     return iteration.Iterate(theta, *kept), report, error
 
   def init(shape):

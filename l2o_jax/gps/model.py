@@ -69,8 +69,8 @@ def fit_model(samples: Samples, cost: CostModel, blend: float) -> Model:
     # A known error, see NOTES.md: by the secants it is x_unit**2.
     hessian = curvature * x_unit * g_unit / action_unit
   slopes = x_unit * samples.exact
-  seen = Scaled(s, slopes, samples.values, curvature, hessian)
-  fitted, size = cost.fit(seen)
+  shown = Scaled(s, slopes, samples.values, curvature, hessian)
+  fitted, size = cost.fit(shown)
   fitted = jax.tree.map(lambda c: c / _or_one(size), fitted)
   rms = jnp.sqrt(jnp.mean(a**2, (0, 2)))
   return Model(dynamics, fitted, s[:, :-1], state_unit, action_unit, rms)

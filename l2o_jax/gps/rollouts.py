@@ -68,7 +68,7 @@ class Rollout(NamedTuple):
 
   Attributes:
     x: [T + 1, M, J].
-    seen: gradients that the optimizer saw, [T + 1, M, J].
+    gradients: of minibatches, as the optimizer saw them, [T + 1, M, J].
     exact: gradients of the objective, [T + 1, M, J].
     curvature: joint: the Hessian [T + 1, M, J, J]; else v (H v) for a random
       v = ±1, whose mean is its diagonal, [T + 1, M, J].
@@ -78,7 +78,7 @@ class Rollout(NamedTuple):
   """
 
   x: chex.Array
-  seen: chex.Array
+  gradients: chex.Array
   exact: chex.Array
   curvature: chex.Array
   values: chex.Array
@@ -130,9 +130,9 @@ def rollout(knobs, policy, optimizee, make_opt, keys, with_hessian=False):
     exact = (step.loss, step.gradients)
     if minibatches:
       exact = jax.value_and_grad(f)(step.params)
-    seen = pick(step.params), pick(step.gradients), pick(exact[1])
+    found = pick(step.params), pick(step.gradients), pick(exact[1])
     moved = pick(step.updates)
-    return Rollout(*seen, hessian(step.params), step.loss, exact[0], moved)
+    return Rollout(*found, hessian(step.params), step.loss, exact[0], moved)
 
   opt = make_opt(jax.grad(f) if minibatches else None)
   # One extra step, whose action is dropped, so that x_T is recorded by the same
@@ -232,7 +232,7 @@ def features_along(features, rollouts) -> chex.Array:
 
   def of_one(run):
     update = lambda memory, inputs: features.update(memory, *inputs)
-    inputs = (run.x, run.seen, run.values)
+    inputs = (run.x, run.gradients, run.values)
     return jax.lax.scan(update, features.init(run.x[0]), inputs)[1]
 
   return jax.vmap(jax.vmap(of_one))(rollouts)

@@ -60,7 +60,7 @@ class RolloutsTest(absltest.TestCase):
       self.assertEqual(x.shape, (4, 3))
       np.testing.assert_allclose(out.actions[:, m], x[1:] - x[:-1], atol=1e-6)
       np.testing.assert_allclose(
-        out.actions[:, m], -0.1 * out.seen[:3, m], rtol=1e-5
+        out.actions[:, m], -0.1 * out.gradients[:3, m], rtol=1e-5
       )
     step = lambda p: jax.tree.map(
       lambda x, g: x - 0.1 * g,
