@@ -82,15 +82,14 @@ def _on_leaf(features):
   """init: x [*s] -> memory;  update: ... -> memory, features [F, *s]."""
   if 'leaf' not in features.needs:
     init = lambda x: each(features.init, x.ndim)(x)
-    return init, lambda memory, x, g, value: each(features.update, g.ndim)(
-      memory, x, g, value
-    )
+    update = lambda *args: each(features.update, args[1].ndim)(*args)
+    return init, update
 
-  def update(*args):
+  def update_leaf(*args):
     memory, seen = features.update(*args)  # [*s, F]
     return memory, jnp.moveaxis(seen, -1, 0)
 
-  return features.init, update
+  return features.init, update_leaf
 
 
 def _cast(tree, dtype):
