@@ -100,7 +100,8 @@ def guarded(
         updates, state = tx.update(grads, state, x, **how)
 
   Raises:
-    ValueError: a number is not positive, or n > N.
+    ValueError: a number is not positive, or n > N; (from `update`) a parameter
+      has no gradient.
     TypeError: (from `update`) params, value or value_fn is missing.
   """
   positive('guarded', every=every, average=average)
@@ -120,6 +121,9 @@ def guarded(
   ):
     if params is None or value is None or value_fn is None:
       raise TypeError('guarded: update needs params, value and value_fn')
+    kinds = [jax.tree.structure(tree) for tree in (updates, params)]
+    frozen = 'guarded: every parameter must have a gradient'
+    require(kinds[0] == kinds[1], f'{frozen}: {kinds[0]}, {kinds[1]}')
     y = state.guard_params
     y_value, y_grads = jax.value_and_grad(value_fn)(y)
     extra = {**extra, 'value_fn': value_fn}

@@ -190,6 +190,13 @@ class GuardTest(parameterized.TestCase):
     np.testing.assert_array_equal(state.guard_params, x)
     self.assertEqual(int(state.step), 0)
 
+  def test_needs_all_gradients(self):
+    x = {'a': jnp.ones(2), 'b': jnp.ones(2)}
+    tx = guarded(optax.sgd(0.1), optax.sgd(0.1))
+    how = {'value': 1.0, 'value_fn': lambda x: jnp.sum(x['a'] + x['b'])}
+    with self.assertRaisesRegex(ValueError, 'every parameter must have a'):
+      tx.update({'a': x['a'], 'b': None}, tx.init(x), x, **how)
+
   def test_needs_the_loss(self):
     opt = guarded(optax.sgd(1.0), optax.sgd(1.0))
     x = jnp.ones(3)
