@@ -41,8 +41,8 @@ MISSING = """
 ## In the papers, and not here yet
 
 - Andrychowicz et al. 2016, section 3.3, with 32 x 32 pixels: CIFAR-5, CIFAR-2
-  and 1,000 steps. `python -m experiments.cifar10 --preset=full` makes them, on
-  a GPU; no comparison is kept.
+  and rivals beside ADAM. `python -m experiments.cifar10 --preset=full` makes
+  them, on a GPU; no comparison is kept.
 - Li & Malik 2016, curves of single test functions: no command draws them.
 - Li & Malik 2017, Figs. 1 to 5 on Toronto Faces, which cannot be had: other
   faces take their place.  `python -m experiments.predicted_step_descent
