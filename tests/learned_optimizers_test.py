@@ -6,27 +6,13 @@ from absl.testing import absltest, parameterized
 from l2o_jax.learned_optimizers import (
   autonomous_optimizer,
   flattened,
-  lstm_averaging,
   lstm_log_and_sign,
-  lstm_policy,
   lstm_raw,
-  ntm_bfgs,
   predicted_step_descent,
 )
 from l2o_jax.theta_files import build
 
 LABELS = [{'w': 'first', 'b': 'biases'}, {'w': 'second', 'b': 'biases'}]
-NAMED = {
-  'lstm_raw': lambda: lstm_raw(0.1),
-  'lstm_averaging': lambda: lstm_averaging(averaged=2),
-  'ntm_bfgs': lambda: ntm_bfgs(0.1, pairs=3),
-  'lstm_log_and_sign': lambda: lstm_log_and_sign(5.0, scale=0.01),
-  'predicted_step_descent': lambda: predicted_step_descent(LABELS, hidden=4),
-  'lstm_policy': lambda: lstm_policy(p=5.0),
-  'autonomous_optimizer': lambda: autonomous_optimizer(
-    coordinates=3, depth=2, hidden=4
-  ),
-}
 
 
 class NamedTest(parameterized.TestCase):
