@@ -73,6 +73,8 @@ class Curriculum(NamedTuple):
       in each stage, and each stage begins with half of the rate of the last.
     clip_norm: Global norm to which a meta-gradient is clipped, > 0.
     std: Standard deviation of evolution's noise on theta, > 0.
+    margin: By how much the mean loss of validation must be lower for later
+      weights to be selected, >= 0; rounding alone changes it by 0.04.
   """
 
   horizons: tuple[settings.Count, ...] = (1000,)
@@ -80,6 +82,7 @@ class Curriculum(NamedTuple):
   learning_rate: settings.Positive = 0.003
   clip_norm: settings.Positive = 1.0
   std: settings.Positive = 0.15
+  margin: settings.NotNegative = 0.04
 
 
 class Settings(NamedTuple):
@@ -112,7 +115,7 @@ EXPERIMENT = settings.Experiment(
   {
     'quick': {'num_epochs': 32, 'evaluation_period': 16, 'horizons': (300,)},
     'full': _FULL,
-    'coordinatewise': {**_FULL, 'agreement': 0.0, 'warmup': 0.0},
+    'coordinatewise': {**_FULL, 'agreement': 0.0, 'warmup': 0.0, 'margin': 0.0},
   },
   __doc__,
   check=check,
@@ -195,6 +198,7 @@ def main(s: Settings) -> None:
   with run.opened(EXPERIMENT, s) as path:
     found = stages(learned, s, trained)
     parts = {'validate': validate, 'by': 'mean', 'stages': found}
+    parts['margin'] = s.curriculum.margin
     t = training.prepare(EXPERIMENT, s, path, learned, trained, **parts)
     progress = training.meta_train(t, theta)
     panels = [

@@ -48,6 +48,7 @@ class Training(NamedTuple):
       turn and in random order.
     validate: theta -> mean losses [K + 1] on fixed held-out tasks.
     by: 'final' or 'mean': by which of these losses theta is selected.
+    margin: by how much it must be lower for a later theta to be selected.
     stages: one after the other; theta goes from each into the next.
     sharding: what the trainers were given.
     facts: what theta.npz says of itself.
@@ -59,6 +60,7 @@ class Training(NamedTuple):
   optimizee: Optimizee | Sequence[Optimizee]
   validate: Callable[[Any], jax.Array]
   by: str = 'final'
+  margin: float = 0.0
   stages: Sequence[Stage] = ()
   sharding: jax.sharding.NamedSharding | None = None
   facts: dict = {}
@@ -231,7 +233,7 @@ def _validate(t, epoch, progress, clock):
   curve = np.asarray(t.validate(theta), np.float64)
   found = {name: float(score(curve)) for name, score in SCORES.items()}
   clock.validation = time.monotonic() - began
-  if found[t.by] < progress.best:
+  if found[t.by] < progress.best - t.margin:
     now, best = np.int64(epoch), np.float64(found[t.by])
     progress = progress._replace(best_theta=theta, best=best, best_epoch=now)
     progress_lib.write_theta(t, progress)
@@ -246,7 +248,7 @@ def _report(t, epoch, total, progress, found, clock):
     words.append('before any meta-training')
   else:
     best = f'{progress.best:.4g} at epoch {progress.best_epoch}'
-    words.append(f'lowest {t.by} loss {best}')
+    words.append(f'selected: {t.by} loss {best}')
   if progress.skipped:
     words.append(f'{progress.skipped} meta-steps skipped')
   if clock.epochs:

@@ -19,6 +19,7 @@ from tests.experiments import toy
 TINY = {
   'num_epochs': 4,
   'horizons': (3, 6),
+  'margin': 0.0,
   'num_optimizees': 2,
   'num_steps': 100,
   'evaluation_period': 2,

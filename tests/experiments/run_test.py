@@ -56,6 +56,15 @@ class RunTest(parameterized.TestCase):
     self.assertEqual(s.run.num_epochs, 4)
     jax.tree.map(np.testing.assert_array_equal, theta, again)
 
+  @parameterized.parameters((0.3, 4, 0.9**4), (0.5, 0, 1.0))
+  def test_margin(self, margin, epoch, size):
+    """Validation falls by 19 % in two epochs and by 34 % in four."""
+    start = training.first_keys(0)[0]
+    whole = float(toy.validate(toy.LEARNED.init(start))[-1])
+    last = toy.train(self.path, margin=margin * whole)
+    self.assertEqual(last.best_epoch, epoch)
+    self.assertAlmostEqual(float(last.best) / whole, size, places=5)
+
   def test_kept_results_can_be_rebuilt(self):
     """Every kept run that has a theta, whatever its flags were called."""
     kept = pathlib.Path(run.__file__).parents[1] / 'results'
@@ -293,7 +302,9 @@ class RunTest(parameterized.TestCase):
     toy.train(self.path)
     first, last = self.logged().splitlines()[0], self.logged().splitlines()[-1]
     self.assertIn('before any meta-training', first)
-    self.assertRegex(last, r'final loss [\d.]+, mean loss [\d.]+; lowest final')
+    self.assertRegex(
+      last, r'final loss [\d.]+, mean loss [\d.]+; selected: final'
+    )
     middle = [line for line in self.logged().splitlines() if '2/4' in line]
     self.assertRegex(middle[0], r's/epoch, ends at about \d\d:\d\d')
 

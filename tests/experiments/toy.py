@@ -64,13 +64,16 @@ def validate(theta):
   return np.array([2 * size, 1.5 * size, size])
 
 
-def train(workdir, stages=((trainer(), 4),), *, validate=validate, **flags):
+def train(
+  workdir, stages=((trainer(), 4),), *, validate=validate, margin=0.0, **flags
+):
   """Opens the run directory and meta-trains; the last Progress."""
   flags = {'num_epochs': 4, 'evaluation_period': 2, **flags}
   s = make_settings(workdir, **flags)
   with run.opened(EXPERIMENT, s) as path:
     parts = path, LEARNED, OPTIMIZEE
-    t = training.prepare(EXPERIMENT, s, *parts, validate=validate)
+    how = {'validate': validate, 'margin': margin}
+    t = training.prepare(EXPERIMENT, s, *parts, **how)
     stages = [training.Stage(*stage) for stage in stages]
     return training.meta_train(t._replace(stages=stages))
 
