@@ -23,8 +23,7 @@ class Scaled(NamedTuple):
     values: f of each sample, [S, T + 1].
     curvature: dg/da, positive definite, [T + 1, A, A].
     hessian: ∂²f/∂x², positive semi-definite, [T + 1, A, A]: the recorded one,
-      mean over samples, where the cost model needs it, else by secants, which
-      are too stiff by one over the unit of x (NOTES.md).
+      mean over samples, where the cost model needs it, else by secants.
   """
 
   states: chex.Array

@@ -66,8 +66,8 @@ def fit_model(samples: Samples, cost: CostModel, blend: float) -> Model:
     # `secant_curvature`: two calls of LAPACK at once can deadlock (linalg.py).
     hessian = semidefinite(x_unit**2 * samples.curvature + 0 * curvature)
   else:
-    # A known error, see NOTES.md: by the secants it is x_unit**2.
-    hessian = curvature * x_unit * g_unit / action_unit
+    # f has no unit of its own, so ∂²f/∂x² is in units of 1 / x_unit².
+    hessian = curvature * x_unit**2 * g_unit / action_unit
   slopes = x_unit * samples.exact
   shown = Scaled(s, slopes, samples.values, curvature, hessian)
   fitted, size = cost.fit(shown)

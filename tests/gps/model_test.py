@@ -27,7 +27,7 @@ def samples_of(rng, A, scale=1.0):
 class ModelTest(parameterized.TestCase):
   @parameterized.parameters(1, 2)
   def test_does_not_depend_on_units(self, A):
-    for cost in (costs.gradient_share, costs.taylor):
+    for cost in (costs.gradient_share, costs.taylor, costs.sample_taylor):
       fits = [
         run(
           lambda s, cost=cost: model.fit_model(s, cost, 0.05),
@@ -45,6 +45,20 @@ class ModelTest(parameterized.TestCase):
       np.testing.assert_allclose(
         fits[1].action_unit, 1e-3 * fits[0].action_unit, rtol=1e-9
       )
+
+  def test_hessian_by_secants(self):
+    """On a quadratic f it is the recorded one, in units of x and of f."""
+    samples = samples_of(np.random.default_rng(2), 1, 0.1)
+    by_secants, recorded = (
+      run(lambda s, cost=cost: model.fit_model(s, cost, 0.05), samples)
+      for cost in (costs.sample_taylor, costs.taylor)
+    )
+    x_unit = np.std(samples.states[..., 0])
+    size = np.mean(samples.values) - np.min(samples.values)
+    wanted = x_unit**2 * samples.curvature[:, 0, 0] / size
+    for fit in (by_secants, recorded):
+      got = fit.cost.quadratic[:, 0, 0]
+      np.testing.assert_allclose(got, wanted, rtol=1e-5)
 
   def test_scaled_and_back(self):
     rng = np.random.default_rng(1)
