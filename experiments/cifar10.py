@@ -22,15 +22,7 @@ import jax
 import numpy as np
 from jax.tree_util import Partial
 
-from experiments.common import (
-  bptt,
-  cli,
-  comparison,
-  problems,
-  run,
-  settings,
-  training,
-)
+from experiments.common import bptt, cli, comparison, problems, settings, study
 from experiments.common.comparison import Comparison, Panel
 from experiments.common.problems import Problem
 from experiments.common.settings import UsageError
@@ -200,7 +192,6 @@ def main(s: Settings) -> None:
     return
   labels = None if s.layers.shared else GROUPS
   learned = bptt.learned_optimizer(s, labels)
-  theta = training.given_theta(learned, s)
   train, held_out, test = load(s.images)
   count = int(train[1].max()) + 1
   known = range(count)
@@ -228,12 +219,11 @@ def main(s: Settings) -> None:
     held_out, known, 'validation', s.run.num_validation, steps
   )
   validate = problems.mean_curve(validation, learned)
-  others = comparison.rivals(s.comparison.rivals, base)
   sharding = bptt.sharding(s.bptt.num_optimizees)
   parts = {'validate': validate, 'sharding': sharding}
 
-  with run.opened(EXPERIMENT, s) as path:
-    t = training.prepare(EXPERIMENT, s, path, learned, base, **parts)
+  opened = study.opened(EXPERIMENT, s, learned, base, **parts)
+  with opened as (t, theta, compare):
     progress, facts = bptt.train(t, s.bptt, theta)
     panels, steps = [], s.images.test_steps
     sizes = dict.fromkeys(min(PANELS[n], count) for n in s.images.panels)
@@ -243,9 +233,7 @@ def main(s: Settings) -> None:
       )
       unseen = problem(test, labels, 'test', s.comparison.num_test, steps)
       panels.append(Panel(f'images of {len(labels)} labels', tuned, unseen))
-    mine = comparison.contenders(learned, progress.best_theta, s, others)
-    facts['validation_loss'] = float(progress.best)
-    comparison.compare(path, mine, panels, s.comparison, extra=facts)
+    compare(progress, facts, panels)
 
 
 if __name__ == '__main__':

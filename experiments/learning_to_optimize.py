@@ -22,8 +22,8 @@ from experiments.common import (
   cli,
   comparison,
   problems,
-  run,
   settings,
+  study,
   training,
 )
 from experiments.common.comparison import Comparison, Panel
@@ -239,8 +239,6 @@ def main(s: Settings) -> None:
   learned = autonomous_optimizer(labels)
   if s.gps.policy == 'joint':
     learned = autonomous_optimizer(coordinates=size)
-  theta = training.given_theta(learned, s)
-  others = comparison.rivals(s.comparison.rivals, optimizee)
 
   # The policy is trained, and its rivals are tuned, on the same functions.
   key = jax.random.fold_in(training.first_keys(s.run.seed)[0], 1)
@@ -250,16 +248,14 @@ def main(s: Settings) -> None:
     optimizee, problems.keys(what, count), runs * s.run.num_steps
   )
   validation = problem('validation', s.run.num_validation, 1)
-  validate = problems.mean_curve(validation, learned)
+  parts = {'validate': problems.mean_curve(validation, learned), 'by': 'mean'}
 
-  with run.opened(EXPERIMENT, s) as path:
+  opened = study.opened(EXPERIMENT, s, learned, optimizee, **parts)
+  with opened as (t, theta, compare):
     tuned = problems.tune(tuning, 'momentum', 'mean')
     trainer = make_trainer(s, learned, labels, size, functions, tuned)
     stages = (training.Stage(trainer, s.run.num_epochs),)
-    t = training.prepare(
-      EXPERIMENT, s, path, learned, optimizee, validate=validate
-    )
-    progress = training.meta_train(t._replace(by='mean', stages=stages), theta)
+    progress = training.meta_train(t._replace(stages=stages), theta)
     panels = [
       Panel(
         f'{s.functions.family}, {runs * s.run.num_steps} steps',
@@ -268,17 +264,9 @@ def main(s: Settings) -> None:
       )
       for runs in sorted({1, s.functions.horizons})
     ]
-    mine = comparison.contenders(learned, progress.best_theta, s, others)
-    comparison.compare(
-      path,
-      mine,
-      panels,
-      s.comparison,
-      by='mean',
-      margin_over=[n for n in s.comparison.baselines if n in FIRST_ORDER],
-      horizon=s.run.num_steps,
-      extra={'validation_loss': float(progress.best)},
-    )
+    over = [n for n in s.comparison.baselines if n in FIRST_ORDER]
+    margins = {'margin_over': over, 'horizon': s.run.num_steps}
+    compare(progress, {}, panels, by='mean', **margins)
 
 
 if __name__ == '__main__':

@@ -19,15 +19,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from experiments.common import (
-  bptt,
-  cli,
-  comparison,
-  problems,
-  run,
-  settings,
-  training,
-)
+from experiments.common import bptt, cli, comparison, problems, settings, study
 from experiments.common.comparison import Comparison, Panel
 from experiments.common.problems import Problem
 from l2o_jax import datasets
@@ -171,7 +163,6 @@ def main(s: Settings) -> None:
   if comparison.shown(EXPERIMENT, s):
     return
   learned = bptt.learned_optimizer(s)
-  theta = training.given_theta(learned, s)
   train, held_out, test = load(s.images)
 
   def problem(data, panel, what, count):
@@ -187,13 +178,12 @@ def main(s: Settings) -> None:
   validate, by = validation(held, learned)
   nets = [net_on(train, *PANELS[n][1:3], s.images) for n in names]
   lengths = [PANELS[n][3] * s.run.num_steps for n in names]
-  others = comparison.rivals(s.comparison.rivals, nets[0])
 
   sharding = bptt.sharding(s.bptt.num_optimizees)
   parts = {'validate': validate, 'by': by, 'sharding': sharding}
 
-  with run.opened(EXPERIMENT, s) as path:
-    t = training.prepare(EXPERIMENT, s, path, learned, nets, **parts)
+  opened = study.opened(EXPERIMENT, s, learned, nets, **parts)
+  with opened as (t, theta, compare):
     progress, facts = bptt.train(t, s.bptt, theta, lengths=lengths)
     panels = []
     for name in s.images.panels:
@@ -201,9 +191,7 @@ def main(s: Settings) -> None:
       unseen = problem(test, name, 'test', s.comparison.num_test)
       title = f'{PANELS[name][0]}, {unseen.num_steps} steps'
       panels.append(Panel(title, tuning, unseen))
-    mine = comparison.contenders(learned, progress.best_theta, s, others)
-    facts['validation_loss'] = float(progress.best)
-    comparison.compare(path, mine, panels, s.comparison, extra=facts)
+    compare(progress, facts, panels)
 
 
 if __name__ == '__main__':

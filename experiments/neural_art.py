@@ -27,9 +27,8 @@ from experiments.common import (
   comparison,
   plots,
   problems,
-  run,
   settings,
-  training,
+  study,
   vision,
 )
 from experiments.common.comparison import Comparison, Panel
@@ -175,7 +174,6 @@ def main(s: Settings) -> None:
   if comparison.shown(EXPERIMENT, s):
     return
   learned = bptt.learned_optimizer(s)
-  theta = training.given_theta(learned, s)
   own = s.pictures
   net = vision.read_net(own.net_weights)
   contents, unseen = vision.read_contents(own.contents)
@@ -195,7 +193,6 @@ def main(s: Settings) -> None:
   seen = small(held_out)
   validation = problem(seen, style, 'validation', s.run.num_validation)
   validate = problems.mean_curve(validation, learned)
-  others = comparison.rivals(s.comparison.rivals, base)
   sharding = bptt.sharding(s.bptt.num_optimizees)
   parts = {'validate': validate, 'sharding': sharding}
   of_panel = {
@@ -203,20 +200,17 @@ def main(s: Settings) -> None:
     'new': ('a new style, 128 x 128', lambda x: x, new_style),
   }
 
-  with run.opened(EXPERIMENT, s) as path:
-    t = training.prepare(EXPERIMENT, s, path, learned, base, **parts)
+  opened = study.opened(EXPERIMENT, s, learned, base, **parts)
+  with opened as (t, theta, compare):
     progress, facts = bptt.train(t, s.bptt, theta)
     panels = []
     for title, size, style in (of_panel[name] for name in own.panels):
       tuning = problem(size(held_out), style, 'tuning', s.comparison.num_tuning)
       test = problem(size(unseen), style, 'test', s.comparison.num_test)
       panels.append((Panel(title, tuning, test), style, size(unseen)))
-    mine = comparison.contenders(learned, progress.best_theta, s, others)
-    facts['validation_loss'] = float(progress.best)
     only = [panel for panel, *_ in panels]
-    paint_all = functools.partial(draw, path, panels, mine)
-    how = {'extra': facts, 'also': paint_all}
-    comparison.compare(path, mine, only, s.comparison, **how)
+    paint_all = functools.partial(draw, t.path, panels)
+    compare(progress, facts, only, also=paint_all)
 
 
 if __name__ == '__main__':

@@ -15,15 +15,7 @@ theta.npz, learning_curves.png, summary.json and curves.csv to --workdir.
 
 from typing import Literal, NamedTuple
 
-from experiments.common import (
-  bptt,
-  cli,
-  comparison,
-  problems,
-  run,
-  settings,
-  training,
-)
+from experiments.common import bptt, cli, comparison, problems, settings, study
 from experiments.common.comparison import Comparison, Panel
 from experiments.common.problems import Problem
 from l2o_jax.base import LearnedOptimizer
@@ -159,14 +151,12 @@ def main(s: Settings) -> None:
   if comparison.shown(EXPERIMENT, s):
     return
   learned = make_learned(s.learned)
-  theta = training.given_theta(learned, s)
   family = {'dimension': s.functions.dimension, 'entries': s.functions.entries}
   count, form = s.functions.num_problems, s.functions.batch_form
   optimizee = quadratic(**family, batch=count, reduction=form)
   # In the released form a function alone would show 128 times the gradient
   # that the optimizer was trained on: there too it is validated in that form.
   one = quadratic(**family)
-  others = comparison.rivals(s.comparison.rivals, one)
   problem = lambda optimizee, what, count: Problem(
     optimizee, problems.keys(what, count), s.run.num_steps
   )
@@ -179,8 +169,8 @@ def main(s: Settings) -> None:
   by = 'mean' if s.learned.optimizer == 'ntm_bfgs' else 'final'
   parts = {'validate': validate, 'sharding': sharding, 'by': by}
 
-  with run.opened(EXPERIMENT, s) as path:
-    t = training.prepare(EXPERIMENT, s, path, learned, optimizee, **parts)
+  opened = study.opened(EXPERIMENT, s, learned, optimizee, one, **parts)
+  with opened as (t, theta, compare):
     scale = 1 / count if form == 'sum' else 1.0
     progress, facts = bptt.train(t, s.bptt, theta, scale)
     panel = Panel(
@@ -189,9 +179,7 @@ def main(s: Settings) -> None:
       problem(one, 'tuning', s.comparison.num_tuning),
       problem(one, 'test', s.comparison.num_test),
     )
-    mine = comparison.contenders(learned, progress.best_theta, s, others)
-    facts['validation_loss'] = float(progress.best)
-    comparison.compare(path, mine, [panel], s.comparison, extra=facts)
+    compare(progress, facts, [panel])
 
 
 if __name__ == '__main__':

@@ -28,8 +28,8 @@ from experiments.common import (
   comparison,
   families,
   problems,
-  run,
   settings,
+  study,
   tasks,
   training,
 )
@@ -183,19 +183,17 @@ def main(s: Settings) -> None:
   if comparison.shown(EXPERIMENT, s):
     return
   learned = optimizer(s.optimizer)
-  theta = training.given_theta(learned, s)
   validate = families.validate(learned, s.run.num_validation)
   trained = families.trained()
-  others = comparison.rivals(s.comparison.rivals, trained[0])
 
   def problem(name, what, count):
     f, keys = tasks.make(name).optimizee, problems.keys(what, count)
     return Problem(f, keys, s.run.num_steps, 1, 100, objective=True)
 
-  with run.opened(EXPERIMENT, s) as path:
-    found = stages(learned, s, trained)
-    parts = {'validate': validate, 'by': 'mean', 'stages': found}
-    t = training.prepare(EXPERIMENT, s, path, learned, trained, **parts)
+  parts = {'validate': validate, 'by': 'mean'}
+  opened = study.opened(EXPERIMENT, s, learned, trained, **parts)
+  with opened as (t, theta, compare):
+    t = t._replace(stages=stages(learned, s, trained))
     progress = training.meta_train(t, theta)
     panels = [
       Panel(
@@ -205,9 +203,7 @@ def main(s: Settings) -> None:
       )
       for name in PANELS
     ]
-    mine = comparison.contenders(learned, progress.best_theta, s, others)
-    facts = {'validation_loss': float(progress.best)}
-    comparison.compare(path, mine, panels, s.comparison, extra=facts)
+    compare(progress, {}, panels)
 
 
 if __name__ == '__main__':

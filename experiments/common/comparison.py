@@ -145,7 +145,7 @@ def compare(
   margin_over: Sequence[str] = (),
   horizon: int = 0,
   extra: dict[str, Any] | None = None,
-  also: Callable[[dict], None] = lambda rows: None,
+  also: Callable[[dict, dict], None] = lambda learned, rows: None,
 ) -> None:
   """Tunes, runs, ranks; writes all results, then prints them.
 
@@ -159,8 +159,8 @@ def compare(
       on the last panel; none: no margins.
     horizon: of meta-training, for the margins.
     extra: for summary.json.
-    also: makes more of the results, {panel: {optimizer: statistics}}, before
-      the run counts as finished.
+    also: makes more of `learned` and of the results, {panel: {optimizer:
+      statistics}}, before the run counts as finished.
   """
   if not run_lib.is_writer():
     return
@@ -198,7 +198,7 @@ def compare(
   report.write_curves(path / 'curves.csv', curves, steps)
   run_lib.write_json(path / 'summary.json', run_lib.without_nan(summary))
   report.draw(path)
-  also(rows)
+  also(learned, rows)
   finish(path, began)
   report.show(path)
 
