@@ -2,7 +2,6 @@
 
 import csv
 import io
-import string
 from typing import NamedTuple
 
 import numpy as np
@@ -91,11 +90,9 @@ def draw(path, picture: Picture, panels: dict, styles: dict) -> None:
     styles: {name: how matplotlib draws it}; a name that begins with _ is not in
       the legend.
   """
-  columns = min(picture.columns, len(panels))
-  rows = -(-len(panels) // columns)
-  figure, axes = plots.grid(rows, columns, size=SIZE)
+  figure, axes = plots.grid(panels, picture.columns, SIZE, fontsize=9)
   figure.suptitle(picture.title, x=0.01, ha='left', fontsize=12)
-  for i, (axis, (title, curves)) in enumerate(zip(axes, panels.items())):
+  for axis, (title, curves) in zip(axes, panels.items()):
     for name, c in curves.items():
       axis.plot(c['x'], c['y'], label=name, **styles[name])
       if np.any(c['low'] != c['high']):
@@ -103,14 +100,9 @@ def draw(path, picture: Picture, panels: dict, styles: dict) -> None:
         band = {'color': color, 'alpha': 0.15, 'lw': 0}
         axis.fill_between(c['x'], c['low'], c['high'], **band)
     _scale(axis, picture, title, curves)
-    letter = f'({string.ascii_lowercase[i % 26]}) '
-    axis.set_title(letter + title, loc='left', fontsize=9)
     axis.set_xlabel(picture.xlabel, fontsize=9)
     axis.set_ylabel(_of(picture.ylabel, title), fontsize=9)
     axis.tick_params(labelsize=8)
-    axis.grid(alpha=0.3, lw=0.4)
-  for axis in axes[len(panels) :]:
-    axis.axis('off')
   plots.save(figure, path)
 
 
