@@ -19,7 +19,6 @@ with tuned rates, are shown the same record.  Draws to --workdir:
 and writes summary.json and curves.csv, which has every curve.
 """
 
-import json
 import pathlib
 import time
 from typing import Literal, NamedTuple
@@ -34,10 +33,10 @@ from experiments.common import (
   comparison,
   panels,
   problems,
-  report,
   responses,
   run,
   settings,
+  tables,
 )
 from experiments.common.anatomy import DRAWN
 from experiments.common.problems import Problem
@@ -215,14 +214,14 @@ def analyse(s: Analysis) -> tuple[dict, dict]:
 
 def draw(path) -> None:
   """All pictures of a run directory's curves.csv and summary.json."""
-  summary = json.loads(run.read_text(path / 'summary.json'))
+  summary = run.read_summary(path)
   learned, others = list(summary['theta']), list(summary['baselines'])
   anatomy.draw(path, panels.read(path / 'curves.csv'), learned, others)
 
 
 def show(path) -> None:
   """Prints the tables of summary.json."""
-  summary = json.loads(run.read_text(path / 'summary.json'))
+  summary = run.read_summary(path)
   rates = [f'{k} {v["rate"]:.3g}' for k, v in summary['baselines'].items()]
   cli.say(f'rates, tuned: {", ".join(rates)}')
   times = list(map(str, summary['times']))
@@ -233,7 +232,7 @@ def show(path) -> None:
       [k, *(number(v[x]) for x in keys)] for k, v in rows['like'].items()
     ]
     title = f'{label}: its updates and those that others make of its gradients'
-    cli.say(report.write_table(title, ['', *keys], lines))
+    cli.say(tables.write_table(title, ['', *keys], lines))
     for what, word in (
       ('effective_step_size', 'effective step size'),
       ('mean_lag', 'mean lag of an additional gradient'),
@@ -243,7 +242,7 @@ def show(path) -> None:
         for k, v in rows['impulse'].items()
       ]
       title = f'{label}: {word}, median of coordinates, by step'
-      cli.say(report.write_table(title, ['', *times], lines))
+      cli.say(tables.write_table(title, ['', *times], lines))
   files = ' '.join(f'{name}.png' for name in anatomy.PICTURES)
   cli.say(f'\nwritten: {path}/{files} summary.json curves.csv')
 

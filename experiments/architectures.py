@@ -14,7 +14,6 @@ is over all images that the net is trained on, the test images.  Writes
 architectures.png, summary.json and curves.csv to --workdir.
 """
 
-import json
 import math
 import os
 import time
@@ -32,6 +31,7 @@ from experiments.common import (
   report,
   run,
   settings,
+  tables,
 )
 from experiments.common.comparison import Comparison, Panel
 from experiments.common.problems import Problem
@@ -169,7 +169,7 @@ def _in_order(of, order):
 
 def draw(path) -> None:
   """architectures.png of a run directory's summary.json."""
-  summary = json.loads(run.read_text(path / 'summary.json'))
+  summary = run.read_summary(path)
   rows, learned = summary['panels'], summary['learned']
   number = lambda x: np.nan if x is None else x
   values = lambda titles, name, key: np.array(
@@ -191,7 +191,7 @@ def draw(path) -> None:
 
 def show(path) -> None:
   """Prints the tables of summary.json, a panel of the figure each."""
-  summary = json.loads(run.read_text(path / 'summary.json'))
+  summary = run.read_summary(path)
   rows, learned = summary['panels'], summary['learned']
   infinite = lambda x: np.inf if x is None else x
   final = lambda title, name: infinite(rows[title][name]['final'])
@@ -205,7 +205,7 @@ def show(path) -> None:
       least = [min(final(t, n) for n in tuned) for t in titles]
       over = [f'{final(t, name) / y:.2f}' for t, y in zip(titles, least)]
       lines.append([f'{name} / best tuned', *over])
-    cli.say(report.write_table(group, ['mean final loss', *x], lines))
+    cli.say(tables.write_table(group, ['mean final loss', *x], lines))
   cli.say(f'\nwritten: {path}/architectures.png summary.json curves.csv')
 
 

@@ -1,15 +1,14 @@
 """Panels of any curves: as a table of numbers, and as a picture."""
 
-import csv
-import io
 from typing import NamedTuple
 
 import numpy as np
 
 from experiments.common import plots
-from experiments.common import run as run_lib
+from experiments.common.tables import read_csv, write_csv
 
 SIZE = 3.5, 2.7  # inches of a panel
+NAMES = 'picture', 'panel', 'curve'
 COLUMNS = 'x', 'y', 'low', 'high'
 
 
@@ -50,34 +49,19 @@ def curve(x, y, band: bool = True) -> dict[str, np.ndarray]:
 
 def write(path, pictures: dict) -> None:
   """One line for each point of {picture: {panel: {name: curve}}}."""
-  out = io.StringIO()
-  writer = csv.writer(out, lineterminator='\n')
-  writer.writerow(['picture', 'panel', 'curve', *COLUMNS])
-  for picture, panels in pictures.items():
-    for panel, curves in panels.items():
-      for name, values in curves.items():
-        for row in zip(*(values[c] for c in COLUMNS)):
-          cells = (f'{v:.6g}' for v in row)
-          writer.writerow([picture, panel, name, *cells])
-  run_lib.write(path, out.getvalue())
+  rows = (
+    (picture, panel, name, *row)
+    for picture, panels in pictures.items()
+    for panel, curves in panels.items()
+    for name, values in curves.items()
+    for row in zip(*(values[c] for c in COLUMNS))
+  )
+  write_csv(path, (*NAMES, *COLUMNS), rows)
 
 
 def read(path) -> dict:
   """The inverse of `write`."""
-  found: dict = {}
-  for row in csv.DictReader(io.StringIO(run_lib.read_text(path))):
-    panels = found.setdefault(row['picture'], {})
-    values = panels.setdefault(row['panel'], {}).setdefault(row['curve'], {})
-    for column in COLUMNS:
-      values.setdefault(column, []).append(float(row[column]))
-  to_arrays = lambda c: {k: np.array(v) for k, v in c.items()}
-  return {
-    picture: {
-      panel: {name: to_arrays(c) for name, c in curves.items()}
-      for panel, curves in panels.items()
-    }
-    for picture, panels in found.items()
-  }
+  return read_csv(path, NAMES, COLUMNS)
 
 
 def draw(path, picture: Picture, panels: dict, styles: dict) -> None:

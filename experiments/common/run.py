@@ -98,6 +98,11 @@ def read_record(path) -> dict:
   return record
 
 
+def read_summary(path) -> dict:
+  """summary.json of a run directory."""
+  return json.loads(read_text(path / 'summary.json'))
+
+
 def note(path, **values) -> None:
   """Adds to run.json."""
   if is_writer():
@@ -273,7 +278,7 @@ def finished(experiment: Experiment, settings) -> pathlib.Path | None:
   try:
     if experiment.name in EXPERIMENTS:
       checkpoint.metadata(path / 'theta.npz')
-    json.loads(read_text(path / 'summary.json'))
+    read_summary(path)
     read_text(path / 'curves.csv')
   except (UsageError, ValueError) as error:  # made again
     log(str(error))

@@ -4,7 +4,8 @@ import itertools
 
 import numpy as np
 
-from experiments.common.report import mean_of_ties, write_table
+from experiments.common.report import mean_of_ties
+from experiments.common.tables import write_table
 
 REFERENCE = 'ADAM'
 
