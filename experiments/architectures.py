@@ -33,7 +33,7 @@ from experiments.common import (
   settings,
   tables,
 )
-from experiments.common.comparison import Comparison, Panel
+from experiments.common.comparison import PAPER, Comparison, Panel
 from experiments.common.problems import Problem
 from l2o_jax import datasets
 from l2o_jax.optimizees.classifier import ACTIVATIONS
@@ -80,10 +80,7 @@ class Settings(NamedTuple):
 
   run: Nets = Nets()
   comparison: Comparison = Comparison(
-    num_test=8,
-    num_tuning=3,
-    baselines=('SGD', 'momentum', 'NAG', 'RMSprop', 'ADAM'),
-    rivals=('mnist_lstm', 'robust'),
+    num_test=8, num_tuning=3, baselines=PAPER, rivals=('mnist_lstm', 'robust')
   )
 
 

@@ -210,14 +210,12 @@ def main(s: Settings) -> None:
     # figure uses it.
     return in_vectors(classifier(images, y, net, s.images.batch_size, 1000))
 
-  def problem(data, labels, what, count, steps):
-    keys = problems.keys(what, count)
-    return Problem(optimizee(data, labels, what), keys, steps, 1)
+  def problem(data, labels, what, steps):
+    f = optimizee(data, labels, what)
+    return Problem(f, study.keys(s, what), steps, 1)
 
   base, steps = optimizee(train, known), s.run.num_steps
-  validation = problem(
-    held_out, known, 'validation', s.run.num_validation, steps
-  )
+  validation = problem(held_out, known, 'validation', steps)
   validate = problems.mean_curve(validation, learned)
   sharding = bptt.sharding(s.bptt.num_optimizees)
   parts = {'validate': validate, 'sharding': sharding}
@@ -228,10 +226,8 @@ def main(s: Settings) -> None:
     panels, steps = [], s.images.test_steps
     sizes = dict.fromkeys(min(PANELS[n], count) for n in s.images.panels)
     for labels in map(range, sizes):
-      tuned = problem(
-        held_out, labels, 'tuning', s.comparison.num_tuning, steps
-      )
-      unseen = problem(test, labels, 'test', s.comparison.num_test, steps)
+      tuned = problem(held_out, labels, 'tuning', steps)
+      unseen = problem(test, labels, 'test', steps)
       panels.append(Panel(f'images of {len(labels)} labels', tuned, unseen))
     compare(progress, facts, panels)
 

@@ -47,6 +47,7 @@ FAMILIES = {
   'net': (small_net, 80),
 }
 FIRST_ORDER = ('SGD', 'momentum', 'CG')
+QUASI_NEWTON = ('L-BFGS', 'CG, line search', 'L-BFGS, line search')
 
 Share = Annotated[float, 0.0, 1.0]
 
@@ -130,14 +131,7 @@ class Settings(NamedTuple):
   gps: Policy = Policy()
   badmm: Badmm = Badmm()
   comparison: Comparison = Comparison(
-    num_test=100,
-    tune='all',
-    baselines=(
-      *FIRST_ORDER,
-      'L-BFGS',
-      'CG, line search',
-      'L-BFGS, line search',
-    ),
+    num_test=100, tune='all', baselines=(*FIRST_ORDER, *QUASI_NEWTON)
   )
 
 
@@ -244,10 +238,10 @@ def main(s: Settings) -> None:
   key = jax.random.fold_in(training.first_keys(s.run.seed)[0], 1)
   functions = jax.random.split(key, s.functions.num_functions or count)
   tuning = problems.given(optimizee, functions, s.run.num_steps)
-  problem = lambda what, count, runs: Problem(
-    optimizee, problems.keys(what, count), runs * s.run.num_steps
+  problem = lambda what, runs: Problem(
+    optimizee, study.keys(s, what), runs * s.run.num_steps
   )
-  validation = problem('validation', s.run.num_validation, 1)
+  validation = problem('validation', 1)
   parts = {'validate': problems.mean_curve(validation, learned), 'by': 'mean'}
 
   opened = study.opened(EXPERIMENT, s, learned, optimizee, **parts)
@@ -260,7 +254,7 @@ def main(s: Settings) -> None:
       Panel(
         f'{s.functions.family}, {runs * s.run.num_steps} steps',
         tuning,
-        problem('test', s.comparison.num_test, runs),
+        problem('test', runs),
       )
       for runs in sorted({1, s.functions.horizons})
     ]

@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from experiments.common import bptt, cli, comparison, problems, settings, study
-from experiments.common.comparison import Comparison, Panel
+from experiments.common.comparison import PAPER, Comparison, Panel
 from experiments.common.problems import Problem
 from l2o_jax import datasets
 from l2o_jax.base import LearnedOptimizer, Optimizee
@@ -72,9 +72,7 @@ class Settings(NamedTuple):
   gate: settings.Gate = settings.Gate()
   bptt: settings.Bptt = settings.Bptt(learning_rate=2e-3)
   comparison: Comparison = Comparison(
-    num_test=100,
-    num_tuning=16,
-    baselines=('SGD', 'momentum', 'NAG', 'RMSprop', 'ADAM'),
+    num_test=100, num_tuning=16, baselines=PAPER
   )
   hosts: settings.Hosts = settings.Hosts()
 
@@ -165,16 +163,13 @@ def main(s: Settings) -> None:
   learned = bptt.learned_optimizer(s)
   train, held_out, test = load(s.images)
 
-  def problem(data, panel, what, count):
+  def problem(data, panel, what):
     _, hidden, activation, runs = PANELS[panel]
-    keys, steps = problems.keys(what, count), runs * s.run.num_steps
     optimizee = net_on(data, hidden, activation, s.images)
-    return Problem(optimizee, keys, steps, 1)
+    return Problem(optimizee, study.keys(s, what), runs * s.run.num_steps, 1)
 
   names = s.images.train_on
-  held = [
-    problem(held_out, n, 'validation', s.run.num_validation) for n in names
-  ]
+  held = [problem(held_out, name, 'validation') for name in names]
   validate, by = validation(held, learned)
   nets = [net_on(train, *PANELS[n][1:3], s.images) for n in names]
   lengths = [PANELS[n][3] * s.run.num_steps for n in names]
@@ -187,8 +182,8 @@ def main(s: Settings) -> None:
     progress, facts = bptt.train(t, s.bptt, theta, lengths=lengths)
     panels = []
     for name in s.images.panels:
-      tuning = problem(held_out, name, 'tuning', s.comparison.num_tuning)
-      unseen = problem(test, name, 'test', s.comparison.num_test)
+      tuning = problem(held_out, name, 'tuning')
+      unseen = problem(test, name, 'test')
       title = f'{PANELS[name][0]}, {unseen.num_steps} steps'
       panels.append(Panel(title, tuning, unseen))
     compare(progress, facts, panels)

@@ -31,7 +31,7 @@ from experiments.common import (
   study,
   vision,
 )
-from experiments.common.comparison import Comparison, Panel
+from experiments.common.comparison import PAPER, Comparison, Panel
 from experiments.common.problems import Problem
 from l2o_jax.evaluation import learning_curves
 from l2o_jax.optimizees.neural_art import neural_art, to_pixels
@@ -85,9 +85,7 @@ class Settings(NamedTuple):
     unroll_length=32, learning_rate=3e-3, weights='rising'
   )
   comparison: Comparison = Comparison(
-    num_test=20,
-    num_tuning=2,
-    baselines=('SGD', 'momentum', 'NAG', 'RMSprop', 'ADAM'),
+    num_test=20, num_tuning=2, baselines=PAPER
   )
   hosts: settings.Hosts = settings.Hosts()
 

@@ -16,7 +16,7 @@ theta.npz, learning_curves.png, summary.json and curves.csv to --workdir.
 from typing import Literal, NamedTuple
 
 from experiments.common import bptt, cli, comparison, problems, settings, study
-from experiments.common.comparison import Comparison, Panel
+from experiments.common.comparison import PAPER, Comparison, Panel
 from experiments.common.problems import Problem
 from l2o_jax.base import LearnedOptimizer
 from l2o_jax.learned_optimizers import lstm_averaging, lstm_raw, ntm_bfgs
@@ -65,9 +65,7 @@ class Settings(NamedTuple):
   functions: Functions = Functions()
   learned: Learned = Learned()
   bptt: settings.Bptt = settings.Bptt()
-  comparison: Comparison = Comparison(
-    baselines=('SGD', 'momentum', 'NAG', 'RMSprop', 'ADAM')
-  )
+  comparison: Comparison = Comparison(baselines=PAPER)
   hosts: settings.Hosts = settings.Hosts()
 
 
@@ -157,11 +155,9 @@ def main(s: Settings) -> None:
   # In the released form a function alone would show 128 times the gradient
   # that the optimizer was trained on: there too it is validated in that form.
   one = quadratic(**family)
-  problem = lambda optimizee, what, count: Problem(
-    optimizee, problems.keys(what, count), s.run.num_steps
-  )
+  problem = lambda f, what: Problem(f, study.keys(s, what), s.run.num_steps)
   held_out = one if form == 'sum' else optimizee
-  validation = problem(held_out, 'validation', s.run.num_validation)
+  validation = problem(held_out, 'validation')
   validate = problems.mean_curve(validation, learned)
 
   sharding = bptt.sharding(s.bptt.num_optimizees)
@@ -176,8 +172,8 @@ def main(s: Settings) -> None:
     panel = Panel(
       f'{s.functions.dimension}-dimensional quadratics, '
       f'{s.functions.entries} entries',
-      problem(one, 'tuning', s.comparison.num_tuning),
-      problem(one, 'test', s.comparison.num_test),
+      problem(one, 'tuning'),
+      problem(one, 'test'),
     )
     compare(progress, facts, [panel])
 

@@ -27,7 +27,6 @@ from experiments.common import (
   cli,
   comparison,
   families,
-  problems,
   settings,
   study,
   tasks,
@@ -186,8 +185,8 @@ def main(s: Settings) -> None:
   validate = families.validate(learned, s.run.num_validation)
   trained = families.trained()
 
-  def problem(name, what, count):
-    f, keys = tasks.make(name).optimizee, problems.keys(what, count)
+  def problem(name, what):
+    f, keys = tasks.make(name).optimizee, study.keys(s, what)
     return Problem(f, keys, s.run.num_steps, 1, 100, objective=True)
 
   parts = {'validate': validate, 'by': 'mean'}
@@ -197,9 +196,7 @@ def main(s: Settings) -> None:
     progress = training.meta_train(t, theta)
     panels = [
       Panel(
-        name.replace('_', ' '),
-        problem(name, 'tuning', s.comparison.num_tuning),
-        problem(name, 'test', s.comparison.num_test),
+        name.replace('_', ' '), problem(name, 'tuning'), problem(name, 'test')
       )
       for name in PANELS
     ]

@@ -43,6 +43,7 @@ _NAMES = {
   'robust_optimizer': 'robust',
   'rnnprop': 'RNNprop (Lv et al.)',
 }
+PAPER = 'SGD', 'momentum', 'NAG', 'RMSprop', 'ADAM'  # Andrychowicz et al.
 PARTS = 'comparison'  # directory of what an unfinished comparison has found
 _MOST = 10**8  # numbers of an optimizer's state
 _TRAINERS = {'bptt': ', by back-propagation', 'badmm': ', by Bregman ADMM'}

@@ -2,9 +2,16 @@
 
 import contextlib
 
-from experiments.common import comparison, training
+import jax
+
+from experiments.common import comparison, problems, settings, training
 from experiments.common import run as run_lib
 from l2o_jax.base import LearnedOptimizer, Optimizee
+
+
+def keys(s, what: str) -> jax.Array:
+  """As many keys for 'validation', 'tuning' or 'test' as the flags say."""
+  return problems.keys(what, settings.flat(s)[f'num_{what}'])
 
 
 @contextlib.contextmanager
