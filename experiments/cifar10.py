@@ -24,9 +24,9 @@ from jax.tree_util import Partial
 
 from experiments.common import bptt, cli, comparison, problems, settings, study
 from experiments.common.comparison import Comparison, Panel
+from experiments.common.images import averaged, read, split_off
 from experiments.common.problems import Problem
 from experiments.common.settings import UsageError
-from l2o_jax import datasets
 from l2o_jax.base import Optimizee
 from l2o_jax.groups import by_label, merge, split
 from l2o_jax.optimizees.classifier import classifier
@@ -117,21 +117,6 @@ EXPERIMENT = settings.Experiment(
 )
 
 
-def averaged(images: np.ndarray, side: int) -> np.ndarray:
-  """Means of squares of pixels, uint8 [N, H, H, C] -> [N, side, side, C].
-
-  Raises:
-    UsageError: side does not divide H and W.
-  """
-  N, H, W, C = images.shape
-  if not side or side == H == W:
-    return images
-  if H % side or W % side:
-    raise UsageError(f'--side={side} does not divide {H} x {W} pixels')
-  squares = images.reshape(N, side, H // side, side, W // side, C)
-  return np.round(squares.mean((2, 4))).astype(np.uint8)
-
-
 def of_labels(data, labels, what) -> tuple[np.ndarray, np.ndarray]:
   """The images of these labels, which become 0, 1 ...
 
@@ -149,20 +134,11 @@ def of_labels(data, labels, what) -> tuple[np.ndarray, np.ndarray]:
 def load(s: Images):
   """Images and labels to train on, to validate and tune on, and to test on."""
 
-  def read(split):
-    if s.dataset.endswith('.npz'):
-      images, labels = datasets.read_npz(s.dataset, split)
-    else:
-      images, labels = datasets.load(s.dataset, split, s.data_dir)
+  def part(split):
+    images, labels = read(s.dataset, split, s.data_dir)
     return averaged(images, s.side), labels
 
-  images, labels = read('train')
-  last = -(len(images) // 10)
-  train, held_out = (
-    (images[:last], labels[:last]),
-    (images[last:], labels[last:]),
-  )
-  return train, held_out, read('test')
+  return *split_off(part('train'), 10), part('test')
 
 
 def in_vectors(f: Optimizee) -> Optimizee:

@@ -21,6 +21,7 @@ import numpy as np
 
 from experiments.common import bptt, cli, comparison, problems, settings, study
 from experiments.common.comparison import PAPER, Comparison, Panel
+from experiments.common.images import split_off
 from experiments.common.problems import Problem
 from l2o_jax import datasets
 from l2o_jax.base import LearnedOptimizer, Optimizee
@@ -128,13 +129,8 @@ EXPERIMENT = settings.Experiment(
 
 def load(s: Images):
   """Images and labels to train on, to validate and tune on, and to test on."""
-  images, labels = datasets.load(s.dataset, 'train', s.data_dir)
-  last = -(len(images) // 12)  # 5,000 of 60,000
-  train, held_out = (
-    (images[:last], labels[:last]),
-    (images[last:], labels[last:]),
-  )
-  return train, held_out, datasets.load(s.dataset, 'test', s.data_dir)
+  part = lambda split: datasets.load(s.dataset, split, s.data_dir)
+  return *split_off(part('train'), 12), part('test')  # 5,000 of 60,000
 
 
 def net_on(data, hidden, activation, s: Images) -> Optimizee:

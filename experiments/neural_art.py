@@ -32,6 +32,7 @@ from experiments.common import (
   vision,
 )
 from experiments.common.comparison import PAPER, Comparison, Panel
+from experiments.common.images import averaged
 from experiments.common.problems import Problem
 from l2o_jax.evaluation import learning_curves
 from l2o_jax.optimizees.neural_art import neural_art, to_pixels
@@ -179,7 +180,7 @@ def main(s: Settings) -> None:
   train, held_out = contents[:last], contents[last:]
   style = vision.read_style(own.style, 64)
   new_style = vision.read_style(own.new_style, 128, '--new_style')
-  small = vision.halved
+  small = functools.partial(averaged, side=64)
   make = functools.partial(make_optimizee, s, net)
 
   def problem(contents, style, what, count):

@@ -20,6 +20,7 @@ import numpy as np
 from experiments.common import (
   cli,
   comparison,
+  images,
   panels,
   plots,
   problems,
@@ -171,9 +172,8 @@ def measure(s: Steps, contenders: dict[str, tuple], data) -> dict:
 
 def main(s: Settings) -> None:
   """Runs and draws."""
-  data = projected.few(
-    projected.load(s.run.dataset, s.run.data_dir), s.run.images
-  )
+  data = images.read(s.run.dataset, data_dir=s.run.data_dir)
+  data = projected.few(data, s.run.images)
   contenders = policies(s.run)
   with run.opened(EXPERIMENT, s) as path:
     curves = measure(s.run, contenders, data)

@@ -32,6 +32,7 @@ from experiments.common import (
   bptt,
   cli,
   comparison,
+  images,
   policies,
   problems,
   projected,
@@ -323,7 +324,7 @@ def main(s: Settings) -> None:
   if comparison.shown(EXPERIMENT, s):
     return
   own = s.images
-  data = projected.load(own.dataset, own.data_dir)
+  data = images.read(own.dataset, data_dir=own.data_dir)
   test_data = projected.load_all(own.test_data or [own.dataset], own.data_dir)
   fewer = own.test_images, own.test_classes
   test_data = {k: projected.few(v, *fewer) for k, v in test_data.items()}

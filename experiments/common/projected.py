@@ -6,24 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from l2o_jax import datasets
+from experiments.common.images import read
 from l2o_jax.base import Optimizee
 from l2o_jax.optimizees.classifier import classifier, mlp
-
-
-def load(name: str, data_dir: str | None = None):
-  """(images [N, ...], labels [N]) to train on.
-
-  Args:
-    name: of `datasets.NAMES`, or the path of an .npz; see `datasets.read_npz`.
-    data_dir: see `datasets.load`.
-
-  Raises:
-    DatasetError: there is no such data.
-  """
-  if name.endswith('.npz'):
-    return datasets.read_npz(name)
-  return datasets.load(name, 'train', data_dir)
 
 
 def load_all(names: Sequence[str], data_dir: str | None = None) -> dict:
@@ -32,7 +17,8 @@ def load_all(names: Sequence[str], data_dir: str | None = None) -> dict:
   titles = [
     stem if stems.count(stem) == 1 else name for stem, name in zip(stems, names)
   ]
-  return {title: load(name, data_dir) for title, name in zip(titles, names)}
+  data = [read(name, data_dir=data_dir) for name in names]
+  return dict(zip(titles, data))
 
 
 def few(data, count: int = 0, classes: int = 0, seed: int = 0):

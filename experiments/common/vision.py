@@ -236,10 +236,3 @@ def read_contents(directory=None) -> tuple[np.ndarray, np.ndarray]:
   photos = [_square(_open(p, '--contents'), SIDE, str(p)) for p in paths]
   last = -(len(paths) // 5)
   return np.stack(photos[:last]), np.stack(photos[last:])
-
-
-def halved(pictures: np.ndarray) -> np.ndarray:
-  """Means of 2 x 2 pixels, uint8 [N, H, W, 3] -> [N, H/2, W/2, 3]."""
-  N, H, W, C = pictures.shape
-  x = pictures.reshape(N, H // 2, 2, W // 2, 2, C).astype(np.float32)
-  return np.round(x.mean((2, 4))).astype(np.uint8)
