@@ -14,19 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.common import report
+from experiments.common import problems, report
 from experiments.common import run as run_lib
 from experiments.common import settings as settings_lib
 from experiments.common.baselines import TABLE
 from experiments.common.cli import log
-from experiments.common.problems import (
-  Problem,
-  make_baseline,
-  rate_and_choice,
-  runner,
-  together,
-  tune,
-)
+from experiments.common.problems import Problem
 from experiments.common.settings import Count, UsageError, flat
 from l2o_jax import checkpoint
 from l2o_jax.base import Optimizee
@@ -260,11 +253,12 @@ def measure(panel: Panel, learned: dict, s: Comparison, by='final') -> tuple:
     # One leaf instead of many is quicker to compile.
     flat = (lambda opt: opt) if one.communicates else optax.flatten
     make = lambda theta, one=one, flat=flat: flat(one.transform(theta))
-    curves[name] = np.asarray(runner(panel.test, make)(theta))
-  tuning, test = (together(problem, s.baselines, how) for problem in panel[1:])
+    curves[name] = np.asarray(problems.runner(panel.test, make)(theta))
+  together = lambda problem: problems.together(problem, s.baselines, how)
+  tuning, test = together(panel.tuning), together(panel.test)
   for name in s.baselines:
-    found[name] = tune(panel.tuning, name, by, how, tuning)
-    curves[name] = test(name, *rate_and_choice(found[name]))
+    found[name] = problems.tune(panel.tuning, name, by, how, tuning)
+    curves[name] = test(name, *problems.rate_and_choice(found[name]))
   return curves, found
 
 
@@ -273,8 +267,9 @@ def _one_program(problem, s: Comparison):
 
   Else None: with all settings tuned it would hold too many optimizers.
   """
-  rates_alone = s.tune == 'rate' and s.baselines
-  return together(problem, s.baselines, s.tune) if rates_alone else None
+  if s.tune == 'rate' and s.baselines:
+    return problems.together(problem, s.baselines, s.tune)
+  return None
 
 
 def _makers(panel, learned, s: Comparison, by, settings, tuning):
@@ -283,7 +278,7 @@ def _makers(panel, learned, s: Comparison, by, settings, tuning):
   Hand-designed optimizers that are not in `settings` are tuned; `tuning` is
   `_one_program` of the problem to tune on.
   """
-  own = lambda make, *args: np.asarray(runner(panel.test, make)(*args))
+  own = lambda make, *args: np.asarray(problems.runner(panel.test, make)(*args))
   one_program = _one_program(panel.test, s)
 
   def run_learned(name):
@@ -293,11 +288,11 @@ def _makers(panel, learned, s: Comparison, by, settings, tuning):
   def run_baseline(name):
     setting = settings.get(name)
     if setting is None:
-      setting = tune(panel.tuning, name, by, s.tune, tuning)
+      setting = problems.tune(panel.tuning, name, by, s.tune, tuning)
     if one_program is None:
-      losses = own(lambda: make_baseline(name, setting))
+      losses = own(lambda: problems.make_baseline(name, setting))
     else:
-      losses = one_program(name, *rate_and_choice(setting))
+      losses = one_program(name, *problems.rate_and_choice(setting))
     return {name: losses}, {name: setting}
 
   found = {name: functools.partial(run_learned, name) for name in learned}

@@ -154,17 +154,9 @@ def rows_gru(side, outputs, hidden=24):
 
   def init(key):
     size = side + hidden
-    return _draw(
-      key,
-      {
-        'gates': (size, 2 * hidden),
-        'gates_bias': (2 * hidden,),
-        'new': (size, hidden),
-        'new_bias': (hidden,),
-        'out': (hidden, outputs),
-        'bias': (outputs,),
-      },
-    )
+    shapes = {'gates': (size, 2 * hidden), 'gates_bias': (2 * hidden,)}
+    shapes |= {'new': (size, hidden), 'new_bias': (hidden,)}
+    return _draw(key, shapes | {'out': (hidden, outputs), 'bias': (outputs,)})
 
   def apply(params, x):
     rows = jnp.swapaxes(x.reshape(-1, side, side), 0, 1)  # [side, N, side]

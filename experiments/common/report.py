@@ -154,15 +154,7 @@ def _setting(setting):
 
 def table(title: str, rows: dict[str, dict], by: str) -> str:
   """One panel as text, the best first."""
-  head = (
-    'optimizer',
-    'setting',
-    'mean',
-    'final',
-    '± s.e.',
-    'median',
-    'quartiles',
-  )
+  numbers = 'mean', 'final', '± s.e.', 'median', 'quartiles'
   lines = []
   for name, row in sorted(rows.items(), key=lambda kv: kv[1][f'rank_by_{by}']):
     between = ' … '.join(_number(v) for v in row['final_quartiles'])
@@ -172,7 +164,7 @@ def table(title: str, rows: dict[str, dict], by: str) -> str:
     )
     setting = _setting(row['setting'])
     lines.append([name, setting, mean, final, error, median, between])
-  return write_table(title, head, lines, left=2)
+  return write_table(title, ['optimizer', 'setting', *numbers], lines, left=2)
 
 
 def _rank_table(ranks, by):
