@@ -106,9 +106,7 @@ def check(s: Settings) -> None:
   )
 
 
-LARGE = tuple(
-  name for name, kind in tasks.KINDS.items() if kind.block == 'larger'
-)
+LARGE = ('large_dense', 'large_resnet', 'large_char_lstm', 'large_transformer')
 SLOW = ('conv_norm', 'resnet', 'char_lstm', 'transformer', *LARGE)
 _SCEPTICAL = {
   'baselines': ('NAG', 'RMSprop', *SCHEDULED, *MODERN),
