@@ -124,15 +124,9 @@ def each_once(optimizee, what: str, count: int) -> jax.Array:
 
 def make_optimizee(s: Settings, net, contents, style):
   """Pictures of these contents in a style."""
-  own = s.pictures
-  return neural_art(
-    contents,
-    style,
-    net,
-    content_weight=own.content_weight,
-    style_weight=own.style_weight,
-    smoothness=own.smoothness,
-  )
+  names = 'content_weight', 'style_weight', 'smoothness'
+  weights = {name: getattr(s.pictures, name) for name in names}
+  return neural_art(contents, style, net, **weights)
 
 
 def paint(problem: Problem, make_opt, keys):
