@@ -226,21 +226,19 @@ def show(path) -> None:
   cli.say(f'rates, tuned: {", ".join(rates)}')
   times = list(map(str, summary['times']))
   number = lambda x: '' if x is None else f'{x:.3g}'
+  keys = 'cosine', 'opposite', 'persistence', 'length'
+  row = lambda name, values: [name, *map(number, values)]
   for label, rows in summary['theta'].items():
-    keys = 'cosine', 'opposite', 'persistence', 'length'
-    lines = [
-      [k, *(number(v[x]) for x in keys)] for k, v in rows['like'].items()
-    ]
+    like = rows['like'].items()
+    lines = [row(name, (of[key] for key in keys)) for name, of in like]
     title = f'{label}: its updates and those that others make of its gradients'
     cli.say(tables.write_table(title, ['', *keys], lines))
     for what, word in (
       ('effective_step_size', 'effective step size'),
       ('mean_lag', 'mean lag of an additional gradient'),
     ):
-      lines = [
-        [k, *(number(v[t][what]) for t in times)]
-        for k, v in rows['impulse'].items()
-      ]
+      impulse = rows['impulse'].items()
+      lines = [row(name, (of[t][what] for t in times)) for name, of in impulse]
       title = f'{label}: {word}, median of coordinates, by step'
       cli.say(tables.write_table(title, ['', *times], lines))
   files = ' '.join(f'{name}.png' for name in anatomy.PICTURES)

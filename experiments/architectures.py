@@ -129,9 +129,7 @@ def panels(s: Settings) -> dict[str, Panel]:
 
 def summarise(curves: dict, s: Settings, learned, tuned: dict) -> dict:
   """What summary.json has."""
-  rows = {
-    title: report.statistics(curves[title], tuned[title]) for title in curves
-  }
+  rows = {k: report.statistics(of, tuned[k]) for k, of in curves.items()}
   return {
     'panels': rows,
     'nets': nets(s.run),
@@ -193,9 +191,8 @@ def show(path) -> None:
   infinite = lambda x: np.inf if x is None else x
   final = lambda title, name: infinite(rows[title][name]['final'])
   for group, (_, x, titles) in groups(summary).items():
-    names = sorted(
-      rows[titles[0]], key=lambda n: rows[titles[0]][n]['rank_by_final']
-    )
+    first = rows[titles[0]]
+    names = sorted(first, key=lambda name: first[name]['rank_by_final'])
     lines = [[n, *(f'{final(t, n):.4g}' for t in titles)] for n in names]
     tuned = [n for n in names if n not in learned]
     for name in learned if tuned else ():

@@ -18,6 +18,7 @@ from typing import Annotated, Literal, NamedTuple
 import jax
 import optax
 
+import l2o_jax
 from experiments.common import (
   cli,
   comparison,
@@ -29,15 +30,11 @@ from experiments.common import (
 from experiments.common.comparison import Comparison, Panel
 from experiments.common.policies import COSTS
 from experiments.common.problems import Problem
-from l2o_jax.cells.mlp import mlp_cell
-from l2o_jax.features import history, state_features
 from l2o_jax.gps.badmm import badmm
-from l2o_jax.gps.guided_policy_search import guided_policy_search
 from l2o_jax.gps.mirror_descent import mirror_descent
 from l2o_jax.gps.policy import Regression, make_policy
 from l2o_jax.gps.rollouts import Rollouts
 from l2o_jax.groups import by_label
-from l2o_jax.learned_optimizers import autonomous_optimizer
 from l2o_jax.optimizees import logistic_regression, robust_regression, small_net
 
 # Functions, and how many there are for training in the paper.
@@ -197,9 +194,9 @@ def make_trainer(s: Settings, learned, labels, size, functions, tuned):
   """
   cost, joint = COSTS[cost_of(s.gps)], s.gps.policy == 'joint'
   coordinates = size if joint else None
-  cell = mlp_cell(coordinates=coordinates)
+  cell = l2o_jax.mlp_cell(coordinates=coordinates)
   groups = None if joint else by_label(labels)
-  policy = make_policy(history(), cell, groups, coordinates=coordinates)
+  policy = make_policy(l2o_jax.history(), cell, groups, coordinates=coordinates)
   guide = s.gps.initial_rate * tuned['rate'], tuned['momentum']
   first_steps = 600 if s.run.theta is None else 0
   if s.gps.trainer == 'badmm':
@@ -211,9 +208,9 @@ def make_trainer(s: Settings, learned, labels, size, functions, tuned):
   if cost.of_samples:
     epochs = max(s.run.num_epochs, 1)
     kl_step = optax.cosine_decay_schedule(kl_step, epochs, alpha=0.02)
-  return guided_policy_search(
+  return l2o_jax.guided_policy_search(
     policy._replace(learned=learned),
-    state_features(5, 0),
+    l2o_jax.state_features(5, 0),
     guide,
     Rollouts(s.run.num_steps, functions, s.gps.num_rollouts, num_coordinates=4),
     improve=improve,
@@ -230,9 +227,9 @@ def main(s: Settings) -> None:
   optimizee = make()
   params = jax.eval_shape(optimizee.init, jax.random.key(0))[0]
   labels, size = {k: k for k in params}, sum(x.size for x in params.values())
-  learned = autonomous_optimizer(labels)
+  learned = l2o_jax.autonomous_optimizer(labels)
   if s.gps.policy == 'joint':
-    learned = autonomous_optimizer(coordinates=size)
+    learned = l2o_jax.autonomous_optimizer(coordinates=size)
 
   # The policy is trained, and its rivals are tuned, on the same functions.
   key = jax.random.fold_in(training.first_keys(s.run.seed)[0], 1)

@@ -1,5 +1,6 @@
 """Trained nets whose activations neural art compares, and pictures."""
 
+import itertools
 import pathlib
 from collections.abc import Callable
 
@@ -141,11 +142,7 @@ def _vgg(weights, names):
 
 def _first_layers(found):
   """Layers of VGG-19 up to the first not found; conv3_1 at least."""
-  names = []
-  for name in _TORCHVISION:
-    if not found(name):
-      break
-    names.append(name)
+  names = list(itertools.takewhile(found, _TORCHVISION))
   return names if 'conv3_1' in names else []
 
 
