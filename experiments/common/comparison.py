@@ -158,28 +158,12 @@ def compare(
   """
   if not run_lib.is_writer():
     return
-  curves, rows, steps, tuned_on, began = {}, {}, {}, None, time.monotonic()
-  count = 0
-  for number, panel in enumerate(panels):
-    if panel.tuning is not tuned_on:
-      tuned_on, settings = panel.tuning, {}
-      tuning = _one_program(tuned_on, s)
-    makers = _makers(panel, learned, s, by, settings, tuning)
-    curves[panel.title] = {}
-    for name, make in makers.items():
-      file = path / PARTS / f'{number}_{len(curves[panel.title])}.npz'
-      started = time.monotonic()
-      found, its_setting = kept(file, panel.test, [name], make)
-      curves[panel.title] |= found
-      settings |= its_setting
-      log(f'{panel.title}: {name}, {time.monotonic() - started:.0f} s')
-    rows[panel.title] = report.statistics(curves[panel.title], settings)
-    steps[panel.title] = panel.test.every
-    count = max(count, len(panel.test.keys))
+  began = time.monotonic()
+  curves, rows, steps = _run_all(path, learned, panels, s, by)
   summary = {
     'panels': rows,
     'mean_rank': report.mean_ranks(rows),
-    'num_test': count,
+    'num_test': max(len(x) for of in curves.values() for x in of.values()),
     'by': by,
     'learned': list(learned),
     **(extra or {}),
@@ -195,6 +179,30 @@ def compare(
   also(learned, rows)
   finish(path, began)
   report.show(path)
+
+
+def _run_all(path, learned, panels, s: Comparison, by) -> tuple:
+  """Tunes and runs; ({panel: {optimizer: losses [B, K + 1]}}, and more).
+
+  More: {panel: {optimizer: statistics}}, {panel: steps between two losses}.
+  """
+  curves, rows, steps, tuned_on = {}, {}, {}, None
+  for number, panel in enumerate(panels):
+    if panel.tuning is not tuned_on:
+      tuned_on, settings = panel.tuning, {}
+      tuning = _one_program(tuned_on, s)
+    makers = _makers(panel, learned, s, by, settings, tuning)
+    curves[panel.title] = {}
+    for name, make in makers.items():
+      file = path / PARTS / f'{number}_{len(curves[panel.title])}.npz'
+      started = time.monotonic()
+      found, its_setting = kept(file, panel.test, [name], make)
+      curves[panel.title] |= found
+      settings |= its_setting
+      log(f'{panel.title}: {name}, {time.monotonic() - started:.0f} s')
+    rows[panel.title] = report.statistics(curves[panel.title], settings)
+    steps[panel.title] = panel.test.every
+  return curves, rows, steps
 
 
 def kept(
@@ -296,8 +304,7 @@ def _makers(panel, learned, s: Comparison, by, settings, tuning):
     return {name: losses}, {name: setting}
 
   found = {name: functools.partial(run_learned, name) for name in learned}
-  more = {name: functools.partial(run_baseline, name) for name in s.baselines}
-  return found | more
+  return found | {n: functools.partial(run_baseline, n) for n in s.baselines}
 
 
 def shown(experiment, settings, draw=report.draw, show=report.show) -> bool:
