@@ -15,7 +15,6 @@ architectures.png, summary.json and curves.csv to --workdir.
 """
 
 import math
-import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, NamedTuple
@@ -27,10 +26,10 @@ from experiments.common import (
   cli,
   comparison,
   plots,
-  problems,
   report,
   run,
   settings,
+  study,
   tables,
 )
 from experiments.common.comparison import PAPER, Comparison, Panel
@@ -112,17 +111,16 @@ def panels(s: Settings) -> dict[str, Panel]:
   _, held_out, test = mnist.load(images)
   num_steps, found = s.run.num_steps, {}
 
-  def problem(data, net, what, count, every):
+  def problem(data, net, what, every):
     depth, units, activation = net
     f = mnist.net_on(data, depth * (units,), activation, images)
-    keys = problems.keys(what, count)
+    keys = study.keys(s, what)
     return Problem(f, keys, num_steps, 1, every, objective=True)
 
   every = math.gcd(EVERY, num_steps)
   for title, net in nets(s.run).items():
-    of = s.comparison
-    tuning = problem(held_out, net, 'tuning', of.num_tuning, num_steps)
-    unseen = problem(test, net, 'test', of.num_test, every)
+    tuning = problem(held_out, net, 'tuning', num_steps)
+    unseen = problem(test, net, 'test', every)
     found[title] = Panel(title, tuning, unseen)
   return found
 
@@ -203,11 +201,6 @@ def show(path) -> None:
   cli.say(f'\nwritten: {path}/architectures.png summary.json curves.csv')
 
 
-def cores() -> int:
-  """How many this process may use."""
-  return len(getattr(os, 'sched_getaffinity', lambda pid: range(1))(0))
-
-
 def measure(path, wanted: dict[str, Panel], learned, s: Comparison):
   """({title: losses}, {title: settings}), a net for each core at a time."""
   curves, tuned = {}, {}
@@ -217,7 +210,7 @@ def measure(path, wanted: dict[str, Panel], learned, s: Comparison):
     make = lambda: comparison.measure(panel, learned, s)
     return comparison.kept(file, panel.test, [*learned, *s.baselines], make)
 
-  with ThreadPoolExecutor(cores()) as pool:
+  with ThreadPoolExecutor(run.cores()) as pool:
     results = pool.map(one, wanted)
     for title, found in zip(wanted, results):
       curves[title], tuned[title] = found

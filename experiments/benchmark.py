@@ -69,8 +69,7 @@ class Settings(NamedTuple):
 
 def check(s: Settings) -> None:
   """Before anything is measured."""
-  count = len(getattr(os, 'sched_getaffinity', lambda pid: range(1))(0))
-  if s.run.threads > count:
+  if s.run.threads > (count := run.cores()):
     raise settings.UsageError(f'--threads: of {count} cores')
   file = pathlib.Path(s.run.workdir) / 'benchmark.json'
   try:
@@ -274,7 +273,9 @@ def pin(s: Settings) -> None:
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, cores[: s.run.threads])
   if peers.has_torch:
-    peers.set_torch_threads(s.run.threads)
+    import torch
+
+    torch.set_num_threads(s.run.threads)
 
 
 def main(s: Settings) -> None:

@@ -247,12 +247,9 @@ def main(s: Settings) -> None:
     trainer = make_trainer(s, learned, labels, size, functions, tuned)
     stages = (training.Stage(trainer, s.run.num_epochs),)
     progress = training.meta_train(t._replace(stages=stages), theta)
+    title = lambda runs: f'{s.functions.family}, {runs * s.run.num_steps} steps'
     panels = [
-      Panel(
-        f'{s.functions.family}, {runs * s.run.num_steps} steps',
-        tuning,
-        problem('test', runs),
-      )
+      Panel(title(runs), tuning, problem('test', runs))
       for runs in sorted({1, s.functions.horizons})
     ]
     over = [n for n in s.comparison.baselines if n in FIRST_ORDER]

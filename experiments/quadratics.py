@@ -149,8 +149,9 @@ def main(s: Settings) -> None:
   if comparison.shown(EXPERIMENT, s):
     return
   learned = make_learned(s.learned)
-  family = {'dimension': s.functions.dimension, 'entries': s.functions.entries}
-  count, form = s.functions.num_problems, s.functions.batch_form
+  own = s.functions
+  family = {'dimension': own.dimension, 'entries': own.entries}
+  count, form = own.num_problems, own.batch_form
   optimizee = quadratic(**family, batch=count, reduction=form)
   # In the released form a function alone would show 128 times the gradient
   # that the optimizer was trained on: there too it is validated in that form.
@@ -169,12 +170,8 @@ def main(s: Settings) -> None:
   with opened as (t, theta, compare):
     scale = 1 / count if form == 'sum' else 1.0
     progress, facts = bptt.train(t, s.bptt, theta, scale)
-    panel = Panel(
-      f'{s.functions.dimension}-dimensional quadratics, '
-      f'{s.functions.entries} entries',
-      problem(one, 'tuning'),
-      problem(one, 'test'),
-    )
+    title = f'{own.dimension}-dimensional quadratics, {own.entries} entries'
+    panel = Panel(title, problem(one, 'tuning'), problem(one, 'test'))
     compare(progress, facts, [panel])
 
 

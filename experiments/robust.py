@@ -185,22 +185,18 @@ def main(s: Settings) -> None:
   validate = families.validate(learned, s.run.num_validation)
   trained = families.trained()
 
-  def problem(name, what):
-    f, keys = tasks.make(name).optimizee, study.keys(s, what)
-    return Problem(f, keys, s.run.num_steps, 1, 100, objective=True)
+  def panel(name):
+    f, keys = tasks.make(name).optimizee, study.keys(s, 'tuning')
+    tuning = Problem(f, keys, s.run.num_steps, 1, 100, objective=True)
+    test = tuning._replace(keys=study.keys(s, 'test'))
+    return Panel(name.replace('_', ' '), tuning, test)
 
   parts = {'validate': validate, 'by': 'mean'}
   opened = study.opened(EXPERIMENT, s, learned, trained, **parts)
   with opened as (t, theta, compare):
     t = t._replace(stages=stages(learned, s, trained))
     progress = training.meta_train(t, theta)
-    panels = [
-      Panel(
-        name.replace('_', ' '), problem(name, 'tuning'), problem(name, 'test')
-      )
-      for name in PANELS
-    ]
-    compare(progress, {}, panels)
+    compare(progress, {}, map(panel, PANELS))
 
 
 if __name__ == '__main__':

@@ -148,9 +148,3 @@ def torch_epoch(compiled: bool, *data):
       meta_optimizer.step()
 
   return epoch
-
-
-def set_torch_threads(threads: int) -> None:
-  import torch
-
-  torch.set_num_threads(threads)

@@ -145,6 +145,11 @@ def processor() -> str:
   return found[1] if found else platform.processor() or platform.machine()
 
 
+def cores() -> int:
+  """How many this process may use."""
+  return len(getattr(os, 'sched_getaffinity', lambda pid: range(1))(0))
+
+
 def provenance() -> dict:
   """Commit, versions and device; what a number depends on beside the flags."""
   device = jax.devices()[0]
@@ -249,18 +254,16 @@ def opened(experiment: Experiment, settings):
   path.mkdir(parents=True, exist_ok=True)
   with _lock(path):
     if not _check(path, experiment, settings):
-      write_json(
-        path / 'run.json',
-        {
-          'experiment': experiment.name,
-          'command': settings_lib.command(experiment, settings),
-          'flags': settings_lib.recorded(experiment, settings),
-          'seed': getattr(settings.run, 'seed', None),
-          'thetas': _thetas(experiment, settings),
-          **provenance(),
-          'seconds': 0.0,
-        },
-      )
+      record = {
+        'experiment': experiment.name,
+        'command': settings_lib.command(experiment, settings),
+        'flags': settings_lib.recorded(experiment, settings),
+        'seed': getattr(settings.run, 'seed', None),
+        'thetas': _thetas(experiment, settings),
+        **provenance(),
+        'seconds': 0.0,
+      }
+      write_json(path / 'run.json', record)
     yield path
 
 
