@@ -51,9 +51,8 @@ def learned_optimizer(s, labels=None) -> LearnedOptimizer:
   if s.optimizer.optimizer == 'gated':
     plain = {'long_memory': False, 'size': None, 'agreement': None, 'warmup': 0}
     return robust_optimizer(s.gate.units, 0.3, labels=labels, **plain)
-  own = s.lstm
-  sizes = own.preprocessing_p, own.output_scale
-  return lstm_log_and_sign(*sizes, labels, own.averaged)
+  scale, p, averaged = s.lstm
+  return lstm_log_and_sign(p, scale, labels, averaged)
 
 
 def make_trainers(

@@ -289,11 +289,7 @@ def run_guarded(main: Callable[[], None]) -> None:
     signals.leave(signals.received())
 
 
-def run(
-  main: Callable[[Any], None],
-  experiment: Experiment,
-  first: Callable[[Any], None] = lambda settings: None,
-) -> None:
+def run(main, experiment: Experiment, first=lambda settings: None) -> None:
   """Runs an experiment's main on the settings of the command line.
 
   Args:

@@ -51,15 +51,7 @@ def project(images: np.ndarray, size: int, seed: int) -> np.ndarray:
 
 
 def make_optimizee(
-  data,
-  inputs,
-  hidden,
-  batch_size,
-  *,
-  seed=0,
-  std=0.1,
-  objective_size=None,
-  **parts,
+  data, inputs, hidden, batch_size, *, seed=0, std=0.1, **parts
 ) -> Optimizee:
   """A net with one layer of ReLUs on projected images.
 
@@ -70,13 +62,13 @@ def make_optimizee(
     batch_size: images per minibatch.
     seed: of the projection.
     std: standard deviation of initial weights and biases.
-    objective_size: images that make the exact objective; all by default.
-    **parts: every f has parts or minibatches of its own; see `classifier`.
+    **parts: how many images make the exact objective; every f has parts or
+      minibatches of its own; see `classifier`.
   """
   images, labels = data
   net = mlp((inputs, hidden, int(labels.max()) + 1), 'relu', std)
   x = project(images, inputs, seed)
-  return classifier(x, labels, net, batch_size, objective_size, **parts)
+  return classifier(x, labels, net, batch_size, **parts)
 
 
 def every(num_steps: int) -> int:

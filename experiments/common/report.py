@@ -56,9 +56,7 @@ def mean_of_ties(values) -> list[float]:
 
 def mean_ranks(panels: dict) -> dict[str, dict]:
   """{optimizer: {'mean', 'final'}}, ranks by each, mean over the panels."""
-  rank = lambda name, by: [
-    rows[name][f'rank_by_{by}'] for rows in panels.values()
-  ]
+  rank = lambda name, by: [of[name][f'rank_by_{by}'] for of in panels.values()]
   return {
     name: {by: float(np.mean(rank(name, by))) for by in ('mean', 'final')}
     for name in next(iter(panels.values()))

@@ -251,9 +251,8 @@ def restored(experiment: Experiment, flags: dict[str, Any]):
   name = flags.get('preset')
   start = preset(experiment, name if name in experiment.presets else None)
   tuples = {k for k, v in flat(start).items() if isinstance(v, tuple)}
-  return replace(
-    start, {k: tuple(v) if k in tuples else v for k, v in flags.items()}
-  )
+  values = {k: tuple(v) if k in tuples else v for k, v in flags.items()}
+  return replace(start, values)
 
 
 def command(experiment: Experiment, settings) -> str:

@@ -6,7 +6,7 @@ import jax
 
 from experiments.common import comparison, problems, settings, training
 from experiments.common import run as run_lib
-from l2o_jax.base import LearnedOptimizer, Optimizee
+from l2o_jax.base import Optimizee
 
 
 def keys(s, what: str) -> jax.Array:
@@ -15,14 +15,7 @@ def keys(s, what: str) -> jax.Array:
 
 
 @contextlib.contextmanager
-def opened(
-  experiment,
-  s,
-  learned: LearnedOptimizer,
-  optimizee,
-  like: Optimizee | None = None,
-  **parts,
-):
+def opened(experiment, s, learned, optimizee, like=None, **parts):
   """Opens a run directory, once --theta and --rivals are found to be good.
 
   Args:

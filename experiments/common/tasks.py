@@ -100,9 +100,7 @@ def _digits(net, batch_size=64, scale=1.0):
     return cross_entropy(params, x, data.y), jnp.mean(right)
 
   def make(data):
-    f = optimizees.classifier(
-      data.x, data.y, net, batch_size, objective_size=2000
-    )
+    f = optimizees.classifier(*data, net, batch_size, objective_size=2000)
     if scale == 1.0:
       return f, judge
     times = lambda g, *args: scale * g(*args)
