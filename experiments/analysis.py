@@ -19,7 +19,6 @@ with tuned rates, are shown the same record.  Draws to --workdir:
 and writes summary.json and curves.csv, which has every curve.
 """
 
-import json
 import pathlib
 import time
 from typing import Literal, NamedTuple
@@ -34,10 +33,10 @@ from experiments.common import (
   comparison,
   panels,
   problems,
-  report,
   responses,
   run,
   settings,
+  tables,
 )
 from experiments.common.anatomy import DRAWN
 from experiments.common.problems import Problem
@@ -215,35 +214,33 @@ def analyse(s: Analysis) -> tuple[dict, dict]:
 
 def draw(path) -> None:
   """All pictures of a run directory's curves.csv and summary.json."""
-  summary = json.loads(run.read_text(path / 'summary.json'))
+  summary = run.read_summary(path)
   learned, others = list(summary['theta']), list(summary['baselines'])
   anatomy.draw(path, panels.read(path / 'curves.csv'), learned, others)
 
 
 def show(path) -> None:
   """Prints the tables of summary.json."""
-  summary = json.loads(run.read_text(path / 'summary.json'))
+  summary = run.read_summary(path)
   rates = [f'{k} {v["rate"]:.3g}' for k, v in summary['baselines'].items()]
   cli.say(f'rates, tuned: {", ".join(rates)}')
   times = list(map(str, summary['times']))
   number = lambda x: '' if x is None else f'{x:.3g}'
+  keys = 'cosine', 'opposite', 'persistence', 'length'
+  row = lambda name, values: [name, *map(number, values)]
   for label, rows in summary['theta'].items():
-    keys = 'cosine', 'opposite', 'persistence', 'length'
-    lines = [
-      [k, *(number(v[x]) for x in keys)] for k, v in rows['like'].items()
-    ]
+    like = rows['like'].items()
+    lines = [row(name, (of[key] for key in keys)) for name, of in like]
     title = f'{label}: its updates and those that others make of its gradients'
-    cli.say(report.write_table(title, ['', *keys], lines))
+    cli.say(tables.write_table(title, ['', *keys], lines))
     for what, word in (
       ('effective_step_size', 'effective step size'),
       ('mean_lag', 'mean lag of an additional gradient'),
     ):
-      lines = [
-        [k, *(number(v[t][what]) for t in times)]
-        for k, v in rows['impulse'].items()
-      ]
+      impulse = rows['impulse'].items()
+      lines = [row(name, (of[t][what] for t in times)) for name, of in impulse]
       title = f'{label}: {word}, median of coordinates, by step'
-      cli.say(report.write_table(title, ['', *times], lines))
+      cli.say(tables.write_table(title, ['', *times], lines))
   files = ' '.join(f'{name}.png' for name in anatomy.PICTURES)
   cli.say(f'\nwritten: {path}/{files} summary.json curves.csv')
 

@@ -14,9 +14,7 @@ is over all images that the net is trained on, the test images.  Writes
 architectures.png, summary.json and curves.csv to --workdir.
 """
 
-import json
 import math
-import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, NamedTuple
@@ -28,12 +26,13 @@ from experiments.common import (
   cli,
   comparison,
   plots,
-  problems,
   report,
   run,
   settings,
+  study,
+  tables,
 )
-from experiments.common.comparison import Comparison, Panel
+from experiments.common.comparison import PAPER, Comparison, Panel
 from experiments.common.problems import Problem
 from l2o_jax import datasets
 from l2o_jax.optimizees.classifier import ACTIVATIONS
@@ -80,10 +79,7 @@ class Settings(NamedTuple):
 
   run: Nets = Nets()
   comparison: Comparison = Comparison(
-    num_test=8,
-    num_tuning=3,
-    baselines=('SGD', 'momentum', 'NAG', 'RMSprop', 'ADAM'),
-    rivals=('mnist_lstm', 'robust'),
+    num_test=8, num_tuning=3, baselines=PAPER, rivals=('mnist_lstm', 'robust')
   )
 
 
@@ -115,26 +111,23 @@ def panels(s: Settings) -> dict[str, Panel]:
   _, held_out, test = mnist.load(images)
   num_steps, found = s.run.num_steps, {}
 
-  def problem(data, net, what, count, every):
+  def problem(data, net, what, every):
     depth, units, activation = net
     f = mnist.net_on(data, depth * (units,), activation, images)
-    keys = problems.keys(what, count)
+    keys = study.keys(s, what)
     return Problem(f, keys, num_steps, 1, every, objective=True)
 
   every = math.gcd(EVERY, num_steps)
   for title, net in nets(s.run).items():
-    of = s.comparison
-    tuning = problem(held_out, net, 'tuning', of.num_tuning, num_steps)
-    unseen = problem(test, net, 'test', of.num_test, every)
+    tuning = problem(held_out, net, 'tuning', num_steps)
+    unseen = problem(test, net, 'test', every)
     found[title] = Panel(title, tuning, unseen)
   return found
 
 
 def summarise(curves: dict, s: Settings, learned, tuned: dict) -> dict:
   """What summary.json has."""
-  rows = {
-    title: report.statistics(curves[title], tuned[title]) for title in curves
-  }
+  rows = {k: report.statistics(of, tuned[k]) for k, of in curves.items()}
   return {
     'panels': rows,
     'nets': nets(s.run),
@@ -169,7 +162,7 @@ def _in_order(of, order):
 
 def draw(path) -> None:
   """architectures.png of a run directory's summary.json."""
-  summary = json.loads(run.read_text(path / 'summary.json'))
+  summary = run.read_summary(path)
   rows, learned = summary['panels'], summary['learned']
   number = lambda x: np.nan if x is None else x
   values = lambda titles, name, key: np.array(
@@ -191,27 +184,21 @@ def draw(path) -> None:
 
 def show(path) -> None:
   """Prints the tables of summary.json, a panel of the figure each."""
-  summary = json.loads(run.read_text(path / 'summary.json'))
+  summary = run.read_summary(path)
   rows, learned = summary['panels'], summary['learned']
   infinite = lambda x: np.inf if x is None else x
   final = lambda title, name: infinite(rows[title][name]['final'])
   for group, (_, x, titles) in groups(summary).items():
-    names = sorted(
-      rows[titles[0]], key=lambda n: rows[titles[0]][n]['rank_by_final']
-    )
+    first = rows[titles[0]]
+    names = sorted(first, key=lambda name: first[name]['rank_by_final'])
     lines = [[n, *(f'{final(t, n):.4g}' for t in titles)] for n in names]
     tuned = [n for n in names if n not in learned]
     for name in learned if tuned else ():
       least = [min(final(t, n) for n in tuned) for t in titles]
       over = [f'{final(t, name) / y:.2f}' for t, y in zip(titles, least)]
       lines.append([f'{name} / best tuned', *over])
-    cli.say(report.write_table(group, ['mean final loss', *x], lines))
+    cli.say(tables.write_table(group, ['mean final loss', *x], lines))
   cli.say(f'\nwritten: {path}/architectures.png summary.json curves.csv')
-
-
-def cores() -> int:
-  """How many this process may use."""
-  return len(getattr(os, 'sched_getaffinity', lambda pid: range(1))(0))
 
 
 def measure(path, wanted: dict[str, Panel], learned, s: Comparison):
@@ -223,7 +210,7 @@ def measure(path, wanted: dict[str, Panel], learned, s: Comparison):
     make = lambda: comparison.measure(panel, learned, s)
     return comparison.kept(file, panel.test, [*learned, *s.baselines], make)
 
-  with ThreadPoolExecutor(cores()) as pool:
+  with ThreadPoolExecutor(run.cores()) as pool:
     results = pool.map(one, wanted)
     for title, found in zip(wanted, results):
       curves[title], tuned[title] = found

@@ -13,6 +13,7 @@ workload take turns within one process.  Prints tables and writes benchmark.json
 to --workdir.
 """
 
+import functools
 import os
 import pathlib
 import time
@@ -24,20 +25,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+import l2o_jax
 from experiments import mnist, quadratics
 from experiments.common import bptt, cli, peers, run, settings, training
-from l2o_jax import blocks, datasets
-from l2o_jax.base import LearnedOptimizer
-from l2o_jax.cells.lstm import lstm_cell
-from l2o_jax.coordinatewise import coordinatewise
-from l2o_jax.features import gradient, log_and_sign
-from l2o_jax.learned_optimizers import (
-  lstm_log_and_sign,
-  lstm_raw,
-  robust_optimizer,
-)
+from l2o_jax import blocks, gradient, log_and_sign
 from l2o_jax.optimizees import classifier, mlp, quadratic
-from l2o_jax.truncated_bptt import truncated_bptt
 
 WORKLOADS = ('quadratics', 'mnist', 'nets', 'update')
 XLA_FLAGS = {
@@ -77,8 +69,7 @@ class Settings(NamedTuple):
 
 def check(s: Settings) -> None:
   """Before anything is measured."""
-  count = len(getattr(os, 'sched_getaffinity', lambda pid: range(1))(0))
-  if s.run.threads > count:
+  if s.run.threads > (count := run.cores()):
     raise settings.UsageError(f'--threads: of {count} cores')
   file = pathlib.Path(s.run.workdir) / 'benchmark.json'
   try:
@@ -121,13 +112,15 @@ def compiled(function, *arguments, donate=(), options=None) -> Measured:
   return Measured(once, seconds, peak)
 
 
+def shortest(features, **how) -> l2o_jax.LearnedOptimizer:
+  """The LSTM of a few lines."""
+  return l2o_jax.coordinatewise(features, l2o_jax.lstm_cell(), **how)
+
+
 def epoch(learned, optimizee, options=None, **how) -> Measured:
-  """One epoch of meta-training, 5 unrolls of 20 steps by default."""
-  sizes = {
-    'unroll_length': peers.UNROLL_LENGTH,
-    'num_unrolls': peers.NUM_UNROLLS,
-  }
-  trainer = truncated_bptt(learned, optax.adam(1e-3), **{**sizes, **how})
+  """One epoch of meta-training."""
+  how |= peers.EPOCH
+  trainer = l2o_jax.truncated_bptt(learned, optax.adam(1e-3), **how)
   return of_trainer(trainer, optimizee, options)
 
 
@@ -148,15 +141,13 @@ def of_preset(experiment, learned, optimizee, options) -> Measured:
   return of_trainer(trainer, optimizee, options)
 
 
-def with_peers(
-  rows, workload, features, optimizee, options, images=None, labels=None
-):
+def with_peers(rows, features, optimizee, options, *data):
   """Adds plain JAX and, where it is installed, PyTorch (without options)."""
   plain = peers.plain_jax(features, 0.1)
   rows['plain JAX'] = epoch(plain, optimizee, remat=False, options=options)
   for name, how in (('PyTorch', False), ('torch.compile', True)):
     if peers.has_torch:
-      once = peers.torch_epoch(workload, how, images, labels)
+      once = peers.torch_epoch(how, *data)
       started = time.monotonic()
       once()  # PyTorch compiles in its first run
       rows[name] = Measured(once, time.monotonic() - started, None)
@@ -165,34 +156,33 @@ def with_peers(
 
 def of_quadratics(options) -> dict[str, Measured]:
   """128 functions of 10 coordinates."""
-  shortest = coordinatewise(gradient(), lstm_cell(scale=0.1))
   one = quadratic(batch=128, reduction='sum')
   preset = quadratic(batch=8, reduction='sum')
   many = {'num_optimizees': 128}
-  of_experiment = quadratics.EXPERIMENT, lstm_raw(0.1), preset, options
+  learned = l2o_jax.lstm_raw(0.1)
+  of_experiment = quadratics.EXPERIMENT, learned, preset, options
+  plain = shortest(gradient())
   rows = {
-    'shortest program': epoch(shortest, quadratic(), options, **many),
-    'one optimizee that sums them': epoch(shortest, one, options),
+    'shortest program': epoch(plain, quadratic(), options, **many),
+    'one optimizee that sums them': epoch(plain, one, options),
     'experiments.quadratics': of_preset(*of_experiment),
   }
-  return with_peers(rows, 'quadratics', gradient(), one, options)
+  return with_peers(rows, gradient(), one, options)
 
 
 def of_mnist(options) -> dict[str, Measured]:
   """A net of 15,910 coordinates."""
-  images, labels = datasets.load('mnist_5k', 'train', None)
-  optimizee = classifier(images, labels, mlp((784, 20, 10)))
-  shortest = coordinatewise(log_and_sign(), lstm_cell(scale=0.1))
-  learned = lstm_log_and_sign()
+  data = l2o_jax.datasets.load('mnist_5k', 'train', None)
+  optimizee = classifier(*data, mlp((784, 20, 10)))
+  learned = l2o_jax.lstm_log_and_sign()
   of_experiment = mnist.EXPERIMENT, learned, optimizee, options
+  plain = shortest(log_and_sign())
   rows = {
-    'shortest program': epoch(shortest, optimizee, options),
-    'blocks.unroll': epoch(shortest, optimizee, options, unroll=blocks.unroll),
+    'shortest program': epoch(plain, optimizee, options),
+    'blocks.unroll': epoch(plain, optimizee, options, unroll=blocks.unroll),
     'experiments.mnist': of_preset(*of_experiment),
   }
-  return with_peers(
-    rows, 'mnist', log_and_sign(), optimizee, options, images, labels
-  )
+  return with_peers(rows, log_and_sign(), optimizee, options, *data)
 
 
 def of_nets(options) -> dict[str, Measured]:
@@ -201,18 +191,18 @@ def of_nets(options) -> dict[str, Measured]:
   images = random.normal(size=(1000, 100)).astype(np.float32)
   labels = random.integers(0, 10, 1000)
   optimizee = classifier(images, labels, mlp((100, 20, 10)))
-  shortest = coordinatewise(log_and_sign(), lstm_cell(scale=0.1))
+  plain = shortest(log_and_sign())
   return {
-    f'{b} nets at once': epoch(shortest, optimizee, options, num_optimizees=b)
+    f'{b} nets at once': epoch(plain, optimizee, options, num_optimizees=b)
     for b in (1, 16)
   }
 
 
 def of_update(n: int, options) -> dict[str, Measured]:
   """One application to n parameters."""
-  shortest = coordinatewise(log_and_sign(), lstm_cell())
-  half = coordinatewise(log_and_sign(), lstm_cell(), state_dtype=jnp.bfloat16)
-  adam = LearnedOptimizer(lambda key: 0.0, lambda theta: optax.adam(1e-3))
+  plain = shortest(log_and_sign())
+  half = shortest(log_and_sign(), state_dtype=jnp.bfloat16)
+  adam = l2o_jax.LearnedOptimizer(lambda _: 0.0, lambda _: optax.adam(1e-3))
   x = jnp.ones(n)
 
   def one(learned):
@@ -223,12 +213,12 @@ def of_update(n: int, options) -> dict[str, Measured]:
     return compiled(step, *arguments, donate=(2,), options=options)
 
   # All at once takes the memory of all gates, 1 kB a coordinate.
-  rows = {'shortest program': one(shortest)} if n <= 2e6 else {}
-  rows['blocks.chunked'] = one(blocks.chunked(shortest))
+  rows = {'shortest program': one(plain)} if n <= 2e6 else {}
+  rows['blocks.chunked'] = one(blocks.chunked(plain))
   rows['blocks.chunked, bfloat16 state'] = one(blocks.chunked(half))
-  rows['robust'] = one(robust_optimizer())
+  rows['robust'] = one(l2o_jax.robust_optimizer())
   alone = {'agreement': None, 'warmup': 0.0}
-  rows['robust_coordinatewise'] = one(robust_optimizer(**alone))
+  rows['robust_coordinatewise'] = one(l2o_jax.robust_optimizer(**alone))
   return {**rows, 'optax.adam': one(adam)}
 
 
@@ -283,7 +273,9 @@ def pin(s: Settings) -> None:
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, cores[: s.run.threads])
   if peers.has_torch:
-    peers.set_torch_threads(s.run.threads)
+    import torch
+
+    torch.set_num_threads(s.run.threads)
 
 
 def main(s: Settings) -> None:
@@ -295,14 +287,11 @@ def main(s: Settings) -> None:
   if not peers.has_torch:
     cli.say('PyTorch is not installed: pip install torch==2.13.0 adds its rows')
   makers = {'quadratics': of_quadratics, 'mnist': of_mnist, 'nets': of_nets}
+  makers['update'] = functools.partial(of_update, own.coordinates)
   for workload in own.workloads:
-    title, n = workload, None
-    if workload == 'update':
-      n = own.coordinates
-      title, rows = f'update, {n:,} parameters', of_update(n, options)
-    else:
-      rows = makers[workload](options)
-    found[title] = measure(rows, own.runs)
+    n = own.coordinates if workload == 'update' else None
+    title = f'update, {n:,} parameters' if n else workload
+    found[title] = measure(makers[workload](options), own.runs)
     run.write_json(pathlib.Path(own.workdir) / 'benchmark.json', found)
     cli.say(table(title, found[title], n))
   cli.say(f'\nwritten: {own.workdir}/benchmark.json')

@@ -22,19 +22,11 @@ import jax
 import numpy as np
 from jax.tree_util import Partial
 
-from experiments.common import (
-  bptt,
-  cli,
-  comparison,
-  problems,
-  run,
-  settings,
-  training,
-)
+from experiments.common import bptt, cli, comparison, problems, settings, study
 from experiments.common.comparison import Comparison, Panel
+from experiments.common.images import averaged, read, split_off
 from experiments.common.problems import Problem
 from experiments.common.settings import UsageError
-from l2o_jax import datasets
 from l2o_jax.base import Optimizee
 from l2o_jax.groups import by_label, merge, split
 from l2o_jax.optimizees.classifier import classifier
@@ -125,21 +117,6 @@ EXPERIMENT = settings.Experiment(
 )
 
 
-def averaged(images: np.ndarray, side: int) -> np.ndarray:
-  """Means of squares of pixels, uint8 [N, H, H, C] -> [N, side, side, C].
-
-  Raises:
-    UsageError: side does not divide H and W.
-  """
-  N, H, W, C = images.shape
-  if not side or side == H == W:
-    return images
-  if H % side or W % side:
-    raise UsageError(f'--side={side} does not divide {H} x {W} pixels')
-  squares = images.reshape(N, side, H // side, side, W // side, C)
-  return np.round(squares.mean((2, 4))).astype(np.uint8)
-
-
 def of_labels(data, labels, what) -> tuple[np.ndarray, np.ndarray]:
   """The images of these labels, which become 0, 1 ...
 
@@ -157,20 +134,11 @@ def of_labels(data, labels, what) -> tuple[np.ndarray, np.ndarray]:
 def load(s: Images):
   """Images and labels to train on, to validate and tune on, and to test on."""
 
-  def read(split):
-    if s.dataset.endswith('.npz'):
-      images, labels = datasets.read_npz(s.dataset, split)
-    else:
-      images, labels = datasets.load(s.dataset, split, s.data_dir)
+  def part(split):
+    images, labels = read(s.dataset, split, s.data_dir)
     return averaged(images, s.side), labels
 
-  images, labels = read('train')
-  last = -(len(images) // 10)
-  train, held_out = (
-    (images[:last], labels[:last]),
-    (images[last:], labels[last:]),
-  )
-  return train, held_out, read('test')
+  return *split_off(part('train'), 10), part('test')
 
 
 def in_vectors(f: Optimizee) -> Optimizee:
@@ -200,7 +168,6 @@ def main(s: Settings) -> None:
     return
   labels = None if s.layers.shared else GROUPS
   learned = bptt.learned_optimizer(s, labels)
-  theta = training.given_theta(learned, s)
   train, held_out, test = load(s.images)
   count = int(train[1].max()) + 1
   known = range(count)
@@ -219,33 +186,26 @@ def main(s: Settings) -> None:
     # figure uses it.
     return in_vectors(classifier(images, y, net, s.images.batch_size, 1000))
 
-  def problem(data, labels, what, count, steps):
-    keys = problems.keys(what, count)
-    return Problem(optimizee(data, labels, what), keys, steps, 1)
+  def problem(data, labels, what, steps):
+    f = optimizee(data, labels, what)
+    return Problem(f, study.keys(s, what), steps, 1)
 
   base, steps = optimizee(train, known), s.run.num_steps
-  validation = problem(
-    held_out, known, 'validation', s.run.num_validation, steps
-  )
+  validation = problem(held_out, known, 'validation', steps)
   validate = problems.mean_curve(validation, learned)
-  others = comparison.rivals(s.comparison.rivals, base)
   sharding = bptt.sharding(s.bptt.num_optimizees)
   parts = {'validate': validate, 'sharding': sharding}
 
-  with run.opened(EXPERIMENT, s) as path:
-    t = training.prepare(EXPERIMENT, s, path, learned, base, **parts)
+  opened = study.opened(EXPERIMENT, s, learned, base, **parts)
+  with opened as (t, theta, compare):
     progress, facts = bptt.train(t, s.bptt, theta)
     panels, steps = [], s.images.test_steps
     sizes = dict.fromkeys(min(PANELS[n], count) for n in s.images.panels)
     for labels in map(range, sizes):
-      tuned = problem(
-        held_out, labels, 'tuning', s.comparison.num_tuning, steps
-      )
-      unseen = problem(test, labels, 'test', s.comparison.num_test, steps)
+      tuned = problem(held_out, labels, 'tuning', steps)
+      unseen = problem(test, labels, 'test', steps)
       panels.append(Panel(f'images of {len(labels)} labels', tuned, unseen))
-    mine = comparison.contenders(learned, progress.best_theta, s, others)
-    facts['validation_loss'] = float(progress.best)
-    comparison.compare(path, mine, panels, s.comparison, extra=facts)
+    compare(progress, facts, panels)
 
 
 if __name__ == '__main__':

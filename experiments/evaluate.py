@@ -36,7 +36,7 @@ from experiments.common import (
   tasks,
   verdict,
 )
-from experiments.common.baselines import MODERN, SCHEDULED, TABLE
+from experiments.common.baselines import MODERN, SCHEDULED, TABLE, Baseline
 from experiments.common.judging import Contender
 from experiments.common.tasks import Task
 from l2o_jax.base import LearnedOptimizer, Optimizee
@@ -106,9 +106,7 @@ def check(s: Settings) -> None:
   )
 
 
-LARGE = tuple(
-  name for name, kind in tasks.KINDS.items() if kind.block == 'larger'
-)
+LARGE = ('large_dense', 'large_resnet', 'large_char_lstm', 'large_transformer')
 SLOW = ('conv_norm', 'resnet', 'char_lstm', 'transformer', *LARGE)
 _SCEPTICAL = {
   'baselines': ('NAG', 'RMSprop', *SCHEDULED, *MODERN),
@@ -189,11 +187,9 @@ def contenders(s: Judgement) -> dict[str, Contender]:
   for name in dict.fromkeys((verdict.REFERENCE, *s.baselines)):
     if name in SCHEDULED:
       found[name] = Contender(SCHEDULED[name], scheduled=True)
-    elif name in MODERN:
-      found[name] = Contender(lambda rate, _, f=MODERN[name]: f(rate))
     else:
-      first = [values[0] for values in TABLE[name].parameters.values()]
-      f = TABLE[name].make
+      f, parameters, _ = TABLE.get(name) or Baseline(MODERN[name])
+      first = [values[0] for values in parameters.values()]
       found[name] = Contender(lambda rate, _, f=f, z=first: f(rate, *z))
   return found
 
@@ -271,7 +267,7 @@ def main(s: Settings) -> None:
     results = judge_all(s.run, rivals, made, path / 'results.jsonl')
     summary = verdict.aggregate(results, s.run.horizons)
     run.write_json(path / 'summary.json', run.without_nan(summary))
-    learned = list(learned_contenders(s.run))
+    learned = [name for name, one in rivals.items() if one.of]
     ratios = verdict.mean_ratios(results, s.run.horizons)
     plots.ratios(path / 'ratios.png', ratios, learned)
     curves, labels = verdict.cost_curves(results, judging.EVERY)

@@ -18,26 +18,23 @@ from typing import Annotated, Literal, NamedTuple
 import jax
 import optax
 
+import l2o_jax
 from experiments.common import (
   cli,
   comparison,
   problems,
-  run,
   settings,
+  study,
   training,
 )
 from experiments.common.comparison import Comparison, Panel
 from experiments.common.policies import COSTS
 from experiments.common.problems import Problem
-from l2o_jax.cells.mlp import mlp_cell
-from l2o_jax.features import history, state_features
 from l2o_jax.gps.badmm import badmm
-from l2o_jax.gps.guided_policy_search import guided_policy_search
 from l2o_jax.gps.mirror_descent import mirror_descent
 from l2o_jax.gps.policy import Regression, make_policy
 from l2o_jax.gps.rollouts import Rollouts
 from l2o_jax.groups import by_label
-from l2o_jax.learned_optimizers import autonomous_optimizer
 from l2o_jax.optimizees import logistic_regression, robust_regression, small_net
 
 # Functions, and how many there are for training in the paper.
@@ -47,6 +44,7 @@ FAMILIES = {
   'net': (small_net, 80),
 }
 FIRST_ORDER = ('SGD', 'momentum', 'CG')
+QUASI_NEWTON = ('L-BFGS', 'CG, line search', 'L-BFGS, line search')
 
 Share = Annotated[float, 0.0, 1.0]
 
@@ -130,14 +128,7 @@ class Settings(NamedTuple):
   gps: Policy = Policy()
   badmm: Badmm = Badmm()
   comparison: Comparison = Comparison(
-    num_test=100,
-    tune='all',
-    baselines=(
-      *FIRST_ORDER,
-      'L-BFGS',
-      'CG, line search',
-      'L-BFGS, line search',
-    ),
+    num_test=100, tune='all', baselines=(*FIRST_ORDER, *QUASI_NEWTON)
   )
 
 
@@ -203,9 +194,9 @@ def make_trainer(s: Settings, learned, labels, size, functions, tuned):
   """
   cost, joint = COSTS[cost_of(s.gps)], s.gps.policy == 'joint'
   coordinates = size if joint else None
-  cell = mlp_cell(coordinates=coordinates)
+  cell = l2o_jax.mlp_cell(coordinates=coordinates)
   groups = None if joint else by_label(labels)
-  policy = make_policy(history(), cell, groups, coordinates=coordinates)
+  policy = make_policy(l2o_jax.history(), cell, groups, coordinates=coordinates)
   guide = s.gps.initial_rate * tuned['rate'], tuned['momentum']
   first_steps = 600 if s.run.theta is None else 0
   if s.gps.trainer == 'badmm':
@@ -217,9 +208,9 @@ def make_trainer(s: Settings, learned, labels, size, functions, tuned):
   if cost.of_samples:
     epochs = max(s.run.num_epochs, 1)
     kl_step = optax.cosine_decay_schedule(kl_step, epochs, alpha=0.02)
-  return guided_policy_search(
+  return l2o_jax.guided_policy_search(
     policy._replace(learned=learned),
-    state_features(5, 0),
+    l2o_jax.state_features(5, 0),
     guide,
     Rollouts(s.run.num_steps, functions, s.gps.num_rollouts, num_coordinates=4),
     improve=improve,
@@ -236,49 +227,34 @@ def main(s: Settings) -> None:
   optimizee = make()
   params = jax.eval_shape(optimizee.init, jax.random.key(0))[0]
   labels, size = {k: k for k in params}, sum(x.size for x in params.values())
-  learned = autonomous_optimizer(labels)
+  learned = l2o_jax.autonomous_optimizer(labels)
   if s.gps.policy == 'joint':
-    learned = autonomous_optimizer(coordinates=size)
-  theta = training.given_theta(learned, s)
-  others = comparison.rivals(s.comparison.rivals, optimizee)
+    learned = l2o_jax.autonomous_optimizer(coordinates=size)
 
   # The policy is trained, and its rivals are tuned, on the same functions.
   key = jax.random.fold_in(training.first_keys(s.run.seed)[0], 1)
   functions = jax.random.split(key, s.functions.num_functions or count)
   tuning = problems.given(optimizee, functions, s.run.num_steps)
-  problem = lambda what, count, runs: Problem(
-    optimizee, problems.keys(what, count), runs * s.run.num_steps
+  problem = lambda what, runs: Problem(
+    optimizee, study.keys(s, what), runs * s.run.num_steps
   )
-  validation = problem('validation', s.run.num_validation, 1)
-  validate = problems.mean_curve(validation, learned)
+  validation = problem('validation', 1)
+  parts = {'validate': problems.mean_curve(validation, learned), 'by': 'mean'}
 
-  with run.opened(EXPERIMENT, s) as path:
+  opened = study.opened(EXPERIMENT, s, learned, optimizee, **parts)
+  with opened as (t, theta, compare):
     tuned = problems.tune(tuning, 'momentum', 'mean')
     trainer = make_trainer(s, learned, labels, size, functions, tuned)
     stages = (training.Stage(trainer, s.run.num_epochs),)
-    t = training.prepare(
-      EXPERIMENT, s, path, learned, optimizee, validate=validate
-    )
-    progress = training.meta_train(t._replace(by='mean', stages=stages), theta)
+    progress = training.meta_train(t._replace(stages=stages), theta)
+    title = lambda runs: f'{s.functions.family}, {runs * s.run.num_steps} steps'
     panels = [
-      Panel(
-        f'{s.functions.family}, {runs * s.run.num_steps} steps',
-        tuning,
-        problem('test', s.comparison.num_test, runs),
-      )
+      Panel(title(runs), tuning, problem('test', runs))
       for runs in sorted({1, s.functions.horizons})
     ]
-    mine = comparison.contenders(learned, progress.best_theta, s, others)
-    comparison.compare(
-      path,
-      mine,
-      panels,
-      s.comparison,
-      by='mean',
-      margin_over=[n for n in s.comparison.baselines if n in FIRST_ORDER],
-      horizon=s.run.num_steps,
-      extra={'validation_loss': float(progress.best)},
-    )
+    over = [n for n in s.comparison.baselines if n in FIRST_ORDER]
+    margins = {'margin_over': over, 'horizon': s.run.num_steps}
+    compare(progress, {}, panels, by='mean', **margins)
 
 
 if __name__ == '__main__':

@@ -19,16 +19,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from experiments.common import (
-  bptt,
-  cli,
-  comparison,
-  problems,
-  run,
-  settings,
-  training,
-)
-from experiments.common.comparison import Comparison, Panel
+from experiments.common import bptt, cli, comparison, problems, settings, study
+from experiments.common.comparison import PAPER, Comparison, Panel
+from experiments.common.images import split_off
 from experiments.common.problems import Problem
 from l2o_jax import datasets
 from l2o_jax.base import LearnedOptimizer, Optimizee
@@ -80,9 +73,7 @@ class Settings(NamedTuple):
   gate: settings.Gate = settings.Gate()
   bptt: settings.Bptt = settings.Bptt(learning_rate=2e-3)
   comparison: Comparison = Comparison(
-    num_test=100,
-    num_tuning=16,
-    baselines=('SGD', 'momentum', 'NAG', 'RMSprop', 'ADAM'),
+    num_test=100, num_tuning=16, baselines=PAPER
   )
   hosts: settings.Hosts = settings.Hosts()
 
@@ -138,13 +129,8 @@ EXPERIMENT = settings.Experiment(
 
 def load(s: Images):
   """Images and labels to train on, to validate and tune on, and to test on."""
-  images, labels = datasets.load(s.dataset, 'train', s.data_dir)
-  last = -(len(images) // 12)  # 5,000 of 60,000
-  train, held_out = (
-    (images[:last], labels[:last]),
-    (images[last:], labels[last:]),
-  )
-  return train, held_out, datasets.load(s.dataset, 'test', s.data_dir)
+  part = lambda split: datasets.load(s.dataset, split, s.data_dir)
+  return *split_off(part('train'), 12), part('test')  # 5,000 of 60,000
 
 
 def net_on(data, hidden, activation, s: Images) -> Optimizee:
@@ -171,39 +157,32 @@ def main(s: Settings) -> None:
   if comparison.shown(EXPERIMENT, s):
     return
   learned = bptt.learned_optimizer(s)
-  theta = training.given_theta(learned, s)
   train, held_out, test = load(s.images)
 
-  def problem(data, panel, what, count):
+  def problem(data, panel, what):
     _, hidden, activation, runs = PANELS[panel]
-    keys, steps = problems.keys(what, count), runs * s.run.num_steps
     optimizee = net_on(data, hidden, activation, s.images)
-    return Problem(optimizee, keys, steps, 1)
+    return Problem(optimizee, study.keys(s, what), runs * s.run.num_steps, 1)
 
   names = s.images.train_on
-  held = [
-    problem(held_out, n, 'validation', s.run.num_validation) for n in names
-  ]
+  held = [problem(held_out, name, 'validation') for name in names]
   validate, by = validation(held, learned)
   nets = [net_on(train, *PANELS[n][1:3], s.images) for n in names]
   lengths = [PANELS[n][3] * s.run.num_steps for n in names]
-  others = comparison.rivals(s.comparison.rivals, nets[0])
 
   sharding = bptt.sharding(s.bptt.num_optimizees)
   parts = {'validate': validate, 'by': by, 'sharding': sharding}
 
-  with run.opened(EXPERIMENT, s) as path:
-    t = training.prepare(EXPERIMENT, s, path, learned, nets, **parts)
+  opened = study.opened(EXPERIMENT, s, learned, nets, **parts)
+  with opened as (t, theta, compare):
     progress, facts = bptt.train(t, s.bptt, theta, lengths=lengths)
     panels = []
     for name in s.images.panels:
-      tuning = problem(held_out, name, 'tuning', s.comparison.num_tuning)
-      unseen = problem(test, name, 'test', s.comparison.num_test)
+      tuning = problem(held_out, name, 'tuning')
+      unseen = problem(test, name, 'test')
       title = f'{PANELS[name][0]}, {unseen.num_steps} steps'
       panels.append(Panel(title, tuning, unseen))
-    mine = comparison.contenders(learned, progress.best_theta, s, others)
-    facts['validation_loss'] = float(progress.best)
-    comparison.compare(path, mine, panels, s.comparison, extra=facts)
+    compare(progress, facts, panels)
 
 
 if __name__ == '__main__':

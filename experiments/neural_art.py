@@ -27,12 +27,12 @@ from experiments.common import (
   comparison,
   plots,
   problems,
-  run,
   settings,
-  training,
+  study,
   vision,
 )
-from experiments.common.comparison import Comparison, Panel
+from experiments.common.comparison import PAPER, Comparison, Panel
+from experiments.common.images import averaged
 from experiments.common.problems import Problem
 from l2o_jax.evaluation import learning_curves
 from l2o_jax.optimizees.neural_art import neural_art, to_pixels
@@ -86,9 +86,7 @@ class Settings(NamedTuple):
     unroll_length=32, learning_rate=3e-3, weights='rising'
   )
   comparison: Comparison = Comparison(
-    num_test=20,
-    num_tuning=2,
-    baselines=('SGD', 'momentum', 'NAG', 'RMSprop', 'ADAM'),
+    num_test=20, num_tuning=2, baselines=PAPER
   )
   hosts: settings.Hosts = settings.Hosts()
 
@@ -126,15 +124,9 @@ def each_once(optimizee, what: str, count: int) -> jax.Array:
 
 def make_optimizee(s: Settings, net, contents, style):
   """Pictures of these contents in a style."""
-  own = s.pictures
-  return neural_art(
-    contents,
-    style,
-    net,
-    content_weight=own.content_weight,
-    style_weight=own.style_weight,
-    smoothness=own.smoothness,
-  )
+  names = 'content_weight', 'style_weight', 'smoothness'
+  weights = {name: getattr(s.pictures, name) for name in names}
+  return neural_art(contents, style, net, **weights)
 
 
 def paint(problem: Problem, make_opt, keys):
@@ -175,7 +167,6 @@ def main(s: Settings) -> None:
   if comparison.shown(EXPERIMENT, s):
     return
   learned = bptt.learned_optimizer(s)
-  theta = training.given_theta(learned, s)
   own = s.pictures
   net = vision.read_net(own.net_weights)
   contents, unseen = vision.read_contents(own.contents)
@@ -183,7 +174,7 @@ def main(s: Settings) -> None:
   train, held_out = contents[:last], contents[last:]
   style = vision.read_style(own.style, 64)
   new_style = vision.read_style(own.new_style, 128, '--new_style')
-  small = vision.halved
+  small = functools.partial(averaged, side=64)
   make = functools.partial(make_optimizee, s, net)
 
   def problem(contents, style, what, count):
@@ -195,7 +186,6 @@ def main(s: Settings) -> None:
   seen = small(held_out)
   validation = problem(seen, style, 'validation', s.run.num_validation)
   validate = problems.mean_curve(validation, learned)
-  others = comparison.rivals(s.comparison.rivals, base)
   sharding = bptt.sharding(s.bptt.num_optimizees)
   parts = {'validate': validate, 'sharding': sharding}
   of_panel = {
@@ -203,20 +193,17 @@ def main(s: Settings) -> None:
     'new': ('a new style, 128 x 128', lambda x: x, new_style),
   }
 
-  with run.opened(EXPERIMENT, s) as path:
-    t = training.prepare(EXPERIMENT, s, path, learned, base, **parts)
+  opened = study.opened(EXPERIMENT, s, learned, base, **parts)
+  with opened as (t, theta, compare):
     progress, facts = bptt.train(t, s.bptt, theta)
     panels = []
     for title, size, style in (of_panel[name] for name in own.panels):
       tuning = problem(size(held_out), style, 'tuning', s.comparison.num_tuning)
       test = problem(size(unseen), style, 'test', s.comparison.num_test)
       panels.append((Panel(title, tuning, test), style, size(unseen)))
-    mine = comparison.contenders(learned, progress.best_theta, s, others)
-    facts['validation_loss'] = float(progress.best)
     only = [panel for panel, *_ in panels]
-    paint_all = functools.partial(draw, path, panels, mine)
-    how = {'extra': facts, 'also': paint_all}
-    comparison.compare(path, mine, only, s.comparison, **how)
+    paint_all = functools.partial(draw, t.path, panels)
+    compare(progress, facts, only, also=paint_all)
 
 
 if __name__ == '__main__':

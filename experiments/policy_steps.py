@@ -20,6 +20,8 @@ import numpy as np
 from experiments.common import (
   cli,
   comparison,
+  images,
+  panels,
   plots,
   problems,
   projected,
@@ -37,6 +39,13 @@ KEPT = 'experiments/results/predicted_step_descent'
 RIVALS = {'RMSprop': {'rate': 0.01, 'decay': 0.99}, 'AdaGrad': {'rate': 0.1}}
 # Which feature has the gradient in it.
 SLOPE = {'changes': 1, 'scale_free': 2}
+PICTURE = panels.Picture(
+  'Medians and quartiles over weights of the first layer',
+  2,
+  'step',
+  {'loss': 'loss', '|': 'size'},
+  yscale='log',
+)
 
 
 class Steps(NamedTuple):
@@ -117,11 +126,9 @@ def slopes(features, which: int, x, g, values):
   return jnp.abs(jax.jit(along)(x, g, values)[..., which])
 
 
-def quartiles(z) -> dict:
-  """Quartiles over the weights of [T] or [T, n], for `plots.traces`."""
-  z = np.abs(np.asarray(z, np.float64)).reshape(len(z), -1)
-  low, middle, high = np.quantile(z, (0.25, 0.5, 0.75), 1)
-  return {'mean': middle, 'quartile_1': low, 'quartile_3': high}
+def sizes(z, band: bool = True) -> dict:
+  """The curve of |z|, z [T] or [T, n]."""
+  return panels.curve(np.arange(len(z)), np.abs(z), band)
 
 
 def policies(s: Steps) -> dict[str, tuple]:
@@ -146,9 +153,9 @@ def policies(s: Steps) -> dict[str, tuple]:
 
 
 def measure(s: Steps, contenders: dict[str, tuple], data) -> dict:
-  """{what: {optimizer: quartiles}}."""
+  """{what: {optimizer: curve}}."""
   optimizee, _ = make_optimizee(PSD.defaults, data, PANELS[s.panel])
-  panels = {'loss': {}, '|gradient|': {}, '|feature|': {}, '|step|': {}}
+  curves = {'loss': {}, '|gradient|': {}, '|feature|': {}, '|step|': {}}
   contenders = dict(contenders)
   for name, setting in RIVALS.items():
     contenders[name] = problems.make_baseline(name, setting), None, 0
@@ -158,24 +165,23 @@ def measure(s: Steps, contenders: dict[str, tuple], data) -> dict:
     if features is not None:
       found['|feature|'] = slopes(features, which, x, g, values)
     for what, z in found.items():
-      panels[what][name] = quartiles(z)
+      curves[what][name] = sizes(z, band=name not in RIVALS)
     cli.log(f'{name}: loss {f[-1]:.3g} in the end')
-  return panels
+  return curves
 
 
 def main(s: Settings) -> None:
   """Runs and draws."""
-  data = projected.few(
-    projected.load(s.run.dataset, s.run.data_dir), s.run.images
-  )
+  data = images.read(s.run.dataset, data_dir=s.run.data_dir)
+  data = projected.few(data, s.run.images)
   contenders = policies(s.run)
   with run.opened(EXPERIMENT, s) as path:
-    panels = measure(s.run, contenders, data)
-    learned = [name for name in panels['loss'] if name not in RIVALS]
-    plots.traces(path / 'policy_steps.png', panels, learned)
+    curves = measure(s.run, contenders, data)
+    styles = plots.looks([*contenders, *RIVALS], list(contenders))
+    panels.draw(path / 'policy_steps.png', PICTURE, curves, styles)
     ends = {
-      what: {name: float(z['mean'][-1]) for name, z in curves.items()}
-      for what, curves in panels.items()
+      what: {name: float(z['y'][-1]) for name, z in of.items()}
+      for what, of in curves.items()
     }
     run.write_json(path / 'policy_steps.json', ends)
     cli.say(f'written: {path}/policy_steps.png policy_steps.json')

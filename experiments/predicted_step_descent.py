@@ -32,11 +32,12 @@ from experiments.common import (
   bptt,
   cli,
   comparison,
+  images,
   policies,
   problems,
   projected,
-  run,
   settings,
+  study,
   training,
 )
 from experiments.common.baselines import TABLE
@@ -304,20 +305,18 @@ def make_problem(optimizee, what, count, num_steps) -> Problem:
 
 
 def meta_train(s: Settings, t, theta, tuning: Problem):
-  """(theta that validation selects, facts), by the trainer of the flags."""
+  """(the last Progress, facts for the summary), by the flags' trainer."""
   if s.policy.trainer == 'bptt':
     t = t._replace(sharding=bptt.sharding(s.bptt.num_optimizees))
     if theta is None:
       start = t.learned.init(training.first_keys(s.run.seed)[0])
       theta = policies.scaled(start, s.scale.output_scale)
-    progress, facts = bptt.train(t, s.bptt, theta)
-  else:
-    tuned = {'rate': 1.0, 'momentum': 0.0}
-    if s.run.num_epochs:  # otherwise nobody starts from it
-      tuned = problems.tune(tuning, s.search.initial, 'mean')
-    t = t._replace(stages=policies.make_stages(s, t.learned, tuned))
-    progress, facts = training.meta_train(t, theta), {}
-  return progress.best_theta, facts | {'validation_loss': float(progress.best)}
+    return bptt.train(t, s.bptt, theta)
+  tuned = {'rate': 1.0, 'momentum': 0.0}
+  if s.run.num_epochs:  # otherwise nobody starts from it
+    tuned = problems.tune(tuning, s.search.initial, 'mean')
+  t = t._replace(stages=policies.make_stages(s, t.learned, tuned))
+  return training.meta_train(t, theta), {}
 
 
 def main(s: Settings) -> None:
@@ -325,15 +324,13 @@ def main(s: Settings) -> None:
   if comparison.shown(EXPERIMENT, s):
     return
   own = s.images
-  data = projected.load(own.dataset, own.data_dir)
+  data = images.read(own.dataset, data_dir=own.data_dir)
   test_data = projected.load_all(own.test_data or [own.dataset], own.data_dir)
   fewer = own.test_images, own.test_classes
   test_data = {k: projected.few(v, *fewer) for k, v in test_data.items()}
   size = {'objective_size': own.objective_size}
   optimizee, steps = make_optimizee(s, data, PANELS['same'], **size)
   learned = policies.learned_optimizer(s.policy, optimizee)
-  theta = training.given_theta(learned, s)
-  others = comparison.rivals(s.comparison.rivals, optimizee)
   problem = lambda what, count: make_problem(optimizee, what, count, steps)
   tuning = problem('tuning', s.comparison.num_tuning)
   validation = problem('validation', s.run.num_validation)
@@ -341,12 +338,11 @@ def main(s: Settings) -> None:
   family = make_trained_on(s, data, optimizee)
   parts = {'validate': validate, 'by': 'mean'}
 
-  with run.opened(EXPERIMENT, s) as path:
-    t = training.prepare(EXPERIMENT, s, path, learned, family, **parts)
-    best, facts = meta_train(s, t, theta, tuning)
-    mine = comparison.contenders(learned, best, s, others)
+  opened = study.opened(EXPERIMENT, s, learned, family, optimizee, **parts)
+  with opened as (t, theta, compare):
+    progress, facts = meta_train(s, t, theta, tuning)
     panels = make_panels(s, test_data, tuning)
-    comparison.compare(path, mine, panels, s.comparison, by='mean', extra=facts)
+    compare(progress, facts, panels, by='mean')
 
 
 if __name__ == '__main__':

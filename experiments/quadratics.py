@@ -15,16 +15,8 @@ theta.npz, learning_curves.png, summary.json and curves.csv to --workdir.
 
 from typing import Literal, NamedTuple
 
-from experiments.common import (
-  bptt,
-  cli,
-  comparison,
-  problems,
-  run,
-  settings,
-  training,
-)
-from experiments.common.comparison import Comparison, Panel
+from experiments.common import bptt, cli, comparison, problems, settings, study
+from experiments.common.comparison import PAPER, Comparison, Panel
 from experiments.common.problems import Problem
 from l2o_jax.base import LearnedOptimizer
 from l2o_jax.learned_optimizers import lstm_averaging, lstm_raw, ntm_bfgs
@@ -73,9 +65,7 @@ class Settings(NamedTuple):
   functions: Functions = Functions()
   learned: Learned = Learned()
   bptt: settings.Bptt = settings.Bptt()
-  comparison: Comparison = Comparison(
-    baselines=('SGD', 'momentum', 'NAG', 'RMSprop', 'ADAM')
-  )
+  comparison: Comparison = Comparison(baselines=PAPER)
   hosts: settings.Hosts = settings.Hosts()
 
 
@@ -159,19 +149,16 @@ def main(s: Settings) -> None:
   if comparison.shown(EXPERIMENT, s):
     return
   learned = make_learned(s.learned)
-  theta = training.given_theta(learned, s)
-  family = {'dimension': s.functions.dimension, 'entries': s.functions.entries}
-  count, form = s.functions.num_problems, s.functions.batch_form
+  own = s.functions
+  family = {'dimension': own.dimension, 'entries': own.entries}
+  count, form = own.num_problems, own.batch_form
   optimizee = quadratic(**family, batch=count, reduction=form)
   # In the released form a function alone would show 128 times the gradient
   # that the optimizer was trained on: there too it is validated in that form.
   one = quadratic(**family)
-  others = comparison.rivals(s.comparison.rivals, one)
-  problem = lambda optimizee, what, count: Problem(
-    optimizee, problems.keys(what, count), s.run.num_steps
-  )
+  problem = lambda f, what: Problem(f, study.keys(s, what), s.run.num_steps)
   held_out = one if form == 'sum' else optimizee
-  validation = problem(held_out, 'validation', s.run.num_validation)
+  validation = problem(held_out, 'validation')
   validate = problems.mean_curve(validation, learned)
 
   sharding = bptt.sharding(s.bptt.num_optimizees)
@@ -179,19 +166,13 @@ def main(s: Settings) -> None:
   by = 'mean' if s.learned.optimizer == 'ntm_bfgs' else 'final'
   parts = {'validate': validate, 'sharding': sharding, 'by': by}
 
-  with run.opened(EXPERIMENT, s) as path:
-    t = training.prepare(EXPERIMENT, s, path, learned, optimizee, **parts)
+  opened = study.opened(EXPERIMENT, s, learned, optimizee, one, **parts)
+  with opened as (t, theta, compare):
     scale = 1 / count if form == 'sum' else 1.0
     progress, facts = bptt.train(t, s.bptt, theta, scale)
-    panel = Panel(
-      f'{s.functions.dimension}-dimensional quadratics, '
-      f'{s.functions.entries} entries',
-      problem(one, 'tuning', s.comparison.num_tuning),
-      problem(one, 'test', s.comparison.num_test),
-    )
-    mine = comparison.contenders(learned, progress.best_theta, s, others)
-    facts['validation_loss'] = float(progress.best)
-    comparison.compare(path, mine, [panel], s.comparison, extra=facts)
+    title = f'{own.dimension}-dimensional quadratics, {own.entries} entries'
+    panel = Panel(title, problem(one, 'tuning'), problem(one, 'test'))
+    compare(progress, facts, [panel])
 
 
 if __name__ == '__main__':

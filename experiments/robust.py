@@ -27,9 +27,8 @@ from experiments.common import (
   cli,
   comparison,
   families,
-  problems,
-  run,
   settings,
+  study,
   tasks,
   training,
 )
@@ -186,32 +185,21 @@ def main(s: Settings) -> None:
   if comparison.shown(EXPERIMENT, s):
     return
   learned = optimizer(s.optimizer)
-  theta = training.given_theta(learned, s)
   validate = families.validate(learned, s.run.num_validation)
   trained = families.trained()
-  others = comparison.rivals(s.comparison.rivals, trained[0])
 
-  def problem(name, what, count):
-    f, keys = tasks.make(name).optimizee, problems.keys(what, count)
-    return Problem(f, keys, s.run.num_steps, 1, 100, objective=True)
+  def panel(name):
+    f, keys = tasks.make(name).optimizee, study.keys(s, 'tuning')
+    tuning = Problem(f, keys, s.run.num_steps, 1, 100, objective=True)
+    test = tuning._replace(keys=study.keys(s, 'test'))
+    return Panel(name.replace('_', ' '), tuning, test)
 
-  with run.opened(EXPERIMENT, s) as path:
-    found = stages(learned, s, trained)
-    parts = {'validate': validate, 'by': 'mean', 'stages': found}
-    parts['margin'] = s.curriculum.margin
-    t = training.prepare(EXPERIMENT, s, path, learned, trained, **parts)
+  parts = {'validate': validate, 'by': 'mean', 'margin': s.curriculum.margin}
+  opened = study.opened(EXPERIMENT, s, learned, trained, **parts)
+  with opened as (t, theta, compare):
+    t = t._replace(stages=stages(learned, s, trained))
     progress = training.meta_train(t, theta)
-    panels = [
-      Panel(
-        name.replace('_', ' '),
-        problem(name, 'tuning', s.comparison.num_tuning),
-        problem(name, 'test', s.comparison.num_test),
-      )
-      for name in PANELS
-    ]
-    mine = comparison.contenders(learned, progress.best_theta, s, others)
-    facts = {'validation_loss': float(progress.best)}
-    comparison.compare(path, mine, panels, s.comparison, extra=facts)
+    compare(progress, {}, map(panel, PANELS))
 
 
 if __name__ == '__main__':

@@ -6,6 +6,7 @@ baselines of Andrychowicz et al. (section 3).
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -30,27 +31,8 @@ class Baseline(NamedTuple):
   searches: bool = False
 
 
-def _search():
-  # Not optax's zoom search: it did not end on a robust regression.
-  return optax.scale_by_backtracking_linesearch(20, increase_factor=2.0)
-
-
-def _momentum(rate, momentum):
-  return optax.sgd(rate, momentum=momentum)
-
-
-def _nag(rate, momentum):
-  return optax.sgd(rate, momentum=momentum, nesterov=True)
-
-
-def _rmsprop(rate, decay):
-  return optax.rmsprop(rate, decay=decay, eps=1e-8)
-
-
-def _adagrad(rate):
-  # As published; optax's default, a sum of squares that begins at 0.1, is much
-  # worse.
-  return optax.adagrad(rate, initial_accumulator_value=0.0)
+# Not optax's zoom search: it did not end on a robust regression.
+_SEARCH = optax.scale_by_backtracking_linesearch(20, increase_factor=2.0)
 
 
 def _adam_decaying(rate):
@@ -67,26 +49,24 @@ def _adam_fading(rate):
   return optax.adam(lambda t: rate / (1 + t / 20) ** 0.7, 0.5, 0.95)
 
 
-def _lbfgs(rate, memory):
-  return optax.lbfgs(rate, memory_size=memory, linesearch=None)
-
-
 def _lbfgs_search(rate, memory):
   del rate
-  return optax.lbfgs(memory_size=memory, linesearch=_search())
+  return optax.lbfgs(memory_size=memory, linesearch=_SEARCH)
 
 
-def _cg_search(rate, rule):
-  return conjugate_gradient(rate, rule, _search())
-
-
+# As published; optax's default, a sum of squares that begins at 0.1, is much
+# worse.
+_adagrad = partial(optax.adagrad, initial_accumulator_value=0.0)
+_nag = partial(optax.sgd, nesterov=True)
+_lbfgs = partial(optax.lbfgs, linesearch=None)
+_cg_search = partial(conjugate_gradient, linesearch=_SEARCH)
 _MOMENTA = {'momentum': (0.9, 0.5, 0.7, 0.8, 0.85, 0.95)}
 _RULES = {'rule': ('polak_ribiere', 'fletcher_reeves')}
 TABLE = {
   'SGD': Baseline(optax.sgd),
-  'momentum': Baseline(_momentum, _MOMENTA),
+  'momentum': Baseline(optax.sgd, _MOMENTA),
   'NAG': Baseline(_nag, _MOMENTA),
-  'RMSprop': Baseline(_rmsprop, {'decay': (0.99, 0.9)}),
+  'RMSprop': Baseline(optax.rmsprop, {'decay': (0.99, 0.9)}),
   'ADAM': Baseline(optax.adam),
   'ADAM_decaying': Baseline(_adam_decaying),
   'ADAM_fading': Baseline(_adam_fading),
@@ -98,16 +78,13 @@ TABLE = {
 }
 
 
-def _cosine(rate, num_steps):
-  return optax.cosine_decay_schedule(rate, num_steps)
-
-
 def _schedule_free(rate, num_steps):
   return optax.contrib.schedule_free_adamw(
     rate, warmup_steps=max(num_steps // 20, 1)
   )
 
 
+_cosine = optax.cosine_decay_schedule
 # What must be told the number of steps: (rate, T) -> optax transformation.
 SCHEDULED = {
   'ADAM, cosine': lambda rate, steps: optax.adam(_cosine(rate, steps)),

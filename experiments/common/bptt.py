@@ -51,11 +51,7 @@ def learned_optimizer(s, labels=None) -> LearnedOptimizer:
   if s.optimizer.optimizer == 'gated':
     plain = {'long_memory': False, 'size': None, 'agreement': None, 'warmup': 0}
     return robust_optimizer(s.gate.units, 0.3, labels=labels, **plain)
-  p, scale, averaged = (
-    s.lstm.preprocessing_p,
-    s.lstm.output_scale,
-    s.lstm.averaged,
-  )
+  scale, p, averaged = s.lstm
   return lstm_log_and_sign(p, scale, labels, averaged)
 
 

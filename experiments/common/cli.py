@@ -4,6 +4,7 @@ Exit status: 0 done, 1 a file could not be written, 2 what the user can fix,
 3 no finite numbers, 130 or 143 stopped by a signal (the same command resumes).
 """
 
+import contextlib
 import importlib.util
 import logging
 import math
@@ -47,10 +48,8 @@ class NonFinite(Exception):
 
 def log(message: str) -> None:
   """A line on stderr, with the time; lost if nobody can read it."""
-  try:
+  with contextlib.suppress(OSError, ValueError):
     print(time.strftime('%H:%M:%S'), message, file=sys.stderr, flush=True)
-  except (OSError, ValueError):
-    pass
 
 
 def say(text: str) -> None:
@@ -264,10 +263,8 @@ def _check_surroundings() -> None:
 
 def fail(message: object, status: int) -> typing.NoReturn:
   """Ends the program with one line."""
-  try:
+  with contextlib.suppress(OSError):
     print(f'error: {message}', file=sys.stderr, flush=True)
-  except OSError:
-    pass
   sys.exit(status)
 
 
@@ -292,11 +289,7 @@ def run_guarded(main: Callable[[], None]) -> None:
     signals.leave(signals.received())
 
 
-def run(
-  main: Callable[[Any], None],
-  experiment: Experiment,
-  first: Callable[[Any], None] = lambda settings: None,
-) -> None:
+def run(main, experiment: Experiment, first=lambda settings: None) -> None:
   """Runs an experiment's main on the settings of the command line.
 
   Args:

@@ -14,19 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.common import report
+from experiments.common import problems, report
 from experiments.common import run as run_lib
 from experiments.common import settings as settings_lib
 from experiments.common.baselines import TABLE
 from experiments.common.cli import log
-from experiments.common.problems import (
-  Problem,
-  make_baseline,
-  rate_and_choice,
-  runner,
-  together,
-  tune,
-)
+from experiments.common.problems import Problem
 from experiments.common.settings import Count, UsageError, flat
 from l2o_jax import checkpoint
 from l2o_jax.base import Optimizee
@@ -43,6 +36,7 @@ _NAMES = {
   'robust_optimizer': 'robust',
   'rnnprop': 'RNNprop (Lv et al.)',
 }
+PAPER = 'SGD', 'momentum', 'NAG', 'RMSprop', 'ADAM'  # Andrychowicz et al.
 PARTS = 'comparison'  # directory of what an unfinished comparison has found
 _MOST = 10**8  # numbers of an optimizer's state
 _TRAINERS = {'bptt': ', by back-propagation', 'badmm': ', by Bregman ADMM'}
@@ -145,7 +139,7 @@ def compare(
   margin_over: Sequence[str] = (),
   horizon: int = 0,
   extra: dict[str, Any] | None = None,
-  also: Callable[[dict], None] = lambda rows: None,
+  also: Callable[[dict, dict], None] = lambda learned, rows: None,
 ) -> None:
   """Tunes, runs, ranks; writes all results, then prints them.
 
@@ -159,13 +153,40 @@ def compare(
       on the last panel; none: no margins.
     horizon: of meta-training, for the margins.
     extra: for summary.json.
-    also: makes more of the results, {panel: {optimizer: statistics}}, before
-      the run counts as finished.
+    also: makes more of `learned` and of the results, {panel: {optimizer:
+      statistics}}, before the run counts as finished.
   """
   if not run_lib.is_writer():
     return
-  curves, rows, steps, tuned_on, began = {}, {}, {}, None, time.monotonic()
-  count = 0
+  began = time.monotonic()
+  curves, rows, steps = _run_all(path, learned, panels, s, by)
+  summary = {
+    'panels': rows,
+    'mean_rank': report.mean_ranks(rows),
+    'num_test': max(len(x) for of in curves.values() for x in of.values()),
+    'by': by,
+    'learned': list(learned),
+    **(extra or {}),
+  }
+  if margin_over:
+    last = list(curves.values())[-1]
+    margins = report.margins(last, next(iter(learned)), margin_over)
+    summary['margin_of_victory'] = report.victory(margins, horizon)
+    curves['margin of victory'] = margins
+  report.write_curves(path / 'curves.csv', curves, steps)
+  run_lib.write_json(path / 'summary.json', run_lib.without_nan(summary))
+  report.draw(path)
+  also(learned, rows)
+  finish(path, began)
+  report.show(path)
+
+
+def _run_all(path, learned, panels, s: Comparison, by) -> tuple:
+  """Tunes and runs; ({panel: {optimizer: losses [B, K + 1]}}, and more).
+
+  More: {panel: {optimizer: statistics}}, {panel: steps between two losses}.
+  """
+  curves, rows, steps, tuned_on = {}, {}, {}, None
   for number, panel in enumerate(panels):
     if panel.tuning is not tuned_on:
       tuned_on, settings = panel.tuning, {}
@@ -181,26 +202,7 @@ def compare(
       log(f'{panel.title}: {name}, {time.monotonic() - started:.0f} s')
     rows[panel.title] = report.statistics(curves[panel.title], settings)
     steps[panel.title] = panel.test.every
-    count = max(count, len(panel.test.keys))
-  summary = {
-    'panels': rows,
-    'mean_rank': report.mean_ranks(rows),
-    'num_test': count,
-    'by': by,
-    'learned': list(learned),
-    **(extra or {}),
-  }
-  if margin_over:
-    last = list(curves.values())[-1]
-    margins = report.margins(last, next(iter(learned)), margin_over)
-    summary['margin_of_victory'] = report.victory(margins, horizon)
-    curves['margin of victory'] = margins
-  report.write_curves(path / 'curves.csv', curves, steps)
-  run_lib.write_json(path / 'summary.json', run_lib.without_nan(summary))
-  report.draw(path)
-  also(rows)
-  finish(path, began)
-  report.show(path)
+  return curves, rows, steps
 
 
 def kept(
@@ -259,11 +261,12 @@ def measure(panel: Panel, learned: dict, s: Comparison, by='final') -> tuple:
     # One leaf instead of many is quicker to compile.
     flat = (lambda opt: opt) if one.communicates else optax.flatten
     make = lambda theta, one=one, flat=flat: flat(one.transform(theta))
-    curves[name] = np.asarray(runner(panel.test, make)(theta))
-  tuning, test = (together(problem, s.baselines, how) for problem in panel[1:])
+    curves[name] = np.asarray(problems.runner(panel.test, make)(theta))
+  together = lambda problem: problems.together(problem, s.baselines, how)
+  tuning, test = together(panel.tuning), together(panel.test)
   for name in s.baselines:
-    found[name] = tune(panel.tuning, name, by, how, tuning)
-    curves[name] = test(name, *rate_and_choice(found[name]))
+    found[name] = problems.tune(panel.tuning, name, by, how, tuning)
+    curves[name] = test(name, *problems.rate_and_choice(found[name]))
   return curves, found
 
 
@@ -272,8 +275,9 @@ def _one_program(problem, s: Comparison):
 
   Else None: with all settings tuned it would hold too many optimizers.
   """
-  rates_alone = s.tune == 'rate' and s.baselines
-  return together(problem, s.baselines, s.tune) if rates_alone else None
+  if s.tune == 'rate' and s.baselines:
+    return problems.together(problem, s.baselines, s.tune)
+  return None
 
 
 def _makers(panel, learned, s: Comparison, by, settings, tuning):
@@ -282,7 +286,7 @@ def _makers(panel, learned, s: Comparison, by, settings, tuning):
   Hand-designed optimizers that are not in `settings` are tuned; `tuning` is
   `_one_program` of the problem to tune on.
   """
-  own = lambda make, *args: np.asarray(runner(panel.test, make)(*args))
+  own = lambda make, *args: np.asarray(problems.runner(panel.test, make)(*args))
   one_program = _one_program(panel.test, s)
 
   def run_learned(name):
@@ -292,16 +296,15 @@ def _makers(panel, learned, s: Comparison, by, settings, tuning):
   def run_baseline(name):
     setting = settings.get(name)
     if setting is None:
-      setting = tune(panel.tuning, name, by, s.tune, tuning)
+      setting = problems.tune(panel.tuning, name, by, s.tune, tuning)
     if one_program is None:
-      losses = own(lambda: make_baseline(name, setting))
+      losses = own(lambda: problems.make_baseline(name, setting))
     else:
-      losses = one_program(name, *rate_and_choice(setting))
+      losses = one_program(name, *problems.rate_and_choice(setting))
     return {name: losses}, {name: setting}
 
   found = {name: functools.partial(run_learned, name) for name in learned}
-  more = {name: functools.partial(run_baseline, name) for name in s.baselines}
-  return found | more
+  return found | {n: functools.partial(run_baseline, n) for n in s.baselines}
 
 
 def shown(experiment, settings, draw=report.draw, show=report.show) -> bool:

@@ -59,16 +59,13 @@ def scale_by_conjugate_gradient(
 
   def update(updates, state, params=None):
     del params
-    square = optax.tree.vdot(state.gradients, state.gradients)
-    beta = jnp.where(
-      square > 0,
-      RULES[rule](updates, state.gradients) / jnp.where(square > 0, square, 1),
-      0,
-    )
+    dot = optax.tree.vdot
+    square = dot(state.gradients, state.gradients)
+    known = square > 0
+    ratio = RULES[rule](updates, state.gradients) / jnp.where(known, square, 1)
+    beta = jnp.where(known, ratio, 0)
     if restart:
-      slope = optax.tree.vdot(updates, updates) + beta * optax.tree.vdot(
-        updates, state.direction
-      )
+      slope = dot(updates, updates) + beta * dot(updates, state.direction)
       beta = jnp.where(slope > 0, beta, 0)
     direction = jax.tree.map(
       lambda g, d: (g + beta * d).astype(g.dtype), updates, state.direction

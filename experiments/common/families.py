@@ -10,10 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.tree_util import Partial
 
 from experiments.common import nets, problems
-from experiments.common.tasks import digits
+from experiments.common.tasks import digits, with_data
 from experiments.common.verdict import interquartile_mean
 from l2o_jax import optimizees
 from l2o_jax.base import LearnedOptimizer, Optimizee
@@ -63,10 +62,7 @@ def _noisy(data, net, batch_size, inputs=0.0, labels=0.0) -> Optimizee:
     targets = (1 - labels) * jax.nn.one_hot(y, _CLASSES) + labels / _CLASSES
     return cross_entropy(params, seen(x, jax.random.key(0)), targets)
 
-  data = x, jnp.asarray(y)
-  return Optimizee(
-    lambda key: (init(key), ()), Partial(loss, data), Partial(objective, data)
-  )
+  return with_data(init, loss, objective, (x, jnp.asarray(y)))
 
 
 def trained() -> tuple[Optimizee, ...]:

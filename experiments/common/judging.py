@@ -56,47 +56,37 @@ def _judge(task: Task):
   return judge
 
 
-class _Runs:
-  """Runs of one number of steps, compiled once and never made twice.
+def _runner(contender: Contender, task: Task, num_steps: int) -> Callable:
+  """(rate, keys) -> {name: [B, T / EVERY + 1]}.
 
-  Attributes:
-    num_steps: T.
+  It is compiled once, and no run is made twice.
   """
+  judge, optaxs = _judge(task), optax.contrib.schedule_free_eval_params
+  every, seen = min(EVERY, num_steps), {}
 
-  def __init__(self, contender: Contender, task: Task, num_steps: int):
-    judge, optaxs = _judge(task), optax.contrib.schedule_free_eval_params
-    self.num_steps, self._every = num_steps, min(EVERY, num_steps)
-    self._seen = {}
+  @jax.jit
+  def run(arguments, task, rate, key):  # {name: [T / EVERY + 1]}
+    f = task.optimizee
+    opt = contender.make(rate, num_steps, *arguments)
+    of = lambda params, drawn: judge(task.held_out, f, params, drawn)
+    state = jax.eval_shape(lambda key: opt.init(f.init(key)[0]), key)
+    free = isinstance(state, optax.contrib.ScheduleFreeState)
+    point = optaxs if free else None
+    if contender.point is not None:
+      point = lambda state, x: contender.point(state, x, rate, *arguments)
+    how = {'every': every, 'point': point}
+    found = learning_curves(f, opt, key[None], num_steps, objective=of, **how)
+    return jax.tree.map(lambda x: x[0], found)
 
-    @jax.jit
-    def run(arguments, task, rate, key):  # {name: [T / EVERY + 1]}
-      f = task.optimizee
-      opt = contender.make(rate, num_steps, *arguments)
-      of = lambda params, drawn: judge(task.held_out, f, params, drawn)
-      state = jax.eval_shape(lambda key: opt.init(f.init(key)[0]), key)
-      free = isinstance(state, optax.contrib.ScheduleFreeState)
-      point = optaxs if free else None
-      if contender.point is not None:
-        point = lambda state, x: contender.point(state, x, rate, *arguments)
-      how = {'every': self._every, 'point': point}
-      found = learning_curves(f, opt, key[None], num_steps, objective=of, **how)
-      return jax.tree.map(lambda x: x[0], found)
-
-    self._run = lambda rate, key: run(
-      contender.arguments, task, jnp.float32(rate), key
-    )
-
-  def curves(self, rate, keys):
-    """{name: [B, T / EVERY + 1]}."""
+  def curves(rate, keys):
     names = [(float(rate), jax.random.key_data(key).tobytes()) for key in keys]
     for name, key in zip(names, keys):
-      if name not in self._seen:
-        self._seen[name] = jax.tree.map(np.asarray, self._run(rate, key))
-    return jax.tree.map(lambda *x: np.stack(x), *(self._seen[n] for n in names))
+      if name not in seen:
+        found = run(contender.arguments, task, jnp.float32(rate), key)
+        seen[name] = jax.tree.map(np.asarray, found)
+    return jax.tree.map(lambda *x: np.stack(x), *(seen[n] for n in names))
 
-  def at(self, curves, horizon):
-    """The values after so many steps, {name: [B]}."""
-    return {k: v[:, horizon // self._every] for k, v in curves.items()}
+  return curves
 
 
 def _cost(contender: Contender, task: Task, num_steps: int = 100):
@@ -149,22 +139,23 @@ def judged(
   """
   tuning = problems.keys('tuning', num_tuning)
   test = problems.keys('test', num_test)
-  found, all_runs = {}, {}
+  found, runners = {}, {}
   ms, flops = _cost(contender, task)
   for horizon in horizons:
     steps = horizon if contender.scheduled else max(horizons)
-    if steps not in all_runs:
-      all_runs[steps] = _Runs(contender, task, steps)
-    runs, rates = all_runs[steps], contender.rates
+    if steps not in runners:
+      runners[steps] = _runner(contender, task, steps)
+    run, rates = runners[steps], contender.rates
+    last = horizon // min(EVERY, steps)
 
-    def mean_loss(rate, runs=runs, horizon=horizon):
-      loss = np.mean(runs.at(runs.curves(rate, tuning), horizon)['loss'])
+    def mean_loss(rate, run=run, last=last):
+      loss = np.mean(run(rate, tuning)['loss'][:, last])
       return loss if np.isfinite(loss) else np.inf
 
     rate = min(rates, key=mean_loss) if len(rates) > 1 else rates[0]
-    curves = runs.curves(rate, test)
-    end, first = runs.at(curves, horizon), curves['loss'][:, 0]
-    until = curves['loss'][:, : horizon // min(EVERY, steps) + 1]
+    curves = run(rate, test)
+    end = {k: v[:, last] for k, v in curves.items()}
+    first, until = curves['loss'][:, 0], curves['loss'][:, : last + 1]
     quartiles = np.quantile(until, [0.25, 0.75], axis=0)
     fell = np.nanmin(until, 1) < FELL * first
     diverged = ~(end['loss'] <= first)

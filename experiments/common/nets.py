@@ -13,12 +13,6 @@ import jax.numpy as jnp
 from l2o_jax.cpu import convolve
 
 _EPSILON = 1e-5
-ACTIVATIONS = {
-  'sigmoid': jax.nn.sigmoid,
-  'tanh': jnp.tanh,
-  'relu': jax.nn.relu,
-  'gelu': jax.nn.gelu,
-}
 
 
 def _draw(key, shapes, gain=1.0):
@@ -37,20 +31,19 @@ def _normalised(x, axes):
   return (x - mean) * jax.lax.rsqrt(x.var(axes, keepdims=True) + _EPSILON)
 
 
-def dense(sizes, activation='relu', gain=1.0):
-  """A fully connected net: x <- activation(x w + b)."""
-  pairs = list(zip(sizes, sizes[1:]))
+def dense(sizes, activation='relu', gain=1.0, norm=lambda x: x):
+  """A fully connected net: x <- activation(norm(x w + b))."""
+  f, last = getattr(jax.nn, activation), len(sizes) - 2
 
   def init(key):
     shapes = {}
-    for i, (a, b) in enumerate(pairs):
+    for i, (a, b) in enumerate(zip(sizes, sizes[1:])):
       shapes |= {f'w{i}': (a, b), f'b{i}': (b,)}
     return _draw(key, shapes, gain)
 
   def apply(params, x):
-    last = len(pairs) - 1
     for i in range(last):
-      x = ACTIVATIONS[activation](x @ params[f'w{i}'] + params[f'b{i}'])
+      x = f(norm(x @ params[f'w{i}'] + params[f'b{i}']))
     return x @ params[f'w{last}'] + params[f'b{last}']
 
   return init, apply
@@ -58,17 +51,8 @@ def dense(sizes, activation='relu', gain=1.0):
 
 def normalised(inputs, outputs, hidden):
   """A dense net with layer normalisation before every gelu."""
-  sizes = inputs, *hidden, outputs
-  init, _ = dense(sizes)
-
-  def apply(params, x):
-    last = len(hidden)
-    for i in range(last):
-      x = _normalised(x @ params[f'w{i}'] + params[f'b{i}'], -1)
-      x = jax.nn.gelu(x)
-    return x @ params[f'w{last}'] + params[f'b{last}']
-
-  return init, apply
+  norm = lambda x: _normalised(x, -1)
+  return dense((inputs, *hidden, outputs), 'gelu', norm=norm)
 
 
 def _tower(inputs, outputs, width, inner, blocks):
@@ -170,17 +154,9 @@ def rows_gru(side, outputs, hidden=24):
 
   def init(key):
     size = side + hidden
-    return _draw(
-      key,
-      {
-        'gates': (size, 2 * hidden),
-        'gates_bias': (2 * hidden,),
-        'new': (size, hidden),
-        'new_bias': (hidden,),
-        'out': (hidden, outputs),
-        'bias': (outputs,),
-      },
-    )
+    shapes = {'gates': (size, 2 * hidden), 'gates_bias': (2 * hidden,)}
+    shapes |= {'new': (size, hidden), 'new_bias': (hidden,)}
+    return _draw(key, shapes | {'out': (hidden, outputs), 'bias': (outputs,)})
 
   def apply(params, x):
     rows = jnp.swapaxes(x.reshape(-1, side, side), 0, 1)  # [side, N, side]
@@ -238,13 +214,10 @@ def transformer(symbols, length, width=32, layers=2, heads=2):
 
   def attend(x, qkv, mix):
     N, L, _ = x.shape
-    q, k, v = jnp.split(x @ qkv, 3, -1)
-    heads_of = lambda z: z.reshape(N, L, heads, -1)
-    q, k, v = map(heads_of, (q, k, v))  # [N, L, heads, width / heads]
-    return (
-      jax.nn.dot_product_attention(q, k, v, is_causal=True).reshape(N, L, -1)
-      @ mix
-    )
+    parts = (x @ qkv).reshape(N, L, 3, heads, -1)
+    q, k, v = jnp.moveaxis(parts, 2, 0)  # [N, L, heads, width / heads]
+    seen = jax.nn.dot_product_attention(q, k, v, is_causal=True)
+    return seen.reshape(N, L, -1) @ mix
 
   def apply(params, text):
     x = params['embed'][text] + params['place'][: text.shape[1]]

@@ -1,16 +1,14 @@
 """Panels of any curves: as a table of numbers, and as a picture."""
 
-import csv
-import io
-import string
 from typing import NamedTuple
 
 import numpy as np
 
 from experiments.common import plots
-from experiments.common import run as run_lib
+from experiments.common.tables import read_csv, write_csv
 
 SIZE = 3.5, 2.7  # inches of a panel
+NAMES = 'picture', 'panel', 'curve'
 COLUMNS = 'x', 'y', 'low', 'high'
 
 
@@ -51,34 +49,19 @@ def curve(x, y, band: bool = True) -> dict[str, np.ndarray]:
 
 def write(path, pictures: dict) -> None:
   """One line for each point of {picture: {panel: {name: curve}}}."""
-  out = io.StringIO()
-  writer = csv.writer(out, lineterminator='\n')
-  writer.writerow(['picture', 'panel', 'curve', *COLUMNS])
-  for picture, panels in pictures.items():
-    for panel, curves in panels.items():
-      for name, values in curves.items():
-        for row in zip(*(values[c] for c in COLUMNS)):
-          cells = (f'{v:.6g}' for v in row)
-          writer.writerow([picture, panel, name, *cells])
-  run_lib.write(path, out.getvalue())
+  rows = (
+    (picture, panel, name, *row)
+    for picture, panels in pictures.items()
+    for panel, curves in panels.items()
+    for name, values in curves.items()
+    for row in zip(*(values[c] for c in COLUMNS))
+  )
+  write_csv(path, (*NAMES, *COLUMNS), rows)
 
 
 def read(path) -> dict:
   """The inverse of `write`."""
-  found: dict = {}
-  for row in csv.DictReader(io.StringIO(run_lib.read_text(path))):
-    panels = found.setdefault(row['picture'], {})
-    values = panels.setdefault(row['panel'], {}).setdefault(row['curve'], {})
-    for column in COLUMNS:
-      values.setdefault(column, []).append(float(row[column]))
-  to_arrays = lambda c: {k: np.array(v) for k, v in c.items()}
-  return {
-    picture: {
-      panel: {name: to_arrays(c) for name, c in curves.items()}
-      for panel, curves in panels.items()
-    }
-    for picture, panels in found.items()
-  }
+  return read_csv(path, NAMES, COLUMNS)
 
 
 def draw(path, picture: Picture, panels: dict, styles: dict) -> None:
@@ -91,11 +74,9 @@ def draw(path, picture: Picture, panels: dict, styles: dict) -> None:
     styles: {name: how matplotlib draws it}; a name that begins with _ is not in
       the legend.
   """
-  columns = min(picture.columns, len(panels))
-  rows = -(-len(panels) // columns)
-  figure, axes = plots.grid(rows, columns, size=SIZE)
+  figure, axes = plots.grid(panels, picture.columns, SIZE, fontsize=9)
   figure.suptitle(picture.title, x=0.01, ha='left', fontsize=12)
-  for i, (axis, (title, curves)) in enumerate(zip(axes, panels.items())):
+  for axis, (title, curves) in zip(axes, panels.items()):
     for name, c in curves.items():
       axis.plot(c['x'], c['y'], label=name, **styles[name])
       if np.any(c['low'] != c['high']):
@@ -103,14 +84,9 @@ def draw(path, picture: Picture, panels: dict, styles: dict) -> None:
         band = {'color': color, 'alpha': 0.15, 'lw': 0}
         axis.fill_between(c['x'], c['low'], c['high'], **band)
     _scale(axis, picture, title, curves)
-    letter = f'({string.ascii_lowercase[i % 26]}) '
-    axis.set_title(letter + title, loc='left', fontsize=9)
     axis.set_xlabel(picture.xlabel, fontsize=9)
     axis.set_ylabel(_of(picture.ylabel, title), fontsize=9)
     axis.tick_params(labelsize=8)
-    axis.grid(alpha=0.3, lw=0.4)
-  for axis in axes[len(panels) :]:
-    axis.axis('off')
   plots.save(figure, path)
 
 

@@ -14,7 +14,7 @@ import optax
 from l2o_jax.base import Features, LearnedOptimizer
 from l2o_jax.cells.lstm import lstm_cell
 
-NUM_UNROLLS, UNROLL_LENGTH = 5, 20
+EPOCH = {'num_unrolls': 5, 'unroll_length': 20}
 has_torch = importlib.util.find_spec('torch') is not None
 
 
@@ -48,70 +48,77 @@ def plain_jax(features: Features, scale: float) -> LearnedOptimizer:
   return LearnedOptimizer(lambda key: cell.init(key, features.size), transform)
 
 
-def torch_epoch(workload: str, compiled: bool, images=None, labels=None):
+def _torch_optimizer(num_features: int):
+  import torch  # heavy, and not a dependency
+
+  class Optimizer(torch.nn.Module):
+    def __init__(self):
+      super().__init__()
+      self.first = torch.nn.LSTMCell(num_features, 20)
+      self.second = torch.nn.LSTMCell(20, 20)
+      self.linear = torch.nn.Linear(20, 1)
+
+    def forward(self, g, state):
+      seen = g[:, None]
+      if num_features == 2:
+        size = torch.log(g.abs() + torch.finfo(g.dtype).eps) / 10
+        sign = (g * 22026.465794806718).clamp(-1, 1)
+        seen = torch.stack([size.clamp(min=-1), sign], -1)
+      first = self.first(seen, state[0])
+      second = self.second(first[0], state[1])
+      return 0.1 * self.linear(second[0])[:, 0], (first, second)
+
+  return Optimizer()
+
+
+def _torch_quadratics():
+  """(features, coordinates, () -> task, (x, task) -> loss)."""
+  import torch
+
+  def loss(x, task):
+    w, y = task
+    return ((torch.bmm(w, x.view(128, 10, 1))[..., 0] - y) ** 2).sum()
+
+  task = lambda: (torch.rand(128, 10, 10), torch.rand(128, 10))
+  return 1, 1280, task, loss
+
+
+def _torch_mnist(device, images, labels):
+  """(features, coordinates, () -> task, (x, task) -> loss)."""
+  import torch
+
+  sizes = [784 * 20, 20, 20 * 10, 10]
+  images = torch.from_numpy(images).reshape(len(images), -1).to(device)
+  labels = torch.from_numpy(labels).long().to(device)
+
+  def loss(x, task):
+    del task
+    rows = torch.randint(0, len(images), (128,))
+    w1, b1, w2, b2 = x.split(sizes)
+    hidden = torch.sigmoid(images[rows].float() / 255 @ w1.view(784, 20) + b1)
+    logits = hidden @ w2.view(20, 10) + b2
+    return torch.nn.functional.cross_entropy(logits, labels[rows])
+
+  return 2, sum(sizes), tuple, loss
+
+
+def torch_epoch(compiled: bool, *data):
   """A function that runs one epoch in PyTorch, with `LSTMCell`.
 
   It runs where JAX runs.
 
   Args:
-    workload: 'quadratics' or 'mnist'.
     compiled: whether the optimizer goes through `torch.compile`.
-    images: uint8 [N, 28, 28, 1], for 'mnist'.
-    labels: [N].
+    *data: images, uint8 [N, 28, 28, 1], and labels [N] of MNIST; without them
+      it is an epoch on quadratics.
   """
-  import torch  # heavy, and not a dependency
+  import torch
 
   on_gpu = jax.default_backend() == 'gpu' and torch.cuda.is_available()
   device = torch.device('cuda' if on_gpu else 'cpu')
-
-  class Optimizer(torch.nn.Module):
-    def __init__(self, num_features, scale):
-      super().__init__()
-      self.first = torch.nn.LSTMCell(num_features, 20)
-      self.second = torch.nn.LSTMCell(20, 20)
-      self.linear = torch.nn.Linear(20, 1)
-      self.num_features, self.scale = num_features, scale
-
-    def forward(self, g, state):
-      if self.num_features == 2:
-        eps = torch.finfo(g.dtype).eps
-        seen = torch.stack(
-          [
-            (torch.log(g.abs() + eps) / 10).clamp(min=-1),
-            (g * 22026.465794806718).clamp(-1, 1),
-          ],
-          -1,
-        )
-      else:
-        seen = g[:, None]
-      first = self.first(seen, state[0])
-      second = self.second(first[0], state[1])
-      return self.scale * self.linear(second[0])[:, 0], (first, second)
-
-  if workload == 'quadratics':
-    net, n, task = (
-      Optimizer(1, 0.1),
-      1280,
-      lambda: (torch.rand(128, 10, 10), torch.rand(128, 10)),
-    )
-
-    def loss(x, task):
-      w, y = task
-      return ((torch.bmm(w, x.view(128, 10, 1))[..., 0] - y) ** 2).sum()
-  else:
-    net, n, task = Optimizer(2, 0.1), 784 * 20 + 20 + 20 * 10 + 10, tuple
-    images = torch.from_numpy(images).reshape(len(images), -1).to(device)
-    labels = torch.from_numpy(labels).long().to(device)
-
-    def loss(x, task):
-      del task
-      rows = torch.randint(0, len(images), (128,))
-      w1, b1, w2, b2 = x.split([784 * 20, 20, 20 * 10, 10])
-      hidden = torch.sigmoid(images[rows].float() / 255 @ w1.view(784, 20) + b1)
-      return torch.nn.functional.cross_entropy(
-        hidden @ w2.view(20, 10) + b2, labels[rows]
-      )
-
+  made = _torch_mnist(device, *data) if data else _torch_quadratics()
+  num_features, n, task, loss = made
+  net = _torch_optimizer(num_features)
   net.to(device)
   forward = torch.compile(net, dynamic=False) if compiled else net
   meta_optimizer = torch.optim.Adam(net.parameters(), 1e-3)
@@ -126,11 +133,11 @@ def torch_epoch(workload: str, compiled: bool, images=None, labels=None):
     f = task()
     x = 0.01 * torch.randn(n)
     state = tuple((torch.zeros(n, 20), torch.zeros(n, 20)) for _ in range(2))
-    for _ in range(NUM_UNROLLS):
+    for _ in range(EPOCH['num_unrolls']):
       x = x.detach().requires_grad_()
       state = tuple((h.detach(), c.detach()) for h, c in state)
       total = 0
-      for _ in range(UNROLL_LENGTH):
+      for _ in range(EPOCH['unroll_length']):
         value = loss(x, f)
         (gradient,) = torch.autograd.grad(value, x, retain_graph=True)
         total = total + value
@@ -141,9 +148,3 @@ def torch_epoch(workload: str, compiled: bool, images=None, labels=None):
       meta_optimizer.step()
 
   return epoch
-
-
-def set_torch_threads(threads: int) -> None:
-  import torch
-
-  torch.set_num_threads(threads)

@@ -24,11 +24,7 @@ MANY = 500  # losses of a curve, from which on it is smoothed
 def looks(names: Sequence[str], learned: Sequence[str]) -> dict[str, dict]:
   """{name: how its curve is drawn}, the same in all panels."""
   styles = {}
-  others = zip(
-    itertools.cycle(_OTHERS),
-    itertools.cycle(_DASHES),
-    itertools.cycle(_MARKERS),
-  )
+  others = zip(*map(itertools.cycle, (_OTHERS, _DASHES, _MARKERS)))
   colors = itertools.cycle(LEARNED)
   for name in names:
     if name in learned:
@@ -61,13 +57,10 @@ def learning_curves(
   """
   from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-  columns = min(len(panels), 3)
-  figure, axes = grid(-(-len(panels) // columns), columns)
+  figure, axes = grid(panels, 3, letters=len(panels) > 1)
   names = dict.fromkeys(name for curves in panels.values() for name in curves)
   styles = looks(list(names), learned)
-  a_to_z = string.ascii_lowercase
-  letters = [*a_to_z, *map(''.join, itertools.product(a_to_z, repeat=2))]
-  for axis, letter, (title, curves) in zip(axes, letters, panels.items()):
+  for axis, (title, curves) in zip(axes, panels.items()):
     _panel(axis, curves, styles)
     if title in (xlabels or {}):
       axis.set_xlabel(xlabels[title])
@@ -76,10 +69,6 @@ def learning_curves(
     else:
       axis.set_xlabel('step')
       axis.xaxis.get_major_locator().set_params(integer=True)
-    title = f'({letter}) {title}' if len(panels) > 1 else title
-    axis.set_title(title, loc='left', fontsize=11)
-  for axis in axes[len(panels) :]:
-    axis.axis('off')
   save(figure, path)
 
 
@@ -91,16 +80,14 @@ def pictures(path, panels: dict) -> None:
     panels: {title: {column: [picture [H, W, 3] in [0, 1], ...]}}, all with the
       same columns.
   """
-  from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
 
   columns = list(next(iter(panels.values())))
   rows = [
     (t, i) for t, of in panels.items() for i in range(len(of[columns[0]]))
   ]
-  figure = Figure(figsize=(1.75 * len(columns), 1.85 * len(rows) + 0.4))
-  figure.set_layout_engine('constrained')
-  FigureCanvasAgg(figure)
+  inches = 1.75 * len(columns), 1.85 * len(rows) + 0.4
+  figure = Figure(figsize=inches, layout='constrained')
   axes = figure.subplots(len(rows), len(columns), squeeze=False)
   for (title, i), line in zip(rows, axes):
     for name, axis in zip(columns, line):
@@ -130,33 +117,29 @@ def ratios(path, panels: dict, learned: Sequence[str]) -> None:
   tasks = list(next(iter(panels.values())))
   names = list(next(iter(panels.values()))[tasks[0]])
   height = 1.2 + 0.28 * len(tasks)
-  figure, axes = grid(1, len(panels), height, size=(3.2, height), sharey=True)
+  titles, size = [f'{horizon} steps' for horizon in panels], (3.2, height)
+  figure, axes = grid(titles, len(panels), size, letters=False, sharey=True)
   styles, low, high = looks(names, learned), 0.02, 20.0
   ticks = low, 0.1, 0.3, 1, 3, high
   labels = [f'≤{low:g}', *(f'{x:g}' for x in ticks[1:-1]), f'≥{high:g}']
-  for axis, (horizon, rows) in zip(axes, panels.items()):
+  for axis, rows in zip(axes, panels.values()):
     for name in names:
       x = np.array([rows[task][name] for task in tasks])
       x = np.clip(np.nan_to_num(x, nan=high, posinf=high), low, high)
-      mine, color = name in learned, styles[name]['color']
+      mine, first = name in learned, name in learned[:1]
+      color = styles[name]['color']
       marker = styles[name].get('marker') or _FILLED[learned.index(name) % 4]
-      filled = {'facecolors': color if mine or marker in 'x+*' else 'none'}
-      first = name in learned[:1]
-      look = {'s': 55 if first else 28, 'zorder': 2 + mine + first, **filled}
-      edge = {} if marker in 'x+' else {'edgecolors': color}
-      if marker in 'x+':
-        look.pop('facecolors')
-        edge = {'color': color}
-      places = np.arange(len(tasks))
-      axis.scatter(x, places, marker=marker, label=name, **look, **edge)
+      look = {'s': 55 if first else 28, 'zorder': 2 + mine + first}
+      look |= {'marker': marker, 'color': color}
+      if not mine and marker not in 'x+*':
+        look['facecolors'] = 'none'
+      axis.scatter(x, np.arange(len(tasks)), label=name, **look)
     axis.axvline(1, color='black', lw=0.8)
     axis.set_xscale('log')
     axis.set_xlim(low * 0.9, high * 1.1)
     axis.set_xticks(ticks, labels)
     axis.xaxis.set_minor_formatter(NullFormatter())
-    axis.set_title(f'{horizon} steps', loc='left', fontsize=11)
     axis.set_xlabel("loss / tuned Adam's loss")
-    axis.grid(alpha=0.3, lw=0.4)
   axes[0].set_yticks(range(len(tasks)), [t.replace('_', ' ') for t in tasks])
   axes[0].invert_yaxis()
   save(figure, path, handlelength=2)
@@ -178,9 +161,8 @@ def final_losses(
   """
   names = dict.fromkeys(name for *_, rows in panels.values() for name in rows)
   styles = looks(list(names), learned)
-  figure, axes = grid(-(-len(panels) // 2), min(len(panels), 2))
-  titles = zip(axes, string.ascii_lowercase, panels.items())
-  for axis, letter, (title, (label, x, rows)) in titles:
+  figure, axes = grid(panels, 2)
+  for axis, (title, (label, x, rows)) in zip(axes, panels.items()):
     words = isinstance(x[0], str)
     places = np.arange(len(x)) if words else np.array(x, float)
     for i, (name, (means, errors)) in enumerate(rows.items()):
@@ -201,24 +183,37 @@ def final_losses(
       axis.axhline(cross[2], color='black', ls='--', lw=0.8)
     axis.set_xlabel(label)
     axis.set_ylabel('mean final loss')
-    axis.set_title(f'({letter}) {title}', loc='left', fontsize=11)
-    axis.grid(alpha=0.3, lw=0.4)
-  for axis in axes[len(panels) :]:
-    axis.axis('off')
   save(figure, path)
 
 
-def grid(
-  rows: int, columns: int, height: float | None = None, size=SIZE, **how
-):
-  """(figure with room for a legend, its axes row by row)."""
-  from matplotlib.backends.backend_agg import FigureCanvasAgg
+def grid(titles, columns: int, size=SIZE, *, fontsize=11, letters=True, **how):
+  """A figure with room for a legend, and its axes row by row.
+
+  Args:
+    titles: of the panels.
+    columns: panels side by side, at most.
+    size: inches of a panel.
+    fontsize: of the titles.
+    letters: before the titles: (a), (b) ... (z), (aa) ...
+    **how: see matplotlib's `subplots`.
+  """
   from matplotlib.figure import Figure
 
-  inches = size[0] * columns + LEGEND, height or size[1] * rows
+  titles = list(titles)
+  columns = min(columns, len(titles))
+  rows = -(-len(titles) // columns)
+  inches = size[0] * columns + LEGEND, size[1] * rows
   figure = Figure(figsize=inches, layout='constrained')
-  FigureCanvasAgg(figure)
-  return figure, list(figure.subplots(rows, columns, squeeze=False, **how).flat)
+  axes = figure.subplots(rows, columns, squeeze=False, **how).ravel()
+  a_to_z = string.ascii_lowercase
+  names = [*a_to_z, *map(''.join, itertools.product(a_to_z, repeat=2))]
+  for axis, name, title in zip(axes, names, titles):
+    title = f'({name}) {title}' if letters else title
+    axis.set_title(title, loc='left', fontsize=fontsize)
+    axis.grid(alpha=0.3, lw=0.4)
+  for axis in axes[len(titles) :]:
+    axis.axis('off')
+  return figure, axes
 
 
 def save(figure, path, handlelength: float = 3.5) -> None:
@@ -231,32 +226,6 @@ def save(figure, path, handlelength: float = 3.5) -> None:
   figure.legend(handles.values(), handles.keys(), **how)
   with files.replacing(path) as f:
     figure.savefig(f, format='png', dpi=120)
-
-
-def traces(path, panels: dict, learned: Sequence[str]) -> None:
-  """Anything positive along a run, logarithmic, with all that there is.
-
-  Args:
-    path: of the PNG.
-    panels: {what: {optimizer: {'mean', 'quartile_1', 'quartile_3'}}}.
-    learned: names drawn solid and wide, with bands.
-  """
-  figure, axes = grid(-(-len(panels) // 2), 2)
-  names = dict.fromkeys(name for curves in panels.values() for name in curves)
-  styles = looks(list(names), learned)
-  for axis, (title, curves) in zip(axes, panels.items()):
-    for name, curve in curves.items():
-      steps = np.arange(len(curve['mean']))
-      axis.plot(steps, curve['mean'], label=name, **styles[name])
-      if name in learned:
-        band = curve['quartile_1'], curve['quartile_3']
-        color = styles[name]['color']
-        axis.fill_between(steps, *band, color=color, alpha=0.15, lw=0)
-    axis.set_yscale('log')
-    axis.set_xlabel('step')
-    axis.set_title(title, loc='left', fontsize=11)
-    axis.grid(alpha=0.3, lw=0.4)
-  save(figure, path)
 
 
 def _panel(axis, curves, styles):
@@ -272,7 +241,6 @@ def _panel(axis, curves, styles):
       band = curve['quartile_1'], curve['quartile_3']
       color = styles[name]['color']
       axis.fill_between(curve['step'], *band, color=color, alpha=0.15, lw=0)
-  axis.grid(alpha=0.3, lw=0.4)
   if linear:
     _margin_axis(axis, curves)
   else:

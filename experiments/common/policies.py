@@ -6,25 +6,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
+import l2o_jax
 from experiments.common import problems, settings, training
 from experiments.common.baselines import TABLE
-from l2o_jax.base import LearnedOptimizer, Optimizee
-from l2o_jax.cells.lstm import lstm_cell
-from l2o_jax.features import log_and_sign, state_features
+from l2o_jax import LearnedOptimizer, Optimizee
 from l2o_jax.gps import costs
 from l2o_jax.gps import policy as gps
 from l2o_jax.gps.badmm import badmm
-from l2o_jax.gps.guided_policy_search import guided_policy_search
 from l2o_jax.gps.mirror_descent import mirror_descent
-from l2o_jax.gps.policy import Regression
 from l2o_jax.gps.rollouts import Rollouts
 from l2o_jax.groups import by_label
-from l2o_jax.imitation import imitation
-from l2o_jax.learned_optimizers import (
-  lstm_policy,
-  policy_parts,
-  predicted_step_descent,
-)
+from l2o_jax.learned_optimizers import policy_parts
 
 COSTS = {
   'gradient_share': costs.gradient_share,
@@ -134,19 +126,19 @@ def learned_optimizer(policy: Policy, optimizee: Optimizee):
   """
   labels = None if policy.shared else LABELS
   if policy.features == 'log_and_sign':
-    return lstm_policy(labels)
+    return l2o_jax.lstm_policy(labels)
   sizes = None
   if policy.sized:
     params, _ = jax.eval_shape(optimizee.init, jax.random.key(0))
     sizes = {LABELS[0]['w']: params[0]['w'].size}
   parts = labels, policy.lstm_units, policy.features, sizes
-  return predicted_step_descent(*parts)
+  return l2o_jax.predicted_step_descent(*parts)
 
 
 def make_policy(policy: Policy, learned: LearnedOptimizer) -> gps.Policy:
   """The policy in parts, as guided policy search trains it."""
   if policy.features == 'log_and_sign':
-    parts = log_and_sign(), lstm_cell(scale=1.0)
+    parts = l2o_jax.log_and_sign(), l2o_jax.lstm_cell(scale=1.0)
   else:
     parts = policy_parts(policy.lstm_units, policy.features)
   how = {'shared': policy.shared, 'in_units': policy.features == 'scale_free'}
@@ -178,22 +170,22 @@ def make_stages(s, learned, tuned: dict) -> list[training.Stage]:
   stages, guide = [], None
   if count:
     rate, scale = s.imitation.imitation_rate, s.imitation.imitation_scale
-    how = {'regression': Regression(600, 0, own.batch_size, rate)}
+    how = {'regression': gps.Regression(600, 0, own.batch_size, rate)}
     teacher = problems.make_baseline(own.initial, setting)
-    trainer = imitation(policy, teacher, rollouts, scale=scale, **how)
+    trainer = l2o_jax.imitation(policy, teacher, rollouts, scale=scale, **how)
     stages.append(training.Stage(trainer, count))
   elif not given or s.policy.trainer == 'badmm':
     guide = setting['rate'], setting['momentum']
   steps = own.regression_steps, 0 if given else 600
-  regression = Regression(*steps, own.batch_size, own.regression_rate)
+  regression = gps.Regression(*steps, own.batch_size, own.regression_rate)
   if s.policy.trainer == 'badmm':
     improve = badmm(COSTS[own.cost or 'gradient_share'], policy_rollouts=0.5)
   else:
     improve = mirror_descent(COSTS[own.cost or 'sample_taylor'])
   kl_step = optax.cosine_decay_schedule(own.kl_step, max(total, 1), alpha=0.02)
-  trainer = guided_policy_search(
+  trainer = l2o_jax.guided_policy_search(
     policy,
-    state_features(5, own.state_depth),
+    l2o_jax.state_features(5, own.state_depth),
     guide,
     rollouts,
     improve=improve,

@@ -6,24 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from l2o_jax import datasets
+from experiments.common.images import read
 from l2o_jax.base import Optimizee
 from l2o_jax.optimizees.classifier import classifier, mlp
-
-
-def load(name: str, data_dir: str | None = None):
-  """(images [N, ...], labels [N]) to train on.
-
-  Args:
-    name: of `datasets.NAMES`, or the path of an .npz; see `datasets.read_npz`.
-    data_dir: see `datasets.load`.
-
-  Raises:
-    DatasetError: there is no such data.
-  """
-  if name.endswith('.npz'):
-    return datasets.read_npz(name)
-  return datasets.load(name, 'train', data_dir)
 
 
 def load_all(names: Sequence[str], data_dir: str | None = None) -> dict:
@@ -32,7 +17,8 @@ def load_all(names: Sequence[str], data_dir: str | None = None) -> dict:
   titles = [
     stem if stems.count(stem) == 1 else name for stem, name in zip(stems, names)
   ]
-  return {title: load(name, data_dir) for title, name in zip(titles, names)}
+  data = [read(name, data_dir=data_dir) for name in names]
+  return dict(zip(titles, data))
 
 
 def few(data, count: int = 0, classes: int = 0, seed: int = 0):
@@ -65,15 +51,7 @@ def project(images: np.ndarray, size: int, seed: int) -> np.ndarray:
 
 
 def make_optimizee(
-  data,
-  inputs,
-  hidden,
-  batch_size,
-  *,
-  seed=0,
-  std=0.1,
-  objective_size=None,
-  **parts,
+  data, inputs, hidden, batch_size, *, seed=0, std=0.1, **parts
 ) -> Optimizee:
   """A net with one layer of ReLUs on projected images.
 
@@ -84,13 +62,13 @@ def make_optimizee(
     batch_size: images per minibatch.
     seed: of the projection.
     std: standard deviation of initial weights and biases.
-    objective_size: images that make the exact objective; all by default.
-    **parts: every f has parts or minibatches of its own; see `classifier`.
+    **parts: how many images make the exact objective; every f has parts or
+      minibatches of its own; see `classifier`.
   """
   images, labels = data
   net = mlp((inputs, hidden, int(labels.max()) + 1), 'relu', std)
   x = project(images, inputs, seed)
-  return classifier(x, labels, net, batch_size, objective_size, **parts)
+  return classifier(x, labels, net, batch_size, **parts)
 
 
 def every(num_steps: int) -> int:

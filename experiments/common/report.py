@@ -1,8 +1,5 @@
 """Statistics of a comparison, its files, its tables."""
 
-import csv
-import io
-import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,8 +7,10 @@ import numpy as np
 from experiments.common import plots
 from experiments.common import run as run_lib
 from experiments.common.cli import say
+from experiments.common.tables import read_csv, write_csv, write_table
 
-_COLUMNS = ('mean', 'quartile_1', 'median', 'quartile_3')
+_NAMES = 'panel', 'optimizer'
+_COLUMNS = 'step', 'mean', 'quartile_1', 'median', 'quartile_3'
 
 
 def _moments(losses):
@@ -57,9 +56,7 @@ def mean_of_ties(values) -> list[float]:
 
 def mean_ranks(panels: dict) -> dict[str, dict]:
   """{optimizer: {'mean', 'final'}}, ranks by each, mean over the panels."""
-  rank = lambda name, by: [
-    rows[name][f'rank_by_{by}'] for rows in panels.values()
-  ]
+  rank = lambda name, by: [of[name][f'rank_by_{by}'] for of in panels.values()]
   return {
     name: {by: float(np.mean(rank(name, by))) for by in ('mean', 'final')}
     for name in next(iter(panels.values()))
@@ -109,43 +106,31 @@ def victory(margins: dict, horizon: int) -> dict[str, dict]:
 
 def write_curves(path, panels: dict, every: dict[str, int]) -> None:
   """One line for each panel, optimizer and step: mean and quartiles."""
-  out = io.StringIO()
-  writer = csv.writer(out, lineterminator='\n')
-  writer.writerow(['panel', 'optimizer', 'step', *_COLUMNS])
-  for title, curves in panels.items():
-    for name, losses in curves.items():
-      for i, row in enumerate(zip(*_moments(losses))):
-        step = i * every.get(title, 1)
-        writer.writerow([title, name, step, *(f'{v:.6g}' for v in row)])
-  run_lib.write(path, out.getvalue())
+  rows = (
+    (title, name, i * every.get(title, 1), *row)
+    for title, curves in panels.items()
+    for name, losses in curves.items()
+    for i, row in enumerate(zip(*_moments(losses)))
+  )
+  write_csv(path, (*_NAMES, *_COLUMNS), rows)
 
 
 def read_curves(path) -> dict[str, dict[str, dict[str, np.ndarray]]]:
   """{panel: {optimizer: {'step', 'mean', 'quartile_1', ...}}}."""
-  found: dict = {}
-  for row in csv.DictReader(io.StringIO(run_lib.read_text(path))):
-    curve = found.setdefault(row['panel'], {}).setdefault(row['optimizer'], {})
-    for column in ('step', *_COLUMNS):
-      curve.setdefault(column, []).append(float(row[column]))
-  to_arrays = lambda curve: {k: np.array(v) for k, v in curve.items()}
-  return {
-    title: {name: to_arrays(curve) for name, curve in curves.items()}
-    for title, curves in found.items()
-  }
+  return read_csv(path, _NAMES, _COLUMNS)
 
 
 def draw(path) -> None:
   """learning_curves.png of a run directory's curves.csv and summary.json."""
-  summary = json.loads(run_lib.read_text(path / 'summary.json'))
+  summary = run_lib.read_summary(path)
   curves = read_curves(path / 'curves.csv')
-  plots.learning_curves(
-    path / 'learning_curves.png', curves, summary['learned']
-  )
+  picture = path / 'learning_curves.png'
+  plots.learning_curves(picture, curves, summary['learned'])
 
 
 def show(path) -> None:
   """Prints the tables of a run directory's summary.json."""
-  summary = json.loads(run_lib.read_text(path / 'summary.json'))
+  summary = run_lib.read_summary(path)
   panels, by = summary['panels'], summary['by']
   parts = [table(title, rows, by) for title, rows in panels.items()]
   if len(panels) > 1:
@@ -154,18 +139,6 @@ def show(path) -> None:
     parts.append(_margin_table(summary['margin_of_victory']))
   files = 'learning_curves.png summary.json curves.csv theta.npz'
   say('\n'.join([*parts, f'\nwritten: {path}/{files}']))
-
-
-def write_table(title: str, head: Sequence[str], rows, left: int = 1) -> str:
-  """Text in columns, the first `left` to the left and the others to the right.
-
-  A blank line and the title, if there is one, stand above.
-  """
-  lines = [list(map(str, row)) for row in (head, *rows)]
-  wide = [max(map(len, column)) for column in zip(*lines)]
-  sides = [str.ljust] * left + [str.rjust] * (len(wide) - left)
-  one = lambda line: '  '.join(f(*x) for f, *x in zip(sides, line, wide))
-  return '\n'.join(['', *([title] if title else []), *map(one, lines)])
 
 
 def _number(value, digits=4):
@@ -179,15 +152,7 @@ def _setting(setting):
 
 def table(title: str, rows: dict[str, dict], by: str) -> str:
   """One panel as text, the best first."""
-  head = (
-    'optimizer',
-    'setting',
-    'mean',
-    'final',
-    '± s.e.',
-    'median',
-    'quartiles',
-  )
+  numbers = 'mean', 'final', '± s.e.', 'median', 'quartiles'
   lines = []
   for name, row in sorted(rows.items(), key=lambda kv: kv[1][f'rank_by_{by}']):
     between = ' … '.join(_number(v) for v in row['final_quartiles'])
@@ -197,7 +162,7 @@ def table(title: str, rows: dict[str, dict], by: str) -> str:
     )
     setting = _setting(row['setting'])
     lines.append([name, setting, mean, final, error, median, between])
-  return write_table(title, head, lines, left=2)
+  return write_table(title, ['optimizer', 'setting', *numbers], lines, left=2)
 
 
 def _rank_table(ranks, by):

@@ -98,6 +98,11 @@ def read_record(path) -> dict:
   return record
 
 
+def read_summary(path) -> dict:
+  """summary.json of a run directory."""
+  return json.loads(read_text(path / 'summary.json'))
+
+
 def note(path, **values) -> None:
   """Adds to run.json."""
   if is_writer():
@@ -138,6 +143,11 @@ def processor() -> str:
     text = ''
   found = re.search(r'^model name\s*: (.*)$', text, re.MULTILINE)
   return found[1] if found else platform.processor() or platform.machine()
+
+
+def cores() -> int:
+  """How many this process may use."""
+  return len(getattr(os, 'sched_getaffinity', lambda pid: range(1))(0))
 
 
 def provenance() -> dict:
@@ -244,18 +254,16 @@ def opened(experiment: Experiment, settings):
   path.mkdir(parents=True, exist_ok=True)
   with _lock(path):
     if not _check(path, experiment, settings):
-      write_json(
-        path / 'run.json',
-        {
-          'experiment': experiment.name,
-          'command': settings_lib.command(experiment, settings),
-          'flags': settings_lib.recorded(experiment, settings),
-          'seed': getattr(settings.run, 'seed', None),
-          'thetas': _thetas(experiment, settings),
-          **provenance(),
-          'seconds': 0.0,
-        },
-      )
+      record = {
+        'experiment': experiment.name,
+        'command': settings_lib.command(experiment, settings),
+        'flags': settings_lib.recorded(experiment, settings),
+        'seed': getattr(settings.run, 'seed', None),
+        'thetas': _thetas(experiment, settings),
+        **provenance(),
+        'seconds': 0.0,
+      }
+      write_json(path / 'run.json', record)
     yield path
 
 
@@ -273,7 +281,7 @@ def finished(experiment: Experiment, settings) -> pathlib.Path | None:
   try:
     if experiment.name in EXPERIMENTS:
       checkpoint.metadata(path / 'theta.npz')
-    json.loads(read_text(path / 'summary.json'))
+    read_summary(path)
     read_text(path / 'curves.csv')
   except (UsageError, ValueError) as error:  # made again
     log(str(error))

@@ -212,12 +212,8 @@ def flat(settings) -> dict[str, Any]:
 
 def replace(settings, values: dict[str, Any]):
   """Settings with other values of some flags."""
-  return type(settings)(
-    *(
-      topic._replace(**{k: values[k] for k in topic._fields if k in values})
-      for topic in settings
-    )
-  )
+  of = lambda topic: {k: v for k, v in values.items() if k in topic._fields}
+  return type(settings)(*(topic._replace(**of(topic)) for topic in settings))
 
 
 def preset(experiment: Experiment, name: str | None = None):
@@ -255,9 +251,8 @@ def restored(experiment: Experiment, flags: dict[str, Any]):
   name = flags.get('preset')
   start = preset(experiment, name if name in experiment.presets else None)
   tuples = {k for k, v in flat(start).items() if isinstance(v, tuple)}
-  return replace(
-    start, {k: tuple(v) if k in tuples else v for k, v in flags.items()}
-  )
+  values = {k: tuple(v) if k in tuples else v for k, v in flags.items()}
+  return replace(start, values)
 
 
 def command(experiment: Experiment, settings) -> str:

@@ -1,6 +1,5 @@
-"""Tasks that no optimizer here was made for, by name, in three blocks."""
+"""Tasks that no optimizer here was made for, by name."""
 
-import functools
 import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
@@ -44,15 +43,12 @@ class _Kind(NamedTuple):
   """How a task is made.
 
   Attributes:
-    block: 'near' the tasks that `robust` is trained on, 'one axis off', 'family
-      off', or 'larger'.
+    load: (split, name of a data set, where it is) -> data.
     make: data -> (Optimizee, (params, data) -> (loss, accuracy)).
-    data: 'digits', 'text' or None.
   """
 
-  block: str
+  load: Callable
   make: Callable
-  data: str | None = 'digits'
 
 
 def digits(split, dataset='mnist_5k', data_dir=None, side=SIDE) -> Data:
@@ -68,7 +64,7 @@ def digits(split, dataset='mnist_5k', data_dir=None, side=SIDE) -> Data:
   return Data((x - x.mean()) / x.std(), y.astype(np.int32))
 
 
-def text(split: str) -> Data:
+def text(split: str, *unused) -> Data:
   """The book of Genesis in the King James Version, as symbols."""
   letters = TEXT.read_text()
   symbols = {letter: i for i, letter in enumerate(sorted(set(letters)))}
@@ -77,14 +73,26 @@ def text(split: str) -> Data:
   return Data(x[:train] if split == 'train' else x[train:])
 
 
-def _of_digits(net, batch_size, scale=1.0):
-  init, apply = net
+def with_data(init, loss, objective, data) -> Optimizee:
+  """One whose loss and objective are given `data` first, as leaves.
+
+  Args:
+    init: key -> params.
+    loss: (data, params, task, key) -> [].
+    objective: (data, params, task) -> [].
+    data: arrays.
+  """
+  return Optimizee(
+    lambda key: (init(key), ()), Partial(loss, data), Partial(objective, data)
+  )
+
+
+def _digits(net, batch_size=64, scale=1.0):
+  _, apply = net
 
   def cross_entropy(params, x, y):
-    losses = optax.softmax_cross_entropy_with_integer_labels(
-      apply(params, x), y
-    )
-    return scale * jnp.mean(losses)
+    losses = optax.softmax_cross_entropy_with_integer_labels
+    return scale * jnp.mean(losses(apply(params, x), y))
 
   def judge(params, data):
     x = data.x.reshape(len(data.x), -1)
@@ -92,19 +100,17 @@ def _of_digits(net, batch_size, scale=1.0):
     return cross_entropy(params, x, data.y), jnp.mean(right)
 
   def make(data):
-    f = optimizees.classifier(
-      data.x, data.y, net, batch_size, objective_size=2000
-    )
+    f = optimizees.classifier(*data, net, batch_size, objective_size=2000)
     if scale == 1.0:
       return f, judge
     times = lambda g, *args: scale * g(*args)
     loss, objective = Partial(times, f.loss), Partial(times, f.objective)
     return f._replace(loss=loss, objective=objective), judge
 
-  return make
+  return _Kind(digits, make)
 
 
-def _of_text(net, batch_size=32):
+def _text(net, batch_size=32):
   init, apply = net
 
   def cross_entropy(params, windows):  # [N, LENGTH + 1]
@@ -115,9 +121,9 @@ def _of_text(net, batch_size=32):
   def windows(x, starts):
     return x[starts[:, None] + jnp.arange(LENGTH + 1)]
 
-  def all_of(x, count=256):
-    starts = jnp.linspace(0, x.shape[0] - LENGTH - 1, count).astype(int)
-    return windows(x, starts)
+  def judge(params, data, count=256):
+    starts = jnp.linspace(0, data.x.shape[0] - LENGTH - 1, count).astype(int)
+    return cross_entropy(params, windows(data.x, starts))
 
   def loss(x, params, task, key):
     last = x.shape[0] - LENGTH
@@ -125,59 +131,40 @@ def _of_text(net, batch_size=32):
     return cross_entropy(params, windows(x, starts))[0]
 
   def make(data):
-    x = jnp.asarray(data.x)
-    f = Optimizee(
-      lambda key: (init(key), ()),
-      Partial(loss, x),
-      Partial(lambda x, params, task: cross_entropy(params, all_of(x))[0], x),
-    )
-    return f, lambda params, data: cross_entropy(params, all_of(data.x))
+    objective = lambda x, params, task: judge(params, Data(x))[0]
+    return with_data(init, loss, objective, jnp.asarray(data.x)), judge
 
-  return make
+  return _Kind(text, make)
 
 
 def _autoencoder(batch_size=64):
   init, apply = nets.dense((SIDE * SIDE, 32, 8, 32, SIDE * SIDE), 'tanh')
   error = lambda params, x: jnp.mean((apply(params, x) - x) ** 2)
+  flat = lambda data: data.x.reshape(len(data.x), -1)
+
+  def loss(x, params, task, key):
+    rows = jax.random.randint(key, (batch_size,), 0, x.shape[0])
+    return error(params, x[rows])
 
   def make(data):
-    x = jnp.asarray(data.x.reshape(len(data.x), -1))
-
-    def loss(x, params, task, key):
-      rows = jax.random.randint(key, (batch_size,), 0, x.shape[0])
-      return error(params, x[rows])
-
-    f = Optimizee(
-      lambda key: (init(key), ()),
-      Partial(loss, x),
-      Partial(lambda x, params, task: error(params, x[:2000]), x),
-    )
-    flat = lambda data: data.x.reshape(len(data.x), -1)
+    objective = lambda x, params, task: error(params, x[:2000])
+    f = with_data(init, loss, objective, jnp.asarray(flat(data)))
     return f, lambda params, data: (error(params, flat(data)), jnp.nan)
 
-  return make
+  return _Kind(digits, make)
 
 
-def _digits(net, batch_size=64, block='one axis off', scale=1.0):
-  return _Kind(block, _of_digits(net, batch_size, scale))
-
-
-def _alone(make, block):
-  return _Kind(block, lambda data: (make(), None), None)
+def _alone(make):
+  return _Kind(lambda *unused: None, lambda data: (make(), None))
 
 
 _mlp = lambda *hidden, **how: nets.dense((SIDE * SIDE, *hidden, CLASSES), **how)
-_away = functools.partial(_digits, block='family off')
-
-
-def _text(net, block='family off'):
-  return _Kind(block, _of_text(net), 'text')
-
-
 _symbols = len(set(TEXT.read_text()))
 KINDS = {
-  'sigmoid': _digits(_mlp(20, activation='sigmoid'), 128, 'near'),
-  'relu': _digits(_mlp(20), 128, 'near'),
+  # Near those that `robust` is trained on.
+  'sigmoid': _digits(_mlp(20, activation='sigmoid'), 128),
+  'relu': _digits(_mlp(20), 128),
+  # One axis off.
   'wide': _digits(_mlp(128)),
   'deep': _digits(_mlp(32, 32, 32, 32)),
   'batch_8': _digits(_mlp(32), 8),
@@ -186,37 +173,29 @@ KINDS = {
   'large_start': _digits(_mlp(32, 32, activation='tanh', gain=4.0)),
   'loss_x_1000': _digits(_mlp(32), scale=1000.0),
   'softmax': _digits(_mlp(), 16),
-  'quadratic_50': _alone(
-    lambda: optimizees.quadratic(50, 'normal', 1.0), 'one axis off'
-  ),
-  'logistic': _alone(optimizees.logistic_regression, 'family off'),
-  'robust_regression': _alone(optimizees.robust_regression, 'family off'),
-  'residual': _away(nets.residual(SIDE * SIDE, CLASSES)),
-  'highway': _away(nets.highway(SIDE * SIDE, CLASSES)),
-  'conv_norm': _away(nets.conv(SIDE, CLASSES)),
-  'resnet': _away(nets.resnet(SIDE, CLASSES)),
+  'quadratic_50': _alone(lambda: optimizees.quadratic(50, 'normal', 1.0)),
+  # The family off.
+  'logistic': _alone(optimizees.logistic_regression),
+  'robust_regression': _alone(optimizees.robust_regression),
+  'residual': _digits(nets.residual(SIDE * SIDE, CLASSES)),
+  'highway': _digits(nets.highway(SIDE * SIDE, CLASSES)),
+  'conv_norm': _digits(nets.conv(SIDE, CLASSES)),
+  'resnet': _digits(nets.resnet(SIDE, CLASSES)),
   'char_lstm': _text(nets.char_lstm(_symbols)),
   'transformer': _text(nets.transformer(_symbols, LENGTH)),
-  'autoencoder': _Kind('family off', _autoencoder()),
-  'large_dense': _digits(_mlp(512, 512, 512), block='larger'),
-  'large_resnet': _digits(
-    nets.resnet(SIDE, CLASSES, (32, 64, 128)), block='larger'
-  ),
-  'large_char_lstm': _text(nets.char_lstm(_symbols, 256), 'larger'),
-  'large_transformer': _text(
-    nets.transformer(_symbols, LENGTH, 128, layers=4, heads=4), 'larger'
-  ),
+  'autoencoder': _autoencoder(),
+  # Larger.
+  'large_dense': _digits(_mlp(512, 512, 512)),
+  'large_resnet': _digits(nets.resnet(SIDE, CLASSES, (32, 64, 128))),
+  'large_char_lstm': _text(nets.char_lstm(_symbols, 256)),
+  'large_transformer': _text(nets.transformer(_symbols, LENGTH, 128, 4, 4)),
 }
 
 
 def make(name: str, dataset='mnist_5k', data_dir=None) -> Task:
   """A task of `KINDS`; digits may be any image data set."""
   kind = KINDS[name]
-  load = {
-    'digits': lambda split: digits(split, dataset, data_dir),
-    'text': text,
-    None: lambda split: None,
-  }[kind.data]
+  load = lambda split: kind.load(split, dataset, data_dir)
   optimizee, judge = kind.make(load('train'))
   if judge is None:
     return Task(optimizee)

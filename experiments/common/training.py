@@ -124,10 +124,8 @@ def meta_train(t: Training, theta=None) -> Progress:
       _announce(epoch, total, saving=True)
       line = {'epoch': epoch}
       if epoch % t.run.evaluation_period == 0 or epoch == total:
-        if epoch > first:
-          progress_lib.save(
-            t, epoch, progress, metrics, clock
-          )  # before what may take long
+        if epoch > first:  # before what may take long
+          progress_lib.save(t, epoch, progress, metrics, clock)
         progress, found = _validate(t, epoch, progress, clock)
         line.update(found)
         log(_report(t, epoch, total, progress, found, clock))
@@ -135,9 +133,8 @@ def meta_train(t: Training, theta=None) -> Progress:
         optimizee, which = _family(t, epoch)
         if which not in steps:
           trainer = _trainer(t, _stage(t, epoch), which)
-          steps[which] = _compile(
-            trainer, optimizee, epoch, key_epochs, progress
-          )
+          parts = trainer, optimizee, epoch, key_epochs, progress
+          steps[which] = _compile(*parts)
         step = functools.partial(steps[which], optimizee=optimizee, epoch=epoch)
         progress, found = _epoch(step, progress, clock)
         line.update(found)
@@ -275,12 +272,11 @@ def _family(t, epoch):
 def _compile(trainer, optimizee, epoch, key, progress):
   began = time.monotonic()
   log('compiling')
-  step = jax.jit(
-    lambda state, optimizee, epoch: trainer.step(
-      state, optimizee, jax.random.fold_in(key, epoch)
-    ),
-    donate_argnums=0,
-  )
+
+  @functools.partial(jax.jit, donate_argnums=0)
+  def step(state, optimizee, epoch):
+    return trainer.step(state, optimizee, jax.random.fold_in(key, epoch))
+
   step = step.lower(progress.state, optimizee=optimizee, epoch=epoch).compile()
   log(f'the step is compiled, in {time.monotonic() - began:.1f} s')
   return step

@@ -4,7 +4,8 @@ import itertools
 
 import numpy as np
 
-from experiments.common.report import mean_of_ties, write_table
+from experiments.common.report import mean_of_ties
+from experiments.common.tables import write_table
 
 REFERENCE = 'ADAM'
 
@@ -141,9 +142,7 @@ def _task_table(results, task, horizons, every):
     ends = results[task, name]
     losses = [f'{np.mean(_losses(ends[h]["loss"])):.4g}' for h in horizons]
     rate, ms = f'{ends[last]["rate"]:.3g}', f'{ends[last]["ms"]:.3g}'
-    beside = [
-      _mean(ends[last], key) for key in ('held_out', 'accuracy', 'norm')
-    ]
+    beside = [_mean(ends[last], k) for k in ('held_out', 'accuracy', 'norm')]
     steps = f'{steps_to_target(results, task, name, every):.0f}'
     rows.append([name, *losses, rate, *beside, ms, steps])
   title = f'{task}: mean loss after so many steps; the rest at {last}'
@@ -153,26 +152,16 @@ def _task_table(results, task, horizons, every):
 def _overall_table(rows, horizon):
   head = ['optimizer', 'IQM', '95 %', 'rank', 'worst', 'ahead', 'bad']
   lines = []
-  for name, r in sorted(
-    rows.items(), key=lambda item: item[1]['interquartile_mean']
-  ):
+  order = sorted(rows.items(), key=lambda kv: kv[1]['interquartile_mean'])
+  for name, r in order:
     low, high = r['interval']
-    lines.append(
-      [
-        name,
-        f'{r["interquartile_mean"]:.3f}',
-        f'{low:.3f} … {high:.3f}',
-        f'{r["mean_rank"]:.2f}',
-        f'{r["worst"]:.3g}',
-        f'{r["ahead_of_adam"]}/{r["tasks"]}',
-        f'{r["diverged"] + r["rose"]}/{r["runs"]}',
-      ]
-    )
-  title = (
-    f'{horizon} steps: loss over the loss of Adam, tuned for each task and '
-    'horizon'
-  )
-  return write_table(title, head, lines)
+    mean, interval = f'{r["interquartile_mean"]:.3f}', f'{low:.3f} … {high:.3f}'
+    rank, worst = f'{r["mean_rank"]:.2f}', f'{r["worst"]:.3g}'
+    ahead = f'{r["ahead_of_adam"]}/{r["tasks"]}'
+    bad = f'{r["diverged"] + r["rose"]}/{r["runs"]}'
+    lines.append([name, mean, interval, rank, worst, ahead, bad])
+  what = 'loss over the loss of Adam, tuned for each task and horizon'
+  return write_table(f'{horizon} steps: {what}', head, lines)
 
 
 LEGEND = """

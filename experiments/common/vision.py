@@ -1,5 +1,6 @@
 """Trained nets whose activations neural art compares, and pictures."""
 
+import itertools
 import pathlib
 from collections.abc import Callable
 
@@ -141,11 +142,7 @@ def _vgg(weights, names):
 
 def _first_layers(found):
   """Layers of VGG-19 up to the first not found; conv3_1 at least."""
-  names = []
-  for name in _TORCHVISION:
-    if not found(name):
-      break
-    names.append(name)
+  names = list(itertools.takewhile(found, _TORCHVISION))
   return names if 'conv3_1' in names else []
 
 
@@ -236,10 +233,3 @@ def read_contents(directory=None) -> tuple[np.ndarray, np.ndarray]:
   photos = [_square(_open(p, '--contents'), SIDE, str(p)) for p in paths]
   last = -(len(paths) // 5)
   return np.stack(photos[:last]), np.stack(photos[last:])
-
-
-def halved(pictures: np.ndarray) -> np.ndarray:
-  """Means of 2 x 2 pixels, uint8 [N, H, W, 3] -> [N, H/2, W/2, 3]."""
-  N, H, W, C = pictures.shape
-  x = pictures.reshape(N, H // 2, 2, W // 2, 2, C).astype(np.float32)
-  return np.round(x.mean((2, 4))).astype(np.uint8)

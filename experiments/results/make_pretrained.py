@@ -4,7 +4,8 @@ Copy and paste:
   python -m experiments.results.make_pretrained
 
 A kept run is in the package if it stands in NAMES.  The page has what run.json
-says of it, and the section "Where it fails" of the NOTES.md beside it.
+says of it, and the section "Where it fails" of the NOTES.md beside it, behind
+the introduction in make_pretrained.md.
 """
 
 import hashlib
@@ -15,6 +16,7 @@ import shutil
 from l2o_jax.theta_files import spelled
 
 RESULTS = pathlib.Path(__file__).resolve().parent
+TEMPLATE = RESULTS / 'make_pretrained.md'
 PACKAGE = RESULTS.parents[1] / 'l2o_jax' / 'pretrained'
 NAMES = {
   'robust': 'robust/full',
@@ -31,27 +33,6 @@ NAMES = {
   'predicted_step_descent': 'predicted_step_descent/full',
   'scale_free': 'predicted_step_descent/scale_free',
 }
-INTRODUCTION = """\
-# Pretrained optimizers
-
-`python -m experiments.results.make_pretrained` writes this page and the files
-beside it; change the runs in
-[experiments/results](../../experiments/results/README.md), not the page.
-
-```python
-tx = l2o_jax.pretrained_optimizer('robust')  # was: optax.adam(1e-3)
-learned, theta = l2o_jax.pretrained('robust')  # its two halves
-```
-
-Try `robust` first, and `robust_coordinatewise` with minibatches of a few
-examples or with sharded parameters. The names that end with `gated` are of
-optimizers like `robust_coordinatewise` with an LSTM inside, each trained for
-one problem. All others are the papers' optimizers, each for the problem that it
-was trained on.
-
-A file holds arrays and JSON, no code, and is verified when it is loaded. The
-licence of all is Apache-2.0.
-"""
 
 
 def section(notes: str, title: str) -> str:
@@ -92,7 +73,7 @@ def entry(name: str, run: pathlib.Path) -> str:
 def page() -> str:
   """README.md of the package's directory, as it should be."""
   entries = [entry(name, RESULTS / run) for name, run in NAMES.items()]
-  return '\n'.join([INTRODUCTION, *entries])
+  return TEMPLATE.read_text().replace('{entries}', '\n'.join(entries))
 
 
 def main():

@@ -4,13 +4,14 @@ Copy and paste:
   python -m experiments.results.make_readme
 
 A row of the table is an entry of a run's `headline`: figure, ours, best_tuned,
-paper.  What the papers show and no command makes yet stands in MISSING.
+paper.  All else on the page stands in make_readme.md.
 """
 
 import json
 import pathlib
 
 RESULTS = pathlib.Path(__file__).resolve().parent
+TEMPLATE = RESULTS / 'make_readme.md'
 ORDER = [
   'quadratics',
   'mnist',
@@ -21,35 +22,6 @@ ORDER = [
   'learning_to_optimize',
 ]
 COLUMNS = 'figure', 'command', 'minutes', 'memory', 'ours', 'tuned', 'paper'
-INTRODUCTION = """\
-# Kept results
-
-`make_readme.py` writes this page; change a run's `run.json`, not the page.
-
-Each folder is one run: `run.json` (command, commit, versions, device, seed,
-flags) and `NOTES.md` (what was measured there, and how); where there are any,
-`theta.npz` (the selected weights, with the same facts inside), `summary.json`
-(all figures of the comparison) and pictures.  A field that is `null` is not
-known.
-
-"Minutes" are the meta-training's, and after the plus the comparison's; a dash
-means that they were not recorded.  "Tuned" is the best hand-designed optimizer
-after its learning rate was tuned.  The papers' figures are read off their
-plots, to about 5 %.
-"""
-MISSING = """
-## In the papers, and not here yet
-
-- Andrychowicz et al. 2016, section 3.3, with 32 x 32 pixels: CIFAR-5, CIFAR-2
-  and rivals beside ADAM. `python -m experiments.cifar10 --preset=full` makes
-  them, on a GPU; no comparison is kept.
-- Li & Malik 2016, curves of single test functions: no command draws them.
-- Li & Malik 2017, Figs. 1 to 5 on Toronto Faces, which cannot be had: other
-  faces take their place.  `python -m experiments.predicted_step_descent
-  --preset=figures` draws the figures of CIFAR-10 and CIFAR-100; the kept ones
-  are of subsets, see
-  [scale_free](predicted_step_descent/scale_free/NOTES.md).
-"""
 
 
 def load(path):
@@ -94,7 +66,7 @@ def readme() -> str:
   for path in sorted(RESULTS.glob('*/*/run.json'), key=rank):
     lines += rows(path)
   text = ''.join('| ' + ' | '.join(cells) + ' |\n' for cells in lines)
-  return INTRODUCTION + '\n' + text + MISSING
+  return TEMPLATE.read_text().replace('{table}', text)
 
 
 if __name__ == '__main__':

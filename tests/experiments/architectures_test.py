@@ -10,7 +10,7 @@ from absl.testing import absltest
 from matplotlib.figure import Figure
 
 from experiments import architectures
-from experiments.common import cli, comparison, plots, problems
+from experiments.common import cli, comparison, plots, problems, run
 from experiments.common.comparison import Comparison, Panel
 from experiments.common.settings import UsageError
 from tests.experiments import comparison_test, toy
@@ -119,7 +119,7 @@ class ArchitecturesTest(absltest.TestCase):
     wanted = {name: Panel(name, problem, problem) for name in 'ab'}
     found = []
     for count in (1, 2):
-      with mock.patch.object(architectures, 'cores', lambda n=count: n):
+      with mock.patch.object(run, 'cores', lambda n=count: n):
         path = self.path / str(count)
         path.mkdir(parents=True)
         found.append(architectures.measure(path, wanted, {}, s))

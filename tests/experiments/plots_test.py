@@ -10,7 +10,7 @@ import pytest
 from absl.testing import absltest
 from matplotlib.figure import Figure
 
-from experiments.common import plots
+from experiments.common import panels, plots
 
 
 def curve(values):
@@ -39,15 +39,17 @@ class PlotsTest(absltest.TestCase):
     self.assertEqual(path.read_bytes()[:4], b'\x89PNG')
     return saved[0]
 
-  def test_traces(self):
+  def test_any_curves(self):
     """All that there is, in a panel for each quantity."""
     directory = self.enterContext(tempfile.TemporaryDirectory())
-    path = pathlib.Path(directory) / 'traces.png'
-    mine, other = curve([1, 1e-3, 1e-6]), curve([1, 0.1])
-    panels = {'loss': {'mine': mine, 'SGD': other}, '|step|': {'mine': mine}}
+    path = pathlib.Path(directory) / 'panels.png'
+    mine = panels.curve(range(3), [[1, 2], [1e-3, 1], [1e-6, 1]])
+    other = panels.curve(range(2), [1, 0.1])
+    found = {'loss': {'mine': mine, 'SGD': other}, '|step|': {'mine': mine}}
+    picture = panels.Picture('title', 2, 'step', 'size', yscale='log')
     with warnings.catch_warnings():
       warnings.simplefilter('error')
-      plots.traces(path, panels, ['mine'])
+      panels.draw(path, picture, found, plots.looks(['mine', 'SGD'], ['mine']))
     self.assertEqual(path.read_bytes()[:4], b'\x89PNG')
 
   def test_one_legend_and_letters(self):

@@ -22,10 +22,13 @@ from tests.experiments import toy
 
 class PolicyStepsTest(absltest.TestCase):
   def test_quartiles_of_sizes(self):
-    got = policy_steps.quartiles([[-1.0, 2, -3, 4, 5], [0, 0, 0, 0, 9]])
-    np.testing.assert_array_equal(got['mean'], [3, 0])
-    np.testing.assert_array_equal(got['quartile_1'], [2, 0])
-    np.testing.assert_array_equal(got['quartile_3'], [4, 0])
+    z = np.array([[-1.0, 2, -3, 4, 5], [0, 0, 0, 0, 9]])
+    got = policy_steps.sizes(z)
+    np.testing.assert_array_equal(got['y'], [3, 0])
+    np.testing.assert_array_equal(got['low'], [2, 0])
+    np.testing.assert_array_equal(got['high'], [4, 0])
+    without = policy_steps.sizes(z, band=False)
+    np.testing.assert_array_equal(without['high'], [3, 0])
 
   def test_slopes(self):
     """g / (|g of the step before| + 1), its size."""

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from experiments.common import vision
+from experiments.common import images, vision
 from experiments.common.settings import UsageError
 from tests import quick
 
@@ -85,7 +85,7 @@ class NetsTest(parameterized.TestCase):
     """Sizes of all layers, and literal means of one picture."""
     _, unseen = vision.read_contents()
     net = vision.read_net()
-    pixels = vision.halved(unseen[:1]).astype(np.float32) / 255
+    pixels = images.averaged(unseen[:1], 64).astype(np.float32) / 255
     content, style = quick.jit(lambda net: net(jnp.asarray(pixels)))(net)
     sizes = [(32, 64), (15, 128), (15, 128), (7, 256), (7, 256)]
     self.assertEqual([a.shape[2:] for a in style], sizes)
@@ -118,7 +118,7 @@ class PicturesTest(absltest.TestCase):
     self.assertEqual(test.shape, (23, 128, 128, 3))
     self.assertLess(min(x.std() for x in test), 90)
     self.assertGreater(min(x.std() for x in test), 10)  # no empty tile
-    self.assertEqual(vision.halved(test).shape, (23, 64, 64, 3))
+    self.assertEqual(images.averaged(test, 64).shape, (23, 64, 64, 3))
     for name in vision.STYLES:
       self.assertEqual(vision.read_style(name, 64).shape, (64, 64, 3))
 

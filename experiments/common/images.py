@@ -1,0 +1,44 @@
+"""Images: read by a name or from a file, split, reduced."""
+
+import numpy as np
+
+from experiments.common.settings import UsageError
+from l2o_jax import datasets
+
+
+def read(name: str, split: str = 'train', data_dir: str | None = None):
+  """(images [N, ...], labels [N]).
+
+  Args:
+    name: of `datasets.NAMES`, or the path of an .npz; see `datasets.read_npz`.
+    split: 'train' or 'test'.
+    data_dir: see `datasets.load`.
+
+  Raises:
+    DatasetError: there is no such data.
+  """
+  if name.endswith('.npz'):
+    return datasets.read_npz(name, split)
+  return datasets.load(name, split, data_dir)
+
+
+def split_off(data, part: int) -> tuple:
+  """Images and labels without one part of so many, and that part, the last."""
+  images, labels = data
+  last = -(len(images) // part)
+  return (images[:last], labels[:last]), (images[last:], labels[last:])
+
+
+def averaged(images: np.ndarray, side: int) -> np.ndarray:
+  """Means of squares of pixels, uint8 [N, H, H, C] -> [N, side, side, C].
+
+  Raises:
+    UsageError: side does not divide H and W.
+  """
+  N, H, W, C = images.shape
+  if not side or side == H == W:
+    return images
+  if H % side or W % side:
+    raise UsageError(f'--side={side} does not divide {H} x {W} pixels')
+  squares = images.reshape(N, side, H // side, side, W // side, C)
+  return np.round(squares.mean((2, 4))).astype(np.uint8)
