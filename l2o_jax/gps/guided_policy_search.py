@@ -12,7 +12,6 @@ from l2o_jax.checks import require
 from l2o_jax.gps import rollouts as runs
 from l2o_jax.gps.controller import controller, momentum_guide
 from l2o_jax.gps.iteration import Evidence, Improve, Iterate, choose
-from l2o_jax.gps.linalg import diagonal
 from l2o_jax.gps.lqr import Controller
 from l2o_jax.gps.policy import Policy, Regression, calibrated, of_iteration
 
@@ -127,7 +126,7 @@ def guided_policy_search(
   def roll_out(state, optimizee, key, use_policy, limits):
     groups, psi, keys = policy.groups, state.guide, state.function_keys
     first = lambda psi, g: controller(psi, state_features, groups, g)
-    variance = diagonal(psi.noise)
+    variance = jnp.linalg.diagonal(psi.noise)
     cast = runs.Cast(state.theta, first, psi, use_policy, variance, limits)
     needs = improve.cost.needs_hessian
     return runs.collect(rollouts, policy, optimizee, cast, keys, key, needs)
@@ -139,10 +138,8 @@ def guided_policy_search(
     if by_policy:  # one theta for all functions
       values = jnp.full_like(values, jnp.mean(values))
     before = state.accepted_cost
-    allowance = (tolerance - 1) * jnp.where(
-      before < jnp.inf, jnp.abs(before), 0
-    )
-    worst = before + allowance
+    size = jnp.where(before < jnp.inf, jnp.abs(before), 0)
+    worst = before + (tolerance - 1) * size
     return values, jnp.isfinite(values) & (values <= worst)
 
   def resized(state, accept):
