@@ -83,14 +83,18 @@ def lstm_log_and_sign(
     averaged: see `lstm_averaging`; over the coordinates of a group.
   """
   cell = lstm_cell(scale=scale, averaged=averaged)
-  learned = coordinatewise(log_and_sign(p), cell)
+  return _of_labels(coordinatewise(log_and_sign(p), cell), labels)
+
+
+def _of_labels(learned, labels):
+  """One theta for each label; None: one for all."""
   return learned if labels is None else grouped(learned, by_label(labels))
 
 
-def _policy(features, cell, labels):
-  """A standardised cell on every coordinate; one theta for each label."""
-  learned = coordinatewise(features, standardised(cell))
-  return learned if labels is None else grouped(learned, by_label(labels))
+def _policy(features, cell, labels, coordinates=1):
+  """A standardised cell; one theta for each label."""
+  cell = standardised(cell, coordinates=coordinates)
+  return _of_labels(coordinatewise(features, cell), labels)
 
 
 def policy_parts(hidden: int = 128, features: str = 'changes'):
@@ -179,11 +183,8 @@ def autonomous_optimizer(
   """
   if labels is not None and coordinates is not None:
     raise ValueError('autonomous_optimizer: one net for all has no labels')
-  cell = standardised(
-    mlp_cell((hidden,), coordinates=coordinates), coordinates=coordinates or 1
-  )
-  learned = coordinatewise(history(depth), cell)
-  return learned if labels is None else grouped(learned, by_label(labels))
+  cell = mlp_cell((hidden,), coordinates=coordinates)
+  return _policy(history(depth), cell, labels, coordinates or 1)
 
 
 @_named
@@ -244,8 +245,7 @@ def robust_optimizer(
     start |= {'even': 3, 'length': 1.0}
   gated = gated_cell(hidden, scale, **start)
   cell = schedule_free(gated, age, warmup=warmup, **average)
-  learned = coordinatewise(features, cell)
-  return learned if labels is None else grouped(learned, by_label(labels))
+  return _of_labels(coordinatewise(features, cell), labels)
 
 
 @_named
