@@ -6,12 +6,16 @@ from collections.abc import Callable
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from l2o_jax.base import Info, LearnedOptimizer, MetaTrainer
-from l2o_jax.checks import pair, positive, require
-from l2o_jax.truncated_bptt import MetaState, checked_weights, meta_update
+from l2o_jax.checks import above_zero
+from l2o_jax.truncated_bptt import (
+  checked_weights,
+  first_state,
+  fresh,
+  meta_update,
+)
 from l2o_jax.unroll import scalar, unroll
 
 
@@ -70,16 +74,9 @@ def evolution(
     ValueError: a size or σ is not positive, or weights have a wrong shape or
       are not finite.
   """
-  sizes = {'unroll_length': unroll_length, 'num_unrolls': num_unrolls}
-  positive('evolution', **sizes, num_optimizees=num_optimizees)
-  require(0 < std < np.inf, f'evolution: std must be positive, got {std!r}')
-  count = unroll_length * num_unrolls
-  weights = checked_weights('evolution', weights, count + 1)[1:]
-
-  def init(key):
-    theta = learned.init(key)
-    return MetaState(theta, meta_optimizer.init(theta))
-
+  sizes = unroll_length, num_unrolls, num_optimizees
+  weights = checked_weights('evolution', weights, *sizes)[1:]
+  above_zero('evolution', std=std)
   copies = lambda x: jnp.zeros((num_optimizees, *x.shape), x.dtype)
 
   def noise(theta, key):  # [B, *leaf]
@@ -96,8 +93,7 @@ def evolution(
   def step(state, optimizee, key):
     key_init, key_loss, key_noise = jax.random.split(key, 3)
     keys = jax.random.split(key_init, num_optimizees)
-    init = lambda key: pair(optimizee.init(key))
-    params, tasks = jax.vmap(init)(keys)
+    params, tasks = fresh(optimizee, keys)
     states = jax.vmap(learned.transform(state.theta).init)(params)
     pairs = jax.tree.map(lambda x: jnp.stack([x, x]), (params, states))
     shape = (num_unrolls, num_optimizees, unroll_length + 1)
@@ -132,4 +128,5 @@ def evolution(
     )
     return state, Info(losses, loss, skipped, {'gradient_norm': jnp.max(norm)})
 
+  init = functools.partial(first_state, learned, meta_optimizer)
   return MetaTrainer(init, step)

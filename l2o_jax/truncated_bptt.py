@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from l2o_jax.base import Info, LearnedOptimizer, MetaTrainer, Optimizee
-from l2o_jax.checks import pair, positive, require
+from l2o_jax.checks import above_zero, pair, positive, require
 from l2o_jax.leaves import to_array, to_tree
 from l2o_jax.unroll import check_remat, scalar
 from l2o_jax.unroll import unroll as plain_unroll
@@ -180,16 +180,36 @@ def _clipped(differentiate, bound, count):
 def meta_update(meta_optimizer, state, loss, gradient):
   """A meta-step: (MetaState, whether it was skipped, norm of the gradient)."""
   norm = optax.tree.norm(gradient)
-  updates, opt_state = meta_optimizer.update(
-    gradient, state.opt_state, state.theta
-  )
-  moved = MetaState(optax.apply_updates(state.theta, updates), opt_state)
+  theta, opt_state = state
+  updates, opt_state = meta_optimizer.update(gradient, opt_state, theta)
+  moved = MetaState(optax.apply_updates(theta, updates), opt_state)
   finite = jnp.isfinite(loss) & jnp.isfinite(norm)
   return optax.tree.where(finite, moved, state), ~finite, norm
 
 
-def checked_weights(who: str, weights, count: int) -> np.ndarray:
-  """Weights of losses, [count], all 1 where None; or a ValueError."""
+def first_state(learned, meta_optimizer, key) -> MetaState:
+  """The state of a trainer before its first meta-step."""
+  theta = learned.init(key)
+  return MetaState(theta, meta_optimizer.init(theta))
+
+
+def fresh(optimizee, keys):
+  """(x_0, tasks) of fresh optimizees, one for each of B keys."""
+  return jax.vmap(lambda key: pair(optimizee.init(key)))(keys)
+
+
+def checked_weights(
+  who: str, weights, unroll_length, num_unrolls, num_optimizees
+) -> np.ndarray:
+  """Weights of the losses of a run, [U T + 1], all 1 where None.
+
+  Raises:
+    ValueError: a size is not positive, or weights have a wrong shape or are not
+      finite.
+  """
+  sizes = {'unroll_length': unroll_length, 'num_unrolls': num_unrolls}
+  positive(who, **sizes, num_optimizees=num_optimizees)
+  count = unroll_length * num_unrolls + 1
   weights = np.ones(count) if weights is None else np.asarray(weights)
   shape = f'{who}: weights must have shape ({count},), got {weights.shape}'
   require(weights.shape == (count,), shape)
@@ -251,13 +271,10 @@ def truncated_bptt(
       weights have the wrong length or are not finite, or B is not a multiple of
       the number of devices in `sharding`.
   """
-  sizes = {'unroll_length': unroll_length, 'num_unrolls': num_unrolls}
-  positive('truncated_bptt', **sizes, num_optimizees=num_optimizees)
+  sizes = unroll_length, num_unrolls, num_optimizees
+  weights = checked_weights('truncated_bptt', weights, *sizes)
   check_remat('truncated_bptt', remat)
-  clip = clip_each is None or clip_each > 0
-  require(clip, f'truncated_bptt: clip_each must be positive: {clip_each!r}')
-  num_losses = unroll_length * num_unrolls + 1
-  weights = checked_weights('truncated_bptt', weights, num_losses)
+  above_zero('truncated_bptt', clip_each=clip_each)
   devices = 1 if sharding is None else sharding.num_devices
   even = f'truncated_bptt: num_optimizees must be a multiple of the {devices}'
   require(not num_optimizees % devices, f'{even} devices, got {num_optimizees}')
@@ -268,41 +285,27 @@ def truncated_bptt(
   # same x.
   windows = np.lib.stride_tricks.sliding_window_view(weights, unroll_length + 1)
   windows = jnp.asarray(windows[::unroll_length], jnp.float32)
-  loss_of = functools.partial(
-    meta_loss,
-    of_loss=of_loss,
-    second_derivatives=second_derivatives,
-    remat=remat,
-    unroll=unroll,
-  )
-
-  def init(key):
-    theta = learned.init(key)
-    return MetaState(theta, meta_optimizer.init(theta))
-
-  def start(theta, optimizee, key):
-    """tasks, x_0 and states of B fresh optimizees."""
-    keys = spread(jax.random.split(key, num_optimizees))
-    init = lambda key: pair(optimizee.init(key))
-    params, tasks = spread(jax.vmap(init)(keys))
-    states = spread(
-      jax.vmap(lambda x: initial_state(learned, theta, x))(params)
-    )
-    return tasks, params, states
+  how = {'of_loss': of_loss, 'second_derivatives': second_derivatives}
+  how |= {'remat': remat, 'unroll': unroll}
 
   def step(state, optimizee, key):
     key_init, key_loss = jax.random.split(key)
-    tasks, params, states = start(state.theta, optimizee, key_init)
+    keys = spread(jax.random.split(key_init, num_optimizees))
+    params, tasks = spread(fresh(optimizee, keys))
+    state_of = functools.partial(initial_state, learned, state.theta)
+    states = spread(jax.vmap(state_of)(params))
     shape = (num_unrolls, num_optimizees, unroll_length + 1)
     keys = jax.random.split(key_loss, shape)  # [U, B, T + 1]
 
     def meta_step(carry, inputs):
       state, params, states = carry
       keys, weights = inputs
-      of_theta = lambda theta, *batch: loss_of(
-        theta, learned, optimizee, *batch, weights=weights
-      )
-      differentiate = jax.value_and_grad(of_theta, has_aux=True)
+
+      def loss_of(theta, *batch):
+        which = theta, learned, optimizee
+        return meta_loss(*which, *batch, weights=weights, **how)
+
+      differentiate = jax.value_and_grad(loss_of, has_aux=True)
       if clip_each is not None:
         differentiate = _clipped(differentiate, clip_each, num_optimizees)
       batch = tasks, params, states, spread(keys)
@@ -318,4 +321,5 @@ def truncated_bptt(
     summary = {'gradient_norm': jnp.max(norm)}
     return state, Info(losses, loss, skipped, summary)
 
+  init = functools.partial(first_state, learned, meta_optimizer)
   return MetaTrainer(init, step)

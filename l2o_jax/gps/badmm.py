@@ -7,7 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from l2o_jax.checks import require
+from l2o_jax.checks import above_zero, require
 from l2o_jax.gps import costs, iteration
 from l2o_jax.gps.dynamics import fit_controller
 from l2o_jax.gps.iteration import choose, guide_actions
@@ -119,7 +119,7 @@ def badmm(
   """
   why = 'the cost gives each sample its own actions, no guide to roll out'
   require(not cost.of_samples, f'badmm: {why}: it needs mirror_descent')
-  require(penalty > 0, f'badmm: penalty must be positive, got {penalty!r}')
+  above_zero('badmm', penalty=penalty)
   improve_one = functools.partial(_improve_one, cost, blend)
 
   def init(shape):

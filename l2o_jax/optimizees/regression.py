@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from l2o_jax.base import Optimizee
-from l2o_jax.checks import positive, require
+from l2o_jax.checks import above_zero, positive, require
 from l2o_jax.cpu import draw_all
 
 _normals = functools.partial(draw_all, jax.random.normal)
@@ -88,7 +88,7 @@ def robust_regression(
   """
   sizes = {'dimension': dimension, 'points': points, 'clusters': clusters}
   positive('robust_regression', **sizes)
-  require(scale > 0, f'robust_regression: scale must be positive, got {scale}')
+  above_zero('robust_regression', scale=scale)
 
   def init(key):
     keys = jax.random.split(key, 5)
