@@ -50,3 +50,9 @@ def above_zero(who: str, **numbers) -> None:
   for name, x in numbers.items():
     sane = x is None or traced(x) or 0 < x < math.inf
     require(sane, f'{who}: {name} must be positive, got {x!r}')
+
+
+def one_of(who: str, known, **values) -> None:
+  """Raises a ValueError unless all values are among the known ones."""
+  for name, x in values.items():
+    require(x in known, f'{who}: {name} must be one of {[*known]}, got {x!r}')

@@ -11,7 +11,7 @@ from l2o_jax.cells.mlp import mlp_cell
 from l2o_jax.cells.ntm_bfgs import ntm_bfgs_cell
 from l2o_jax.cells.schedule_free import schedule_free
 from l2o_jax.cells.standardised import standardised
-from l2o_jax.checks import plain_number, require, traced
+from l2o_jax.checks import one_of, plain_number, require, traced
 from l2o_jax.coordinatewise import coordinatewise
 from l2o_jax.features import (
   adam_ratios,
@@ -107,8 +107,7 @@ def policy_parts(hidden: int = 128, features: str = 'changes'):
     # In units of the first actions: no step is longer than ten of them.
     cell = gated_cell(hidden, scale=10.0, rate=1.0, even=4)
     return scale_free(), cell
-  known = "predicted_step_descent: features must be 'changes' or 'scale_free'"
-  require(features == 'changes', f'{known}, got {features!r}')
+  one_of('predicted_step_descent', ('changes', 'scale_free'), features=features)
   return relative_changes(), lstm_cell((hidden,), scale=1.0)
 
 

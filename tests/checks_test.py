@@ -30,6 +30,12 @@ class ChecksTest(absltest.TestCase):
       with self.assertRaisesRegex(ValueError, f'^f: n must .*, got {bad!r}$'):
         checks.above_zero('f', m=1, n=bad)
 
+  def test_one_of(self):
+    checks.one_of('f', {'a': 1, 'b': 2}, n='a', m='b')
+    message = r"^f: m must be one of \['a', 'b'\], got 'c'$"
+    with self.assertRaisesRegex(ValueError, message):
+      checks.one_of('f', ('a', 'b'), n='a', m='c')
+
 
 if __name__ == '__main__':
   absltest.main()

@@ -10,7 +10,7 @@ import optax
 from jax.tree_util import Partial
 
 from l2o_jax.base import Optimizee
-from l2o_jax.checks import positive, require
+from l2o_jax.checks import one_of, positive, require
 from l2o_jax.cpu import draw_all
 
 ACTIVATIONS = {
@@ -40,9 +40,7 @@ def mlp(
     ValueError: unknown activation, or fewer than two positive sizes.
   """
   sizes = tuple(sizes)
-  known = sorted(ACTIVATIONS)
-  found = f'mlp: activation must be one of {known}, got {activation!r}'
-  require(activation in ACTIVATIONS, found)
+  one_of('mlp', ACTIVATIONS, activation=activation)
   enough = len(sizes) > 1 and min(sizes) > 0
   require(enough, f'mlp: sizes must be at least two positive numbers: {sizes}')
 
