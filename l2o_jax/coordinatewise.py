@@ -95,9 +95,8 @@ def _on_leaf(features):
 def _cast(tree, dtype):
   """Floating-point arrays to another type; counters stay what they are."""
   is_float = lambda x: jnp.issubdtype(jnp.result_type(x), jnp.inexact)
-  return jax.tree.map(
-    lambda x: jnp.asarray(x).astype(dtype) if is_float(x) else x, tree
-  )
+  cast = lambda x: jnp.asarray(x).astype(dtype) if is_float(x) else x
+  return jax.tree.map(cast, tree)
 
 
 def _check(what, shape, wanted):
@@ -265,9 +264,8 @@ def coordinatewise(
     key = jax.eval_shape(jax.random.key, 0)  # of shapes alone: nothing is run
     of_shape = lambda tree: jax.tree.map(jnp.shape, tree)
     fits = of_shape(theta) == of_shape(jax.eval_shape(init_theta, key))
-    require(
-      fits, 'coordinatewise: theta is not for these features and this cell'
-    )
+    other = 'coordinatewise: theta is not for these features and this cell'
+    require(fits, other)
     rule = _rule(features, cell, theta, state_dtype)
     over_leaves = _all_at_once if cell.communicates else leaf_by_leaf
     init, move = over_leaves(*rule)

@@ -31,12 +31,11 @@ def check_real(tree, what: str):
       raise TypeError(
         f'coordinatewise: the {what} {name} is no array: {x!r:.80}'
       ) from None
-    if not jnp.issubdtype(dtype, jnp.floating) or dtype.itemsize < 2:
-      kind = 'float0' if dtype == jax.dtypes.float0 else dtype.name
-      raise TypeError(
-        f'coordinatewise: the {what} {name} is {kind}, not real '
-        'floating-point numbers of 16 bits or more'
-      )
+    real = jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize >= 2
+    kind = 'float0' if dtype == jax.dtypes.float0 else dtype.name
+    wanted = 'not real floating-point numbers of 16 bits or more'
+    found = f'the {what} {name} is {kind}'
+    require(real, f'coordinatewise: {found}, {wanted}', TypeError)
 
 
 def _flatten_as(outer, tree, what):
@@ -75,11 +74,8 @@ def to_tree(array, like, batch=()):
   ends = np.cumsum([np.size(x) // math.prod(batch) for x in leaves])[:-1]
   whole = len(leaves) == 1
   parts = [array] if whole else jnp.split(array.reshape(*batch, -1), ends, -1)
-  shaped = [
-    a.reshape(np.shape(x)).astype(jnp.result_type(x))
-    for a, x in zip(parts, leaves)
-  ]
-  return structure.unflatten(shaped)
+  shaped = lambda a, x: a.reshape(np.shape(x)).astype(jnp.result_type(x))
+  return structure.unflatten(map(shaped, parts, leaves))
 
 
 def leaf_by_leaf(start: Callable, move: Callable):
