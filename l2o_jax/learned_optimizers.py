@@ -286,9 +286,6 @@ def ntm_bfgs(scale: float = 0.25, pairs: int | None = None) -> LearnedOptimizer:
 
 def flattened(learned: LearnedOptimizer) -> LearnedOptimizer:
   """Deprecated: `learned` itself; trainers put coordinates in one array."""
-  warnings.warn(
-    'flattened is no longer needed: use the learned optimizer as it is',
-    DeprecationWarning,
-    stacklevel=2,
-  )
+  text = 'flattened is no longer needed: use the learned optimizer as it is'
+  warnings.warn(text, DeprecationWarning, stacklevel=2)
   return learned

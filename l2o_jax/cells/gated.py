@@ -111,10 +111,8 @@ def gated_cell(
     zeros = functools.partial(jnp.zeros, dtype=jnp.float32)
     of_e = zeros((size, 1)).at[-1].set(-0.5).at[0].set(trust)
     of_e = of_e.at[-2].add(-shrink).at[-3].add(length)
-    gate = {
-      'w': jnp.concatenate([of_h, of_e]),
-      'b': jnp.log(jnp.array([rate / (scale * slope - rate)], jnp.float32)),
-    }
+    b = jnp.log(jnp.array([rate / (scale * slope - rate)], jnp.float32))
+    gate = {'w': jnp.concatenate([of_h, of_e]), 'b': b}
     of_x = zeros(ratios).at[direction].set(1.0)
     return {'lstm': lstm, 'direction': of_x, 'gate': gate}
 

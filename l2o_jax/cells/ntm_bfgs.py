@@ -224,8 +224,7 @@ def ntm_bfgs_cell(
 
   def initial_state(n):
     zero, trust = jnp.zeros(n), jnp.ones(n)
-    scales = jnp.stack([zero, zero, trust])
-    lstm = lstm_state(hidden, n)
+    scales, lstm = jnp.stack([zero, zero, trust]), lstm_state(hidden, n)
     return State(form.init(n), zero, zero, zero, scales, lstm)
 
   def step(theta, x, state):
@@ -251,7 +250,6 @@ def ntm_bfgs_cell(
     longest = jnp.maximum(_FORGET * longest, _norm(delta))
     scales = jnp.stack([longest, largest, trust])[:, None]
     scales += jnp.zeros_like(z)[None]  # [3, n]
-    new = State(memory, z, delta, state.moved + delta, scales, lstm)
-    return delta, new
+    return delta, State(memory, z, delta, state.moved + delta, scales, lstm)
 
   return Cell(init, initial_state, step, whole=True, communicates=True)

@@ -75,10 +75,8 @@ def _check(images, labels, net):
   one = jax.ShapeDtypeStruct((1, size), jnp.float32)
   classes = jax.eval_shape(net[1], params, one).shape[-1]
   low, high = int(labels.min(initial=0)), int(labels.max(initial=0))
-  between = (
-    f'classifier: labels must lie in 0 ... {classes - 1}, got {low} ... {high}'
-  )
-  require(0 <= low and high < classes, between)
+  within = f'classifier: labels must lie in 0 ... {classes - 1}'
+  require(0 <= low <= high < classes, f'{within}, got {low} ... {high}')
 
 
 def _log_uniform(key, low, high):

@@ -49,11 +49,10 @@ def quadratic(
 
   def init(key):
     key_w, key_y, key_x = jax.random.split(key, 3)
-    task = {
-      'w': draw(_ENTRIES[entries], key_w, shape + (dimension,)),
-      'y': draw(_ENTRIES[entries], key_y, shape),
-    }
-    return initial_std * draw(jax.random.normal, key_x, shape), task
+    w = draw(_ENTRIES[entries], key_w, shape + (dimension,))
+    y = draw(_ENTRIES[entries], key_y, shape)
+    x = initial_std * draw(jax.random.normal, key_x, shape)
+    return x, {'w': w, 'y': y}
 
   def loss(x, task, key):
     del key

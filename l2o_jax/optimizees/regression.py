@@ -140,12 +140,8 @@ def small_net(
   found = f'got {classes} and {clusters}'
   bounds = 'classes must be at least 2 and clusters 2 ... 30'
   require(two, f'small_net: {bounds}, {found}')
-  shapes = {
-    'w1': (dimension, hidden),
-    'b1': (hidden,),
-    'w2': (hidden, classes),
-    'b2': (classes,),
-  }
+  shapes = {'w1': (dimension, hidden), 'b1': (hidden,)}
+  shapes |= {'w2': (hidden, classes), 'b2': (classes,)}
 
   def init(key):
     key_data, key_labels, key_x = jax.random.split(key, 3)

@@ -69,8 +69,6 @@ def rescaled(
     task, scales = task
     return optimizee.objective(times(params, scales), task)
 
-  return Optimizee(
-    Partial(init, optimizee),
-    Partial(loss, optimizee),
-    None if optimizee.objective is None else Partial(objective, optimizee),
-  )
+  has_data = optimizee.objective is not None
+  judged = Partial(objective, optimizee) if has_data else None
+  return Optimizee(Partial(init, optimizee), Partial(loss, optimizee), judged)
