@@ -15,8 +15,9 @@ from l2o_jax.truncated_bptt import (
   first_state,
   fresh,
   meta_update,
+  run_one,
 )
-from l2o_jax.unroll import scalar, unroll
+from l2o_jax.unroll import unroll
 
 
 def evolution(
@@ -83,12 +84,7 @@ def evolution(
     normal = optax.tree.random_like(key, jax.tree.map(copies, theta))
     return optax.tree.scale(std, normal)
 
-  def run(optimizee, theta, task, params, opt_state, keys):
-    """One run of one unroll: where it ends, and its losses [T + 1]."""
-    loss = scalar(lambda x, key: optimizee.loss(x, task, key), 'evolution')
-    opt = learned.transform(theta)
-    end, seen = unroll(loss, opt, params, opt_state, keys, remat=False)
-    return end, seen.losses
+  run = functools.partial(unroll, remat=False)
 
   def step(state, optimizee, key):
     key_init, key_loss, key_noise = jax.random.split(key, 3)
@@ -98,8 +94,8 @@ def evolution(
     pairs = jax.tree.map(lambda x: jnp.stack([x, x]), (params, states))
     shape = (num_unrolls, num_optimizees, unroll_length + 1)
     keys = jax.random.split(key_loss, shape)  # [U, B, T + 1]
-    both = jax.vmap(functools.partial(run, optimizee))
-    both = jax.vmap(both, (0, None, 0, 0, None))  # [2, B]
+    one = functools.partial(run_one, run, 'evolution', learned, optimizee)
+    both = jax.vmap(jax.vmap(one), (0, None, 0, 0, None))  # [2, B]
 
     def meta_step(carry, inputs):
       state, pairs, drawn = carry

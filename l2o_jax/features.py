@@ -311,21 +311,14 @@ class Past(NamedTuple):
 
   Attributes:
     step: t, the number of updates seen.
-    x: x̄(t), x̄(t - 1), ... [lag (L + 1) + 1, ...].
-    g: ḡ(t), ḡ(t - 1), ... [lag (L + 1) + 1, ...].
-    f: f̄(t), f̄(t - 1), ... [lag (L + 1) + 1].
-    last_x: x(t), x(t - 1) [2, ...].
-    last_g: g(t), g(t - 1) [2, ...].
-    last_f: f(t), f(t - 1) [2].
+    means: x̄(t), x̄(t - 1), ... [lag (L + 1) + 1, ...], the same of g, and of f
+      [lag (L + 1) + 1].
+    last: x(t), x(t - 1) [2, ...], the same of g, and of f [2].
   """
 
   step: chex.Array
-  x: chex.Array
-  g: chex.Array
-  f: chex.Array
-  last_x: chex.Array
-  last_g: chex.Array
-  last_f: chex.Array
+  means: tuple[chex.Array, ...]
+  last: tuple[chex.Array, ...]
 
 
 def state_features(lag: int = 5, depth: int = 25) -> Features:
@@ -361,18 +354,17 @@ def state_features(lag: int = 5, depth: int = 25) -> Features:
   def init(x):
     past = jnp.zeros((length, *x.shape), x.dtype)
     f = jnp.zeros(length, x.dtype)
-    step = jnp.zeros((), jnp.int32)
-    return Past(step, past, past, f, past[:2], past[:2], f[:2])
+    last = past[:2], past[:2], f[:2]
+    return Past(jnp.zeros((), jnp.int32), (past, past, f), last)
 
   def update(past, x, g, value):
-    f = jnp.asarray(value, past.f.dtype)
-    f = jnp.where(jnp.isfinite(f), f, past.last_f[0])
-    t, now = past.step, (x, g, f)
+    last_f = past.last[2][0]
+    f = jnp.asarray(value, last_f.dtype)
+    t, now = past.step, (x, g, jnp.where(jnp.isfinite(f), f, last_f))
     count = jnp.minimum(t + 1, 3)
     average = lambda new, last: (new + last[0] + last[1]) / count
-    # past[1:4] are the averages of x, g and f, past[4:] their last values.
-    averages = map(average, now, past[4:])
-    bars = bar_x, bar_g, bar_f = list(map(_shift, past[1:4], averages))
+    means = tuple(map(_shift, past.means, map(average, now, past.last)))
+    bar_x, bar_g, bar_f = means
     periods = t // lag  # whole lags since the start
     i = jnp.arange(depth + 1)
     j = i[:-1]
@@ -388,7 +380,7 @@ def state_features(lag: int = 5, depth: int = 25) -> Features:
     earlier = first - back(bar_x, jnp.minimum(j + 2, periods))
     recent = back(bar_x, j) - back(bar_x, j + 1)
     ratio = jnp.abs(earlier) / (jnp.abs(recent) + 0.1)
-    past = Past(t + 1, *bars, *map(_shift, past[4:], now))
+    past = Past(t + 1, means, tuple(map(_shift, past.last, now)))
     lags = jnp.concatenate([j + 1, i, j + 1])
     features = jnp.concatenate([change, slope, ratio])
     features = jnp.where(upright(lags <= periods), features, 0)

@@ -11,9 +11,9 @@ import numpy as np
 import optax
 
 from l2o_jax.base import Info, LearnedOptimizer, MetaTrainer, Optimizee
-from l2o_jax.checks import above_zero, pair, positive, require
+from l2o_jax.checks import above_zero, one_of, pair, positive, require
 from l2o_jax.leaves import to_array, to_tree
-from l2o_jax.unroll import check_remat, scalar
+from l2o_jax.unroll import REMAT, scalar
 from l2o_jax.unroll import unroll as plain_unroll
 
 
@@ -58,36 +58,37 @@ def _side_by_side(function, count):
   return only_one
 
 
-def _run_as_one(run, theta, learned, loss, tasks, params, opt_states, keys):
+def run_one(run, who, learned, optimizee, theta, task, params, state, keys):
+  """One run of one optimizee: ((x_T, state), losses [T + 1])."""
+  loss = scalar(lambda x, key: optimizee.loss(x, task, key), who)
+  end, trajectory = run(loss, learned.transform(theta), params, state, keys)
+  return end, trajectory.losses
+
+
+def _run_as_one(run, theta, learned, optimizee, tasks, params, states, keys):
   """B runs whose coordinates do not communicate: one run of one array."""
   count = len(keys)
   join = lambda s: jnp.moveaxis(s, 0, -2).reshape(*s.shape[1:-1], -1)
   apart = lambda s: jnp.moveaxis(s.reshape(*s.shape[:-1], count, -1), -2, 0)
-  state = jax.tree.map(join, opt_states)  # [B, K, n] -> [K, B n]
+  state = jax.tree.map(join, states)  # [B, K, n] -> [K, B n]
   opt = _on_array(learned.transform(theta), (count,))
-  of_all = _side_by_side(loss, count)
+  of_all = _side_by_side(optimizee.loss, count)
   losses_of = lambda params, keys: of_all(params, tasks, keys)  # [B]
   keys = jnp.swapaxes(keys, 0, 1)  # [T + 1, B]
   (params, state), trajectory = run(losses_of, opt, params, state, keys)
-  return params, jax.tree.map(apart, state), trajectory.losses.T  # [B, T + 1]
+  states = jax.tree.map(apart, state)
+  return (params, states), trajectory.losses.T  # [B, T + 1]
 
 
-def _run_apart(run, theta, learned, loss, tasks, params, opt_states, keys):
+def _run_apart(run, theta, learned, optimizee, *batch):
   """B runs, each with its own optimizer state, under vmap."""
-
-  def one(theta, task, params, opt_state, keys):
-    of_task = scalar(lambda x, key: loss(x, task, key), 'meta_loss')
-    opt = learned.transform(theta)
-    end, trajectory = run(of_task, opt, params, opt_state, keys)
-    return *end, trajectory.losses
-
   # Each optimizee gets a copy of theta, so that every product is a batch of
   # plain products.  With one theta for all, the axis B would lie between the
   # rows and columns of every product and be moved away and back, at two to
   # three times the time.
-  count = len(keys)
-  run_all = _side_by_side(one, count)
-  return run_all(_copies(theta, count), tasks, params, opt_states, keys)
+  count = len(batch[-1])
+  one = functools.partial(run_one, run, 'meta_loss', learned, optimizee)
+  return _side_by_side(one, count)(_copies(theta, count), *batch)
 
 
 def _copies(theta, count):
@@ -140,9 +141,8 @@ def meta_loss(
     ValueError: a loss is not a scalar, or `unroll` is not l2o_jax.unroll and
       the learned optimizer communicates.
   """
-  run = functools.partial(
-    unroll, second_derivatives=second_derivatives, remat=remat
-  )
+  how = {'second_derivatives': second_derivatives, 'remat': remat}
+  run = functools.partial(unroll, **how)
   alone = not learned.communicates or unroll is plain_unroll
   blind = 'for coordinates that communicate, or whose rule depends on the leaf'
   require(alone, f'meta_loss: {blind}, unroll must be l2o_jax.unroll itself')
@@ -150,13 +150,12 @@ def meta_loss(
   # If the update rule of a coordinate does not depend on its leaf or optimizee,
   # all coordinates are one array, and a layer is one matrix product.
   way = _run_apart if learned.communicates else _run_as_one
-  params, opt_states, losses = way(run, theta, learned, optimizee.loss, *batch)
+  end, losses = way(run, theta, learned, optimizee, *batch)
   weights = jnp.ones(losses.shape[1:]) if weights is None else weights
   wide = jnp.promote_types(losses.dtype, jnp.float32)  # sums of many losses
   values = of_loss(losses.astype(wide))
   summed = values @ weights.astype(values.dtype)  # [B, T + 1] -> [B]
-  loss = jnp.mean(summed)
-  return loss, (params, opt_states, losses)
+  return jnp.mean(summed), (*end, losses)
 
 
 def _clipped(differentiate, bound, count):
@@ -198,9 +197,7 @@ def fresh(optimizee, keys):
   return jax.vmap(lambda key: pair(optimizee.init(key)))(keys)
 
 
-def checked_weights(
-  who: str, weights, unroll_length, num_unrolls, num_optimizees
-) -> np.ndarray:
+def checked_weights(who, weights, unroll_length, num_unrolls, num_optimizees):
   """Weights of the losses of a run, [U T + 1], all 1 where None.
 
   Raises:
@@ -273,7 +270,7 @@ def truncated_bptt(
   """
   sizes = unroll_length, num_unrolls, num_optimizees
   weights = checked_weights('truncated_bptt', weights, *sizes)
-  check_remat('truncated_bptt', remat)
+  one_of('truncated_bptt', REMAT, remat=remat)
   above_zero('truncated_bptt', clip_each=clip_each)
   devices = 1 if sharding is None else sharding.num_devices
   even = f'truncated_bptt: num_optimizees must be a multiple of the {devices}'

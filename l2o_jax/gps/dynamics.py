@@ -92,9 +92,7 @@ def secant_curvature(gradients, actions):
   return jnp.concatenate([H, H[-1:]])
 
 
-def fit_dynamics(
-  states, actions, blend, step_ratios, curvature, alone=False
-) -> Dynamics:
+def fit_dynamics(states, actions, blend, step_ratios, curvature, alone=False):
   """s_{t+1} = A_t s_t + B_t a_t + c_t + N(0, F_t) from samples.
 
   Only the rows of Φ are regressed on s_t and a_t.  The others have the form
