@@ -108,10 +108,6 @@ def guided_policy_search(
   from_nothing = guide is not None and regression.first_steps > 0
   kl_at = kl_step if callable(kl_step) else optax.constant_schedule(kl_step)
 
-  def mean_over(costs, who):
-    """Mean of [P, N] over the rollouts `who` [N], nan if there are none."""
-    return jnp.sum(jnp.where(who, costs, 0), -1) / jnp.sum(who)
-
   def init(key):
     theta = policy.learned.init(jax.random.fold_in(key, 0))
     keys = runs.function_keys(rollouts, key)
@@ -134,7 +130,7 @@ def guided_policy_search(
   def judge(state, costs, use_policy):
     """Cost of each function's rollouts, and whether they are accepted, [P]."""
     who = (use_policy == by_policy) | jnp.all(~use_policy)  # [N]
-    values = mean_over(costs, who)
+    values = jnp.mean(costs, -1, where=who)
     if by_policy:  # one theta for all functions
       values = jnp.full_like(values, jnp.mean(values))
     before = state.accepted_cost
@@ -162,8 +158,8 @@ def guided_policy_search(
     share = round(improve.policy_rollouts * N)
     share = share if by_policy else min(share, N - 1)  # some are judged
     use_policy = (jnp.arange(N) < share) & ~first  # [N]
-    initial = jnp.full(2, rollouts.initial_noise)
-    limits = jnp.where(first, initial, jnp.array(rollouts.noise))
+    noise = jnp.array(rollouts.noise)  # (low, high)
+    limits = jnp.where(first, rollouts.initial_noise, noise)
     found = roll_out(state, optimizee, key_rollouts, use_policy, limits)
     costs = jnp.sum(found.objective, -1)  # [P, N]
     values, accept = judge(state, costs, use_policy)  # [P], [P]
@@ -188,7 +184,7 @@ def guided_policy_search(
     summary = {name: mean(x) for name, x in report._asdict().items()}
     summary |= {
       'accepted_cost': jnp.mean(values),
-      'policy_cost': jnp.mean(mean_over(costs, use_policy)),
+      'policy_cost': jnp.mean(jnp.mean(costs, -1, where=use_policy)),
       'rejected': 1 - jnp.mean(accept),
       'kl_scale': jnp.mean(kl_scale),
       'regression_error': error,
