@@ -188,14 +188,13 @@ def _known(update, start, steps, end):
 
   def backward(stored, bars):
     weights, start, steps, _ = stored
+    bars = _floats(bars)
 
     def block(i, totals):
       first = jnp.minimum(i * width, n - width)
       # The last block overlaps the block before it.
       new = first + jnp.arange(width) >= i * width
-      weights_bar, start_bar = backward_block(
-        first, new, weights, steps, _floats(bars)
-      )
+      weights_bar, start_bar = backward_block(first, new, weights, steps, bars)
       add = lambda whole, bar: jax.lax.dynamic_update_slice_in_dim(
         whole, part(whole, first) + bar, first, -1
       )

@@ -81,10 +81,8 @@ def draw_all(sampler, keys: chex.PRNGKey, shapes) -> list[chex.Array]:
   """
   sizes = [math.prod(shape) for shape in shapes]
   drawn = jax.vmap(lambda key: sampler(key, (max(sizes),)))(keys)
-  return [
-    row[:size].reshape(shape)
-    for row, size, shape in zip(drawn, sizes, shapes, strict=True)
-  ]
+  rows = zip(drawn, sizes, shapes, strict=True)
+  return [row[:size].reshape(shape) for row, size, shape in rows]
 
 
 def convolve(x: chex.Array, w: chex.Array, stride: int = 1) -> chex.Array:

@@ -25,17 +25,15 @@ def check_real(tree, what: str):
   """Raises a TypeError that names the first leaf that is not floating-point."""
   for path, x in jax.tree.leaves_with_path(tree):
     name = jax.tree_util.keystr(path) or 'array'
+    found = f'coordinatewise: the {what} {name} is'
     try:
       dtype = x.dtype if hasattr(x, 'dtype') else jnp.result_type(x)
     except TypeError:
-      raise TypeError(
-        f'coordinatewise: the {what} {name} is no array: {x!r:.80}'
-      ) from None
+      raise TypeError(f'{found} no array: {x!r:.80}') from None
     real = jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize >= 2
     kind = 'float0' if dtype == jax.dtypes.float0 else dtype.name
     wanted = 'not real floating-point numbers of 16 bits or more'
-    found = f'the {what} {name} is {kind}'
-    require(real, f'coordinatewise: {found}, {wanted}', TypeError)
+    require(real, f'{found} {kind}, {wanted}', TypeError)
 
 
 def _flatten_as(outer, tree, what):

@@ -70,7 +70,5 @@ def mirror_descent(
     kept = choose(evidence.accept, (guide, eta), old)
     return iteration.Iterate(theta, *kept), report, error
 
-  def init(shape):
-    return jnp.ones(shape[:2])
-
+  init = lambda shape: jnp.ones(shape[:2])
   return iteration.Improve(init, step, cost, 1.0, judges_policy=True)
