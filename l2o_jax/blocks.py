@@ -70,11 +70,10 @@ def unroll(
     return plain_unroll(loss, opt, params, opt_state, keys)
   _check_state(opt_state, vector.size)
   cut = jax.lax.stop_gradient
-  constant = optax.GradientTransformationExtraArgs(
-    opt.init, lambda *args, **extra: cut(opt.update(*args, **extra))
-  )
+  start = cut((params, opt_state))
+  constant = opt._replace(update=lambda *args, **x: cut(opt.update(*args, **x)))
   end, trajectory = plain_unroll(
-    loss, constant, cut(params), cut(opt_state), keys, record=lambda step: step
+    loss, constant, *start, keys, record=lambda step: step
   )
   steps = trajectory.record
   to_arrays = jax.vmap(lambda tree: to_array(tree, shape))
@@ -105,19 +104,14 @@ def _check_state(opt_state, n):
 
 def _floats(tree):
   """The leaves that have a derivative; None for the others."""
-  return jax.tree.map(
-    lambda x: x if jnp.issubdtype(x.dtype, jnp.inexact) else None, tree
-  )
+  real = lambda x: x if jnp.issubdtype(x.dtype, jnp.inexact) else None
+  return jax.tree.map(real, tree)
 
 
 def _put(floats, tree):
   """The inverse of `_floats`: `tree` with these leaves instead of its own."""
-  return jax.tree.map(
-    lambda new, old: old if new is None else new,
-    floats,
-    tree,
-    is_leaf=lambda x: x is None,
-  )
+  pick = lambda new, old: old if new is None else new
+  return jax.tree.map(pick, floats, tree, is_leaf=lambda x: x is None)
 
 
 def _known(update, start, steps, end):
@@ -194,14 +188,13 @@ def _known(update, start, steps, end):
 
   def backward(stored, bars):
     weights, start, steps, _ = stored
+    bars = _floats(bars)
 
     def block(i, totals):
       first = jnp.minimum(i * width, n - width)
       # The last block overlaps the block before it.
       new = first + jnp.arange(width) >= i * width
-      weights_bar, start_bar = backward_block(
-        first, new, weights, steps, _floats(bars)
-      )
+      weights_bar, start_bar = backward_block(first, new, weights, steps, bars)
       add = lambda whole, bar: jax.lax.dynamic_update_slice_in_dim(
         whole, part(whole, first) + bar, first, -1
       )
@@ -221,16 +214,12 @@ def _bits(x):
 
   It would convert a whole bfloat16 array to float32 and back for every block.
   """
-  if x.dtype != jnp.bfloat16:
-    return x
-  return jax.lax.bitcast_convert_type(x, jnp.uint16)
+  return x.view(jnp.uint16) if x.dtype == jnp.bfloat16 else x
 
 
 def _number(bits, like):
   """The inverse of `_bits`, with the type of `like`."""
-  if like.dtype != jnp.bfloat16:
-    return bits
-  return jax.lax.bitcast_convert_type(bits, jnp.bfloat16)
+  return bits.view(jnp.bfloat16) if like.dtype == jnp.bfloat16 else bits
 
 
 def chunked(learned: LearnedOptimizer, size: int = 1280) -> LearnedOptimizer:
@@ -291,9 +280,8 @@ def chunked(learned: LearnedOptimizer, size: int = 1280) -> LearnedOptimizer:
       given = blocks(g), None if x is None else blocks(jnp.asarray(x))
       like = (given[0], jax.eval_shape(opt.init, given[0][0]), given[1])
       gradients, parameters = jax.tree.map(_bits, given)
-      updates, state = jax.lax.fori_loop(
-        0, len(gradients), one, (gradients, state)
-      )
+      carry = gradients, state
+      updates, state = jax.lax.fori_loop(0, len(gradients), one, carry)
       updates = _number(updates, g)
       return jnp.ravel(updates)[: g.size].reshape(g.shape), state
 

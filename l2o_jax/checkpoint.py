@@ -77,10 +77,9 @@ def _describe(name, leaf):
   if _is_key(leaf):
     data = jax.eval_shape(jax.random.key_data, leaf)
     return leaf, data.shape, str(leaf.dtype)
-  if leaf.dtype.kind not in 'biufc' and leaf.dtype != jnp.bfloat16:
-    raise TypeError(
-      f'checkpoint: {name} is an array of {leaf.dtype}, which cannot be saved'
-    )
+  numbers = leaf.dtype.kind in 'biufc' or leaf.dtype == jnp.bfloat16
+  what = f'checkpoint: {name} is an array of {leaf.dtype}'
+  require(numbers, f'{what}, which cannot be saved', TypeError)
   return leaf, leaf.shape, leaf.dtype.name
 
 
@@ -321,7 +320,5 @@ def load(path, like):
       digest.update(data)
     same = digest.hexdigest() == manifest['sha256']
     _check(same, 'the arrays are damaged (SHA-256 differs)')
-  leaves = [leaf for leaf, _, _ in expected]
-  return structure.unflatten(
-    [_decode(arrays[name], leaf) for name, leaf in zip(names, leaves)]
-  )
+  found = [_decode(arrays[n], leaf) for n, (leaf, _, _) in zip(names, expected)]
+  return structure.unflatten(found)

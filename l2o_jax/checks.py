@@ -1,5 +1,6 @@
 """Bad arguments: one line that names what was wrong."""
 
+import math
 import operator
 
 import jax
@@ -39,3 +40,19 @@ def positive(who: str, **sizes) -> None:
       whole = f'{who}: {name} must be a whole number, got {size!r}'
       raise ValueError(whole) from None
     require(size >= 1, f'{who}: {name} must be positive, got {size}')
+
+
+def above_zero(who: str, **numbers) -> None:
+  """Raises a ValueError unless all are positive and finite.
+
+  None, an option that was not given, passes, and so does what is traced.
+  """
+  for name, x in numbers.items():
+    sane = x is None or traced(x) or 0 < x < math.inf
+    require(sane, f'{who}: {name} must be positive, got {x!r}')
+
+
+def one_of(who: str, known, **values) -> None:
+  """Raises a ValueError unless all values are among the known ones."""
+  for name, x in values.items():
+    require(x in known, f'{who}: {name} must be one of {[*known]}, got {x!r}')

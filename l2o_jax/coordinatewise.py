@@ -95,9 +95,8 @@ def _on_leaf(features):
 def _cast(tree, dtype):
   """Floating-point arrays to another type; counters stay what they are."""
   is_float = lambda x: jnp.issubdtype(jnp.result_type(x), jnp.inexact)
-  return jax.tree.map(
-    lambda x: jnp.asarray(x).astype(dtype) if is_float(x) else x, tree
-  )
+  cast = lambda x: jnp.asarray(x).astype(dtype) if is_float(x) else x
+  return jax.tree.map(cast, tree)
 
 
 def _check(what, shape, wanted):
@@ -123,6 +122,27 @@ def _of_each(value, g, dtype):
   return value + jnp.zeros_like(g, dtype)  # sharded as g is
 
 
+def _finite(x, dtype):
+  """In another type, 0 where it is not finite."""
+  x = jnp.asarray(x)
+  x = jnp.where(jnp.isfinite(x), x, jnp.zeros((), x.dtype))
+  if jnp.promote_types(x.dtype, dtype) != dtype:  # the other type is narrower
+    largest = jnp.finfo(dtype).max.astype(x.dtype)
+    x = jnp.clip(x, -largest, largest)
+  return x.astype(dtype)
+
+
+def _sharded_as(x, s):
+  """s [H, *s] of a leaf x [*s], or [] of all of it, computed from x.
+
+  x is finite, so this adds 0; the compiler, which would drop 0 * x, cannot know
+  that.
+  """
+  nothing = x != x if s.ndim >= x.ndim else jnp.any(x != x)
+  nothing = nothing.astype(s.dtype)
+  return s + jnp.expand_dims(nothing, range(s.ndim - nothing.ndim))
+
+
 def _rule(features, cell, theta, state_dtype):
   """The update rule of one leaf: features and cell with the weights theta.
 
@@ -136,17 +156,8 @@ def _rule(features, cell, theta, state_dtype):
   dtype = jnp.result_type(*weights) if weights else jnp.float32
   dtype = dtype if jnp.issubdtype(dtype, jnp.inexact) else jnp.float32
 
-  def seen(x):
-    """In theta's type, 0 where it is not finite."""
-    x = jnp.asarray(x)
-    x = jnp.where(jnp.isfinite(x), x, jnp.zeros((), x.dtype))
-    if jnp.promote_types(x.dtype, dtype) != dtype:  # theta's type is narrower
-      largest = jnp.finfo(dtype).max.astype(x.dtype)
-      x = jnp.clip(x, -largest, largest)
-    return x.astype(dtype)
-
   def start(x):
-    x = seen(x)
+    x = _finite(x, dtype)
     memory = remember(x)
     if cell.communicates:
       state = cell.initial_state(x.size)
@@ -156,14 +167,7 @@ def _rule(features, cell, theta, state_dtype):
       return WholeState((memory,), (state,))
     box = lambda s: s.reshape(*s.shape[:-1], *(1,) * x.ndim)
     state = jax.tree.map(box, cell.initial_state(1))  # [H, 1] -> [H, 1, ...]
-
-    # Computed from x, to be sharded as x is.  x is finite, so this adds 0; the
-    # compiler, which would drop 0 * x, cannot know that.
-    def follow(s):  # [H, *s], or [] of the leaf
-      nothing = x != x if s.ndim >= x.ndim else jnp.any(x != x)
-      nothing = nothing.astype(s.dtype)
-      return s + jnp.expand_dims(nothing, range(s.ndim - nothing.ndim))
-
+    follow = lambda s: _sharded_as(x, s)
     memory, state = jax.tree.map(follow, (memory, state))
     kind = LeafwiseState if of_leaf else CoordinatewiseState
     return kind((memory,), (_cast(state, state_dtype or dtype),))
@@ -175,7 +179,7 @@ def _rule(features, cell, theta, state_dtype):
         check_shape('state', s.shape[s.ndim - g.ndim :], g.shape)
     if value is not None:
       value = _of_each(value, g, dtype)
-    g, x = seen(g), seen(g if x is None else x)
+    g, x = _finite(g, dtype), _finite(g if x is None else x, dtype)
     memory, inputs = look(old.memory[0], x, g, value)
     _check('features', inputs.shape, (features.size, *g.shape))
     state = _cast(old.cell[0], dtype)  # [H, *s]
@@ -265,9 +269,8 @@ def coordinatewise(
     key = jax.eval_shape(jax.random.key, 0)  # of shapes alone: nothing is run
     of_shape = lambda tree: jax.tree.map(jnp.shape, tree)
     fits = of_shape(theta) == of_shape(jax.eval_shape(init_theta, key))
-    require(
-      fits, 'coordinatewise: theta is not for these features and this cell'
-    )
+    other = 'coordinatewise: theta is not for these features and this cell'
+    require(fits, other)
     rule = _rule(features, cell, theta, state_dtype)
     over_leaves = _all_at_once if cell.communicates else leaf_by_leaf
     init, move = over_leaves(*rule)

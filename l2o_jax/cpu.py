@@ -6,6 +6,7 @@ import math
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 # x P(x^2) / Q(x^2) on |x| <= 8, a minimax fit in relative error (2e-9, below
 # the rounding of float32).
@@ -80,10 +81,8 @@ def draw_all(sampler, keys: chex.PRNGKey, shapes) -> list[chex.Array]:
   """
   sizes = [math.prod(shape) for shape in shapes]
   drawn = jax.vmap(lambda key: sampler(key, (max(sizes),)))(keys)
-  return [
-    row[:size].reshape(shape)
-    for row, size, shape in zip(drawn, sizes, shapes, strict=True)
-  ]
+  rows = zip(drawn, sizes, shapes, strict=True)
+  return [row[:size].reshape(shape) for row, size, shape in rows]
 
 
 def convolve(x: chex.Array, w: chex.Array, stride: int = 1) -> chex.Array:
@@ -107,20 +106,14 @@ def _convolve(x, w, stride):
 
 def _shifted_product(x, w, stride):
   k, _, C, D = w.shape
-  pads = [_same_padding(size, k, stride) for size in x.shape[1:3]]
   N, H, W = len(x), *(-(-size // stride) for size in x.shape[1:3])
+  strides = stride, stride
+  pads = jax.lax.padtype_to_pads(x.shape[1:3], (k, k), strides, 'SAME')
   x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
   last = lambda start, count: start + stride * (count - 1) + 1
   shifted = [
     x[:, i : last(i, H) : stride, j : last(j, W) : stride]
-    for i in range(k)
-    for j in range(k)
+    for i, j in np.ndindex(k, k)
   ]
   columns = jnp.concatenate(shifted, -1).reshape(-1, k * k * C)
   return (columns @ w.reshape(-1, D)).reshape(N, H, W, D)
-
-
-def _same_padding(size, k, stride):
-  """Zeros (before, after), as XLA's padding 'SAME' has them."""
-  total = max((-(-size // stride) - 1) * stride + k - size, 0)
-  return total // 2, total - total // 2

@@ -56,9 +56,8 @@ def learning_curves(
   def run(key):  # [T / k + 1]
     key_init, key_loss = jax.random.split(key)
     params, task = pair(optimizee.init(key_init))
-    loss = scalar(
-      lambda x, key: optimizee.loss(x, task, key), 'learning_curves'
-    )
+    of_task = lambda x, key: optimizee.loss(x, task, key)
+    loss = scalar(of_task, 'learning_curves')
     start = params, opt.init(params)
     if not objective and point is None:
       keys = jax.random.split(key_loss, num_steps + 1)

@@ -6,13 +6,18 @@ from collections.abc import Callable
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from l2o_jax.base import Info, LearnedOptimizer, MetaTrainer
-from l2o_jax.checks import pair, positive, require
-from l2o_jax.truncated_bptt import MetaState, checked_weights, meta_update
-from l2o_jax.unroll import scalar, unroll
+from l2o_jax.checks import above_zero
+from l2o_jax.truncated_bptt import (
+  checked_weights,
+  first_state,
+  fresh,
+  meta_update,
+  run_one,
+)
+from l2o_jax.unroll import unroll
 
 
 def evolution(
@@ -70,40 +75,27 @@ def evolution(
     ValueError: a size or σ is not positive, or weights have a wrong shape or
       are not finite.
   """
-  sizes = {'unroll_length': unroll_length, 'num_unrolls': num_unrolls}
-  positive('evolution', **sizes, num_optimizees=num_optimizees)
-  require(0 < std < np.inf, f'evolution: std must be positive, got {std!r}')
-  count = unroll_length * num_unrolls
-  weights = checked_weights('evolution', weights, count + 1)[1:]
-
-  def init(key):
-    theta = learned.init(key)
-    return MetaState(theta, meta_optimizer.init(theta))
-
+  sizes = unroll_length, num_unrolls, num_optimizees
+  weights = checked_weights('evolution', weights, *sizes)[1:]
+  above_zero('evolution', std=std)
   copies = lambda x: jnp.zeros((num_optimizees, *x.shape), x.dtype)
 
   def noise(theta, key):  # [B, *leaf]
     normal = optax.tree.random_like(key, jax.tree.map(copies, theta))
     return optax.tree.scale(std, normal)
 
-  def run(optimizee, theta, task, params, opt_state, keys):
-    """One run of one unroll: where it ends, and its losses [T + 1]."""
-    loss = scalar(lambda x, key: optimizee.loss(x, task, key), 'evolution')
-    opt = learned.transform(theta)
-    end, seen = unroll(loss, opt, params, opt_state, keys, remat=False)
-    return end, seen.losses
+  run = functools.partial(unroll, remat=False)
 
   def step(state, optimizee, key):
     key_init, key_loss, key_noise = jax.random.split(key, 3)
     keys = jax.random.split(key_init, num_optimizees)
-    init = lambda key: pair(optimizee.init(key))
-    params, tasks = jax.vmap(init)(keys)
+    params, tasks = fresh(optimizee, keys)
     states = jax.vmap(learned.transform(state.theta).init)(params)
     pairs = jax.tree.map(lambda x: jnp.stack([x, x]), (params, states))
     shape = (num_unrolls, num_optimizees, unroll_length + 1)
     keys = jax.random.split(key_loss, shape)  # [U, B, T + 1]
-    both = jax.vmap(functools.partial(run, optimizee))
-    both = jax.vmap(both, (0, None, 0, 0, None))  # [2, B]
+    one = functools.partial(run_one, run, 'evolution', learned, optimizee)
+    both = jax.vmap(jax.vmap(one), (0, None, 0, 0, None))  # [2, B]
 
     def meta_step(carry, inputs):
       state, pairs, drawn = carry
@@ -132,4 +124,5 @@ def evolution(
     )
     return state, Info(losses, loss, skipped, {'gradient_norm': jnp.max(norm)})
 
+  init = functools.partial(first_state, learned, meta_optimizer)
   return MetaTrainer(init, step)

@@ -73,6 +73,11 @@ class Moments(NamedTuple):
   length: chex.Array | tuple[()] = ()
 
 
+def _rest(b, t):
+  """1 - bᵗ; quicker than a power, and more exact near 0."""
+  return -jnp.expm1(t * math.log(b)) if b else jnp.ones_like(t)
+
+
 def adam_ratios(
   b1: float | Sequence[float] = 0.95,
   b2: float = 0.95,
@@ -143,10 +148,6 @@ def adam_ratios(
   dated = agreement is None or age is not None
   require(dated, 'adam_ratios: agreement needs an age')
 
-  def rest(b, t):
-    """1 - bᵗ; quicker than a power, and more exact near 0."""
-    return -jnp.expm1(t * math.log(b)) if b else jnp.ones_like(t)
-
   def init(x):
     zero = jnp.zeros_like(x)
     m = jnp.stack([zero] * len(b1))
@@ -156,9 +157,8 @@ def adam_ratios(
   def length_of(memory, ratio, root):
     """ℓ after a gradient that is `ratio` in units of `root`."""
     t = memory.step.astype(ratio.dtype)  # gradients before this one
-    before = memory.m[0] / (rest(b1[0], jnp.maximum(t, 1)) * root)
-    of_one = lambda x: jnp.clip(x, -1, 1)
-    agreed = of_one(before) * of_one(ratio)  # [*s]
+    before = memory.m[0] / (_rest(b1[0], jnp.maximum(t, 1)) * root)
+    agreed = jnp.clip(before, -1, 1) * jnp.clip(ratio, -1, 1)  # [*s]
     a = jnp.sum(agreed) / max(agreed.size, 1)  # an empty leaf has no mean
     length = memory.length + agreement * a * jax.lax.rsqrt(1 + t / age)
     return jnp.clip(length, -0.5, 3.5)
@@ -173,13 +173,13 @@ def adam_ratios(
     m = [b * m + (1 - b) * g for b, m in zip(b1, memory.m)]
     if window is None:
       v = b2 * memory.v + (1 - b2) * g**2
-      mean = v / rest(b2, t)
+      mean = v / _rest(b2, t)
     else:
-      a = jnp.maximum((1 - b2) / rest(b2, t), window / (window + t - 1))
+      a = jnp.maximum((1 - b2) / _rest(b2, t), window / (window + t - 1))
       v = mean = (1 - a) * memory.v + a * g**2
     # Above 0 the root has a finite derivative.
     root = jnp.sqrt(jnp.maximum(mean, limits.tiny)) + eps
-    seen = [m / rest(b, t) / root for b, m in zip(b1, m)] + [g / root]
+    seen = [m / _rest(b, t) / root for b, m in zip(b1, m)] + [g / root]
     length, of_all = memory.length, []
     if agreement is not None:
       length = length_of(memory, seen[-1], root)
@@ -311,21 +311,14 @@ class Past(NamedTuple):
 
   Attributes:
     step: t, the number of updates seen.
-    x: x̄(t), x̄(t - 1), ... [lag (L + 1) + 1, ...].
-    g: ḡ(t), ḡ(t - 1), ... [lag (L + 1) + 1, ...].
-    f: f̄(t), f̄(t - 1), ... [lag (L + 1) + 1].
-    last_x: x(t), x(t - 1) [2, ...].
-    last_g: g(t), g(t - 1) [2, ...].
-    last_f: f(t), f(t - 1) [2].
+    means: x̄(t), x̄(t - 1), ... [lag (L + 1) + 1, ...], the same of g, and of f
+      [lag (L + 1) + 1].
+    last: x(t), x(t - 1) [2, ...], the same of g, and of f [2].
   """
 
   step: chex.Array
-  x: chex.Array
-  g: chex.Array
-  f: chex.Array
-  last_x: chex.Array
-  last_g: chex.Array
-  last_f: chex.Array
+  means: tuple[chex.Array, ...]
+  last: tuple[chex.Array, ...]
 
 
 def state_features(lag: int = 5, depth: int = 25) -> Features:
@@ -361,40 +354,36 @@ def state_features(lag: int = 5, depth: int = 25) -> Features:
   def init(x):
     past = jnp.zeros((length, *x.shape), x.dtype)
     f = jnp.zeros(length, x.dtype)
-    step = jnp.zeros((), jnp.int32)
-    return Past(step, past, past, f, past[:2], past[:2], f[:2])
+    last = past[:2], past[:2], f[:2]
+    return Past(jnp.zeros((), jnp.int32), (past, past, f), last)
 
   def update(past, x, g, value):
-    f = jnp.asarray(value, past.f.dtype)
-    f = jnp.where(jnp.isfinite(f), f, past.last_f[0])
-    t, now = past.step, (x, g, f)
-    average = lambda new, last: (
-      (new + last[0] + last[1]) / jnp.minimum(t + 1, 3).astype(new.dtype)
-    )
-    # past[1:4] are the averages of x, g and f, past[4:] their last values.
-    averages = map(average, now, past[4:])
-    bars = bar_x, bar_g, bar_f = list(map(_shift, past[1:4], averages))
+    last_f = past.last[2][0]
+    f = jnp.asarray(value, last_f.dtype)
+    t, now = past.step, (x, g, jnp.where(jnp.isfinite(f), f, last_f))
+    count = jnp.minimum(t + 1, 3)
+    average = lambda new, last: (new + last[0] + last[1]) / count
+    means = tuple(map(_shift, past.means, map(average, now, past.last)))
+    bar_x, bar_g, bar_f = means
     periods = t // lag  # whole lags since the start
     i = jnp.arange(depth + 1)
     j = i[:-1]
     back = lambda values, lags: values[lag * jnp.clip(lags, 0, depth + 1)]
     upright = lambda z: z.reshape(-1, *(1,) * x.ndim)  # [K] -> [K, 1, ...]
-    among = lambda lags, feature: jnp.where(
-      upright(lags <= periods), feature, 0
-    )
     before = back(bar_f, j + 1)
     change = (back(bar_f, j) - before) / jnp.where(before == 0, 1, before)
-    change = among(j + 1, upright(jnp.where(before == 0, 0, change)))
+    change = upright(jnp.where(before == 0, 0, change))
     change = jnp.broadcast_to(change, (depth, *x.shape))
     last_g = back(bar_g, jnp.minimum(i + 1, periods))
-    slope = among(i, back(bar_g, i) / (jnp.abs(last_g) + 1))
-    earlier = back(bar_x, jnp.minimum(j + 1, periods - 1)) - back(
-      bar_x, jnp.minimum(j + 2, periods)
-    )
+    slope = back(bar_g, i) / (jnp.abs(last_g) + 1)
+    first = back(bar_x, jnp.minimum(j + 1, periods - 1))
+    earlier = first - back(bar_x, jnp.minimum(j + 2, periods))
     recent = back(bar_x, j) - back(bar_x, j + 1)
-    ratio = among(j + 1, jnp.abs(earlier) / (jnp.abs(recent) + 0.1))
-    past = Past(t + 1, *bars, *map(_shift, past[4:], now))
+    ratio = jnp.abs(earlier) / (jnp.abs(recent) + 0.1)
+    past = Past(t + 1, means, tuple(map(_shift, past.last, now)))
+    lags = jnp.concatenate([j + 1, i, j + 1])
     features = jnp.concatenate([change, slope, ratio])
+    features = jnp.where(upright(lags <= periods), features, 0)
     return past, jnp.moveaxis(features, 0, -1)
 
   return Features(3 * depth + 1, init, update, frozenset({'params', 'value'}))

@@ -34,9 +34,8 @@ class GuardedState(NamedTuple):
 
 def _finite(tree):
   """Whether all numbers of a tree are finite, []."""
-  return jnp.all(
-    jnp.array([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)])
-  )
+  finite = jax.tree.map(lambda x: jnp.all(jnp.isfinite(x)), tree)
+  return jax.tree.reduce(jnp.logical_and, finite, True)
 
 
 def _rounding(tree):
@@ -126,14 +125,10 @@ def guarded(
     require(kinds[0] == kinds[1], f'{frozen}: {kinds[0]}, {kinds[1]}')
     y = state.guard_params
     y_value, y_grads = jax.value_and_grad(value_fn)(y)
-    extra = {**extra, 'value_fn': value_fn}
-    moves, opt_state = opt.update(
-      updates, state.opt_state, params, value=value, **extra
-    )
-    extra['grad'] = y_grads
-    y_moves, guard_state = guard.update(
-      y_grads, state.guard_state, y, value=y_value, **extra
-    )
+    how = {**extra, 'value': value, 'value_fn': value_fn}
+    moves, opt_state = opt.update(updates, state.opt_state, params, **how)
+    how |= {'value': y_value, 'grad': y_grads}
+    y_moves, guard_state = guard.update(y_grads, state.guard_state, y, **how)
 
     phase = state.step
     late = phase < 0

@@ -11,7 +11,7 @@ from l2o_jax.cells.mlp import mlp_cell
 from l2o_jax.cells.ntm_bfgs import ntm_bfgs_cell
 from l2o_jax.cells.schedule_free import schedule_free
 from l2o_jax.cells.standardised import standardised
-from l2o_jax.checks import plain_number, require, traced
+from l2o_jax.checks import one_of, plain_number, require, traced
 from l2o_jax.coordinatewise import coordinatewise
 from l2o_jax.features import (
   adam_ratios,
@@ -83,14 +83,18 @@ def lstm_log_and_sign(
     averaged: see `lstm_averaging`; over the coordinates of a group.
   """
   cell = lstm_cell(scale=scale, averaged=averaged)
-  learned = coordinatewise(log_and_sign(p), cell)
+  return _of_labels(coordinatewise(log_and_sign(p), cell), labels)
+
+
+def _of_labels(learned, labels):
+  """One theta for each label; None: one for all."""
   return learned if labels is None else grouped(learned, by_label(labels))
 
 
-def _policy(features, cell, labels):
-  """A standardised cell on every coordinate; one theta for each label."""
-  learned = coordinatewise(features, standardised(cell))
-  return learned if labels is None else grouped(learned, by_label(labels))
+def _policy(features, cell, labels, coordinates=1):
+  """A standardised cell; one theta for each label."""
+  cell = standardised(cell, coordinates=coordinates)
+  return _of_labels(coordinatewise(features, cell), labels)
 
 
 def policy_parts(hidden: int = 128, features: str = 'changes'):
@@ -103,8 +107,7 @@ def policy_parts(hidden: int = 128, features: str = 'changes'):
     # In units of the first actions: no step is longer than ten of them.
     cell = gated_cell(hidden, scale=10.0, rate=1.0, even=4)
     return scale_free(), cell
-  known = "predicted_step_descent: features must be 'changes' or 'scale_free'"
-  require(features == 'changes', f'{known}, got {features!r}')
+  one_of('predicted_step_descent', ('changes', 'scale_free'), features=features)
   return relative_changes(), lstm_cell((hidden,), scale=1.0)
 
 
@@ -179,11 +182,8 @@ def autonomous_optimizer(
   """
   if labels is not None and coordinates is not None:
     raise ValueError('autonomous_optimizer: one net for all has no labels')
-  cell = standardised(
-    mlp_cell((hidden,), coordinates=coordinates), coordinates=coordinates or 1
-  )
-  learned = coordinatewise(history(depth), cell)
-  return learned if labels is None else grouped(learned, by_label(labels))
+  cell = mlp_cell((hidden,), coordinates=coordinates)
+  return _policy(history(depth), cell, labels, coordinates or 1)
 
 
 @_named
@@ -244,8 +244,7 @@ def robust_optimizer(
     start |= {'even': 3, 'length': 1.0}
   gated = gated_cell(hidden, scale, **start)
   cell = schedule_free(gated, age, warmup=warmup, **average)
-  learned = coordinatewise(features, cell)
-  return learned if labels is None else grouped(learned, by_label(labels))
+  return _of_labels(coordinatewise(features, cell), labels)
 
 
 @_named
@@ -287,9 +286,6 @@ def ntm_bfgs(scale: float = 0.25, pairs: int | None = None) -> LearnedOptimizer:
 
 def flattened(learned: LearnedOptimizer) -> LearnedOptimizer:
   """Deprecated: `learned` itself; trainers put coordinates in one array."""
-  warnings.warn(
-    'flattened is no longer needed: use the learned optimizer as it is',
-    DeprecationWarning,
-    stacklevel=2,
-  )
+  text = 'flattened is no longer needed: use the learned optimizer as it is'
+  warnings.warn(text, DeprecationWarning, stacklevel=2)
   return learned

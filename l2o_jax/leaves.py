@@ -25,18 +25,15 @@ def check_real(tree, what: str):
   """Raises a TypeError that names the first leaf that is not floating-point."""
   for path, x in jax.tree.leaves_with_path(tree):
     name = jax.tree_util.keystr(path) or 'array'
+    found = f'coordinatewise: the {what} {name} is'
     try:
       dtype = x.dtype if hasattr(x, 'dtype') else jnp.result_type(x)
     except TypeError:
-      raise TypeError(
-        f'coordinatewise: the {what} {name} is no array: {x!r:.80}'
-      ) from None
-    if not jnp.issubdtype(dtype, jnp.floating) or dtype.itemsize < 2:
-      kind = 'float0' if dtype == jax.dtypes.float0 else dtype.name
-      raise TypeError(
-        f'coordinatewise: the {what} {name} is {kind}, not real '
-        'floating-point numbers of 16 bits or more'
-      )
+      raise TypeError(f'{found} no array: {x!r:.80}') from None
+    real = jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize >= 2
+    kind = 'float0' if dtype == jax.dtypes.float0 else dtype.name
+    wanted = 'not real floating-point numbers of 16 bits or more'
+    require(real, f'{found} {kind}, {wanted}', TypeError)
 
 
 def _flatten_as(outer, tree, what):
@@ -75,11 +72,8 @@ def to_tree(array, like, batch=()):
   ends = np.cumsum([np.size(x) // math.prod(batch) for x in leaves])[:-1]
   whole = len(leaves) == 1
   parts = [array] if whole else jnp.split(array.reshape(*batch, -1), ends, -1)
-  shaped = [
-    a.reshape(np.shape(x)).astype(jnp.result_type(x))
-    for a, x in zip(parts, leaves)
-  ]
-  return structure.unflatten(shaped)
+  shaped = lambda a, x: a.reshape(np.shape(x)).astype(jnp.result_type(x))
+  return structure.unflatten(map(shaped, parts, leaves))
 
 
 def leaf_by_leaf(start: Callable, move: Callable):

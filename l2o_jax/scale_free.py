@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from l2o_jax.base import Features
-from l2o_jax.checks import require
+from l2o_jax.checks import above_zero
 
 
 class Magnitudes(NamedTuple):
@@ -54,7 +54,7 @@ def scale_free(age: float = 20.0) -> Features:
   Raises:
     ValueError: the age is not positive.
   """
-  require(age > 0, f'scale_free: age must be positive, got {age!r}')
+  above_zero('scale_free', age=age)
 
   def init(x):
     zero, f = jnp.zeros_like(x), jnp.zeros((), x.dtype)

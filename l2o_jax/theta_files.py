@@ -51,12 +51,10 @@ def save_learned(path, learned: LearnedOptimizer, theta, metadata=None) -> None:
   free = isinstance(metadata, dict) and 'optimizer' not in metadata
   named = "metadata must be a dict without the key 'optimizer'"
   require(free, f'save_learned: {named}')
-  kind = lambda tree: jax.tree.map(
-    lambda x: (jnp.shape(x), jnp.result_type(x)), tree
-  )
-  wanted = jax.eval_shape(learned.init, jax.eval_shape(jax.random.key, 0))
+  kind = lambda x: (jnp.shape(x), jnp.result_type(x))
+  kinds = [jax.tree.map(kind, t) for t in (theta, _shapes_of_theta(learned))]
   fits = f'save_learned: theta is not for {spelled(learned.call)}'
-  require(kind(theta) == kind(wanted), fits)
+  require(kinds[0] == kinds[1], fits)
   metadata = {'optimizer': learned.call, **metadata}
   checkpoint.save(path, theta, metadata=metadata)
 
@@ -77,10 +75,9 @@ def load_learned(path, expected: LearnedOptimizer | None = None):
   """
   metadata = checkpoint.metadata(path)
   call = metadata.get('optimizer') if isinstance(metadata, dict) else None
-  if call is None:
-    raise checkpoint.CheckpointError(
-      f'{path}: does not say which optimizer it is for; l2o_jax.load reads it'
-    )
+  silent = f'{path}: does not say which optimizer it is for'
+  todo = 'l2o_jax.load reads it'
+  require(call is not None, f'{silent}; {todo}', checkpoint.CheckpointError)
   try:
     learned = build(call)
   except ValueError as error:
@@ -89,9 +86,12 @@ def load_learned(path, expected: LearnedOptimizer | None = None):
     raise checkpoint.CheckpointError(
       f'{path}: is for {spelled(learned.call)}, not {spelled(expected.call)}'
     )
-  key = jax.eval_shape(jax.random.key, 0)  # of shapes alone: nothing is run
-  theta = jax.eval_shape(learned.init, key)
-  return learned, checkpoint.load(path, theta)
+  return learned, checkpoint.load(path, _shapes_of_theta(learned))
+
+
+def _shapes_of_theta(learned):
+  """theta as `jax.ShapeDtypeStruct`; nothing is run."""
+  return jax.eval_shape(learned.init, jax.eval_shape(jax.random.key, 0))
 
 
 def _plain(call):

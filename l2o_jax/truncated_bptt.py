@@ -11,9 +11,9 @@ import numpy as np
 import optax
 
 from l2o_jax.base import Info, LearnedOptimizer, MetaTrainer, Optimizee
-from l2o_jax.checks import pair, positive, require
+from l2o_jax.checks import above_zero, one_of, pair, positive, require
 from l2o_jax.leaves import to_array, to_tree
-from l2o_jax.unroll import check_remat, scalar
+from l2o_jax.unroll import REMAT, scalar
 from l2o_jax.unroll import unroll as plain_unroll
 
 
@@ -58,36 +58,37 @@ def _side_by_side(function, count):
   return only_one
 
 
-def _run_as_one(run, theta, learned, loss, tasks, params, opt_states, keys):
+def run_one(run, who, learned, optimizee, theta, task, params, state, keys):
+  """One run of one optimizee: ((x_T, state), losses [T + 1])."""
+  loss = scalar(lambda x, key: optimizee.loss(x, task, key), who)
+  end, trajectory = run(loss, learned.transform(theta), params, state, keys)
+  return end, trajectory.losses
+
+
+def _run_as_one(run, theta, learned, optimizee, tasks, params, states, keys):
   """B runs whose coordinates do not communicate: one run of one array."""
   count = len(keys)
   join = lambda s: jnp.moveaxis(s, 0, -2).reshape(*s.shape[1:-1], -1)
   apart = lambda s: jnp.moveaxis(s.reshape(*s.shape[:-1], count, -1), -2, 0)
-  state = jax.tree.map(join, opt_states)  # [B, K, n] -> [K, B n]
+  state = jax.tree.map(join, states)  # [B, K, n] -> [K, B n]
   opt = _on_array(learned.transform(theta), (count,))
-  of_all = _side_by_side(loss, count)
+  of_all = _side_by_side(optimizee.loss, count)
   losses_of = lambda params, keys: of_all(params, tasks, keys)  # [B]
   keys = jnp.swapaxes(keys, 0, 1)  # [T + 1, B]
   (params, state), trajectory = run(losses_of, opt, params, state, keys)
-  return params, jax.tree.map(apart, state), trajectory.losses.T  # [B, T + 1]
+  states = jax.tree.map(apart, state)
+  return (params, states), trajectory.losses.T  # [B, T + 1]
 
 
-def _run_apart(run, theta, learned, loss, tasks, params, opt_states, keys):
+def _run_apart(run, theta, learned, optimizee, *batch):
   """B runs, each with its own optimizer state, under vmap."""
-
-  def one(theta, task, params, opt_state, keys):
-    of_task = scalar(lambda x, key: loss(x, task, key), 'meta_loss')
-    opt = learned.transform(theta)
-    end, trajectory = run(of_task, opt, params, opt_state, keys)
-    return *end, trajectory.losses
-
   # Each optimizee gets a copy of theta, so that every product is a batch of
   # plain products.  With one theta for all, the axis B would lie between the
   # rows and columns of every product and be moved away and back, at two to
   # three times the time.
-  count = len(keys)
-  run_all = _side_by_side(one, count)
-  return run_all(_copies(theta, count), tasks, params, opt_states, keys)
+  count = len(batch[-1])
+  one = functools.partial(run_one, run, 'meta_loss', learned, optimizee)
+  return _side_by_side(one, count)(_copies(theta, count), *batch)
 
 
 def _copies(theta, count):
@@ -140,9 +141,8 @@ def meta_loss(
     ValueError: a loss is not a scalar, or `unroll` is not l2o_jax.unroll and
       the learned optimizer communicates.
   """
-  run = functools.partial(
-    unroll, second_derivatives=second_derivatives, remat=remat
-  )
+  how = {'second_derivatives': second_derivatives, 'remat': remat}
+  run = functools.partial(unroll, **how)
   alone = not learned.communicates or unroll is plain_unroll
   blind = 'for coordinates that communicate, or whose rule depends on the leaf'
   require(alone, f'meta_loss: {blind}, unroll must be l2o_jax.unroll itself')
@@ -150,13 +150,12 @@ def meta_loss(
   # If the update rule of a coordinate does not depend on its leaf or optimizee,
   # all coordinates are one array, and a layer is one matrix product.
   way = _run_apart if learned.communicates else _run_as_one
-  params, opt_states, losses = way(run, theta, learned, optimizee.loss, *batch)
+  end, losses = way(run, theta, learned, optimizee, *batch)
   weights = jnp.ones(losses.shape[1:]) if weights is None else weights
   wide = jnp.promote_types(losses.dtype, jnp.float32)  # sums of many losses
   values = of_loss(losses.astype(wide))
   summed = values @ weights.astype(values.dtype)  # [B, T + 1] -> [B]
-  loss = jnp.mean(summed)
-  return loss, (params, opt_states, losses)
+  return jnp.mean(summed), (*end, losses)
 
 
 def _clipped(differentiate, bound, count):
@@ -180,16 +179,34 @@ def _clipped(differentiate, bound, count):
 def meta_update(meta_optimizer, state, loss, gradient):
   """A meta-step: (MetaState, whether it was skipped, norm of the gradient)."""
   norm = optax.tree.norm(gradient)
-  updates, opt_state = meta_optimizer.update(
-    gradient, state.opt_state, state.theta
-  )
-  moved = MetaState(optax.apply_updates(state.theta, updates), opt_state)
+  theta, opt_state = state
+  updates, opt_state = meta_optimizer.update(gradient, opt_state, theta)
+  moved = MetaState(optax.apply_updates(theta, updates), opt_state)
   finite = jnp.isfinite(loss) & jnp.isfinite(norm)
   return optax.tree.where(finite, moved, state), ~finite, norm
 
 
-def checked_weights(who: str, weights, count: int) -> np.ndarray:
-  """Weights of losses, [count], all 1 where None; or a ValueError."""
+def first_state(learned, meta_optimizer, key) -> MetaState:
+  """The state of a trainer before its first meta-step."""
+  theta = learned.init(key)
+  return MetaState(theta, meta_optimizer.init(theta))
+
+
+def fresh(optimizee, keys):
+  """(x_0, tasks) of fresh optimizees, one for each of B keys."""
+  return jax.vmap(lambda key: pair(optimizee.init(key)))(keys)
+
+
+def checked_weights(who, weights, unroll_length, num_unrolls, num_optimizees):
+  """Weights of the losses of a run, [U T + 1], all 1 where None.
+
+  Raises:
+    ValueError: a size is not positive, or weights have a wrong shape or are not
+      finite.
+  """
+  sizes = {'unroll_length': unroll_length, 'num_unrolls': num_unrolls}
+  positive(who, **sizes, num_optimizees=num_optimizees)
+  count = unroll_length * num_unrolls + 1
   weights = np.ones(count) if weights is None else np.asarray(weights)
   shape = f'{who}: weights must have shape ({count},), got {weights.shape}'
   require(weights.shape == (count,), shape)
@@ -251,13 +268,10 @@ def truncated_bptt(
       weights have the wrong length or are not finite, or B is not a multiple of
       the number of devices in `sharding`.
   """
-  sizes = {'unroll_length': unroll_length, 'num_unrolls': num_unrolls}
-  positive('truncated_bptt', **sizes, num_optimizees=num_optimizees)
-  check_remat('truncated_bptt', remat)
-  clip = clip_each is None or clip_each > 0
-  require(clip, f'truncated_bptt: clip_each must be positive: {clip_each!r}')
-  num_losses = unroll_length * num_unrolls + 1
-  weights = checked_weights('truncated_bptt', weights, num_losses)
+  sizes = unroll_length, num_unrolls, num_optimizees
+  weights = checked_weights('truncated_bptt', weights, *sizes)
+  one_of('truncated_bptt', REMAT, remat=remat)
+  above_zero('truncated_bptt', clip_each=clip_each)
   devices = 1 if sharding is None else sharding.num_devices
   even = f'truncated_bptt: num_optimizees must be a multiple of the {devices}'
   require(not num_optimizees % devices, f'{even} devices, got {num_optimizees}')
@@ -268,41 +282,27 @@ def truncated_bptt(
   # same x.
   windows = np.lib.stride_tricks.sliding_window_view(weights, unroll_length + 1)
   windows = jnp.asarray(windows[::unroll_length], jnp.float32)
-  loss_of = functools.partial(
-    meta_loss,
-    of_loss=of_loss,
-    second_derivatives=second_derivatives,
-    remat=remat,
-    unroll=unroll,
-  )
-
-  def init(key):
-    theta = learned.init(key)
-    return MetaState(theta, meta_optimizer.init(theta))
-
-  def start(theta, optimizee, key):
-    """tasks, x_0 and states of B fresh optimizees."""
-    keys = spread(jax.random.split(key, num_optimizees))
-    init = lambda key: pair(optimizee.init(key))
-    params, tasks = spread(jax.vmap(init)(keys))
-    states = spread(
-      jax.vmap(lambda x: initial_state(learned, theta, x))(params)
-    )
-    return tasks, params, states
+  how = {'of_loss': of_loss, 'second_derivatives': second_derivatives}
+  how |= {'remat': remat, 'unroll': unroll}
 
   def step(state, optimizee, key):
     key_init, key_loss = jax.random.split(key)
-    tasks, params, states = start(state.theta, optimizee, key_init)
+    keys = spread(jax.random.split(key_init, num_optimizees))
+    params, tasks = spread(fresh(optimizee, keys))
+    state_of = functools.partial(initial_state, learned, state.theta)
+    states = spread(jax.vmap(state_of)(params))
     shape = (num_unrolls, num_optimizees, unroll_length + 1)
     keys = jax.random.split(key_loss, shape)  # [U, B, T + 1]
 
     def meta_step(carry, inputs):
       state, params, states = carry
       keys, weights = inputs
-      of_theta = lambda theta, *batch: loss_of(
-        theta, learned, optimizee, *batch, weights=weights
-      )
-      differentiate = jax.value_and_grad(of_theta, has_aux=True)
+
+      def loss_of(theta, *batch):
+        which = theta, learned, optimizee
+        return meta_loss(*which, *batch, weights=weights, **how)
+
+      differentiate = jax.value_and_grad(loss_of, has_aux=True)
       if clip_each is not None:
         differentiate = _clipped(differentiate, clip_each, num_optimizees)
       batch = tasks, params, states, spread(keys)
@@ -318,4 +318,5 @@ def truncated_bptt(
     summary = {'gradient_norm': jnp.max(norm)}
     return state, Info(losses, loss, skipped, summary)
 
+  init = functools.partial(first_state, learned, meta_optimizer)
   return MetaTrainer(init, step)

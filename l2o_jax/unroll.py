@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from l2o_jax.checks import require
+from l2o_jax.checks import one_of, require
+
+REMAT = (False, True, 'segments')  # what `remat` of `unroll` may be
 
 
 class Step(NamedTuple):
@@ -75,12 +77,6 @@ def scalar(loss, who, shapes=((),)):
     return jnp.asarray(value)
 
   return checked
-
-
-def check_remat(who, remat):
-  """Raises a ValueError unless `remat` has one of its three values."""
-  known = remat in (False, True, 'segments')
-  require(known, f"{who}: remat must be False, True or 'segments': {remat!r}")
 
 
 def _scan_segments(step, carry, keys):
@@ -149,7 +145,7 @@ def unroll(
     ValueError: unknown `remat`, no keys, or a loss that is neither a scalar nor
       [B] where all parameters have a leading axis B.
   """
-  check_remat('unroll', remat)
+  one_of('unroll', REMAT, remat=remat)
   require(len(keys), 'unroll: keys must be T + 1, at least one')
   leading = {jnp.shape(x)[:1] for x in jax.tree.leaves(params)}
   several = leading if len(leading) == 1 else set()  # [B], B functions

@@ -1,5 +1,6 @@
 """What constructors say of bad arguments."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest
@@ -21,6 +22,19 @@ class ChecksTest(absltest.TestCase):
         checks.positive('f', n=bad)
     with self.assertRaisesRegex(ValueError, '^f: n must be positive, got 0$'):
       checks.positive('f', n=0)
+
+  def test_above_zero(self):
+    checks.above_zero('f', n=0.5, m=jnp.float32(1), k=None)
+    jax.jit(lambda n: checks.above_zero('f', n=n))(-1.0)
+    for bad in (0, -1.0, float('nan'), float('inf')):
+      with self.assertRaisesRegex(ValueError, f'^f: n must .*, got {bad!r}$'):
+        checks.above_zero('f', m=1, n=bad)
+
+  def test_one_of(self):
+    checks.one_of('f', {'a': 1, 'b': 2}, n='a', m='b')
+    message = r"^f: m must be one of \['a', 'b'\], got 'c'$"
+    with self.assertRaisesRegex(ValueError, message):
+      checks.one_of('f', ('a', 'b'), n='a', m='c')
 
 
 if __name__ == '__main__':

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from l2o_jax.base import Cell
 from l2o_jax.cells.layers import truncated_normal
 from l2o_jax.cells.lstm import lstm_layer, lstm_layer_init
-from l2o_jax.checks import positive, require, traced
+from l2o_jax.checks import above_zero, positive, require, traced
 from l2o_jax.cpu import tanh
 
 
@@ -89,14 +89,10 @@ def gated_cell(
       `direction`.
   """
   positive('gated_cell', hidden=hidden or 1)
-  require(
-    traced(slope) or slope > 0,
-    f'gated_cell: slope must be positive, got {slope!r}',
-  )
+  above_zero('gated_cell', slope=slope, even=even)
   within = f'gated_cell: rate must be in (0, {scale * slope}), got {rate!r}'
   known = traced(rate, scale, slope) or 0 < rate < scale * slope < math.inf
   require(known, within)
-  require(even > 0, f'gated_cell: even must be positive, got {even!r}')
   for least, name, weight in (2, 'shrink', shrink), (3, 'length', length):
     needs = f'gated_cell: {name} {weight!r} needs {least} even features'
     unused = not traced(weight) and weight == 0
@@ -115,10 +111,8 @@ def gated_cell(
     zeros = functools.partial(jnp.zeros, dtype=jnp.float32)
     of_e = zeros((size, 1)).at[-1].set(-0.5).at[0].set(trust)
     of_e = of_e.at[-2].add(-shrink).at[-3].add(length)
-    gate = {
-      'w': jnp.concatenate([of_h, of_e]),
-      'b': jnp.log(jnp.array([rate / (scale * slope - rate)], jnp.float32)),
-    }
+    b = jnp.log(jnp.array([rate / (scale * slope - rate)], jnp.float32))
+    gate = {'w': jnp.concatenate([of_h, of_e]), 'b': b}
     of_x = zeros(ratios).at[direction].set(1.0)
     return {'lstm': lstm, 'direction': of_x, 'gate': gate}
 

@@ -51,10 +51,8 @@ def mlp_cell(
   def step(theta, x, state):
     if coordinates is None:
       return net(theta, x)[0], state
-    wrong = (
-      f'mlp_cell: theta is for {coordinates} coordinates, got {x.shape[1:]}'
-    )
-    require(x.shape[1:] == (coordinates,), wrong)
+    made = f'mlp_cell: theta is for {coordinates} coordinates'
+    require(x.shape[1:] == (coordinates,), f'{made}, got {x.shape[1:]}')
     return net(theta, x.reshape(-1)), state  # [F, n] -> [F n] -> [n]
 
   joint = coordinates is not None

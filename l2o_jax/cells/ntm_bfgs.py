@@ -11,7 +11,7 @@ import numpy as np
 from l2o_jax.base import Cell
 from l2o_jax.cells.layers import linear_init
 from l2o_jax.cells.lstm import lstm_layer_init, lstm_layers, lstm_state
-from l2o_jax.checks import positive, require, traced
+from l2o_jax.checks import above_zero, positive, require
 from l2o_jax.cpu import tanh
 
 # What the heads emit: eta, mu, alpha, phi, gamma.  These values are BFGS.
@@ -208,15 +208,9 @@ def ntm_bfgs_cell(
       `averaged` is negative or larger than a layer.
   """
   hidden, form = tuple(hidden), _WHOLE if pairs is None else _last(pairs)
-  positive(
-    'ntm_bfgs_cell',
-    hidden=min(hidden, default=0),
-    pairs=1 if pairs is None else pairs,
-  )
-  require(
-    traced(scale) or scale > 0,
-    f'ntm_bfgs_cell: scale must be positive, got {scale!r}',
-  )
+  given = {} if pairs is None else {'pairs': pairs}
+  positive('ntm_bfgs_cell', hidden=min(hidden, default=0), **given)
+  above_zero('ntm_bfgs_cell', scale=scale)
   within = f'ntm_bfgs_cell: averaged must fit {hidden}, got {averaged}'
   require(0 <= averaged <= min(hidden), within)
 
@@ -230,8 +224,7 @@ def ntm_bfgs_cell(
 
   def initial_state(n):
     zero, trust = jnp.zeros(n), jnp.ones(n)
-    scales = jnp.stack([zero, zero, trust])
-    lstm = lstm_state(hidden, n)
+    scales, lstm = jnp.stack([zero, zero, trust]), lstm_state(hidden, n)
     return State(form.init(n), zero, zero, zero, scales, lstm)
 
   def step(theta, x, state):
@@ -257,7 +250,6 @@ def ntm_bfgs_cell(
     longest = jnp.maximum(_FORGET * longest, _norm(delta))
     scales = jnp.stack([longest, largest, trust])[:, None]
     scales += jnp.zeros_like(z)[None]  # [3, n]
-    new = State(memory, z, delta, state.moved + delta, scales, lstm)
-    return delta, new
+    return delta, State(memory, z, delta, state.moved + delta, scales, lstm)
 
   return Cell(init, initial_state, step, whole=True, communicates=True)

@@ -83,11 +83,9 @@ def load(name: str, split: str, data_dir: str | None = None):
     return read_npz(file, split)
   root = pathlib.Path(data_dir or default_data_dir()).expanduser()
   directory = find_prepared(name, root)
-  check(
-    directory,
-    f'{name} is not prepared in {root}; run: python -m l2o_jax.datasets '
-    f'prepare {name} --data_dir {root} [--from DIR_WITH_ARCHIVES]',
-  )
+  todo = f'prepare {name} --data_dir {root} [--from DIR_WITH_ARCHIVES]'
+  lacking = f'{name} is not prepared in {root}; run: python -m l2o_jax.datasets'
+  check(directory, f'{lacking} {todo}')
   with one_line(f'{directory} cannot be read'):
     made_of = _digest(directory, split)
   cache = directory / f'{split}_arrays.npz'
@@ -217,11 +215,9 @@ def read_npz(path, split: str = 'train'):
   agree = len(labels) == len(images)
   check(agree, f'{where}: {len(labels)} labels for {len(images)} images')
   classes, last = np.unique(known), known.max()
-  check(
-    len(classes) == int(last) + 1,
-    f'train_labels in {path} must be 0, 1 ... K - 1, each at least once, but '
-    f'are {len(classes)} different numbers from {classes[0]} to {last}',
-  )
+  once = f'train_labels in {path} must be 0, 1 ... K - 1, each at least once'
+  found = f'{len(classes)} different numbers from {classes[0]} to {last}'
+  check(len(classes) == int(last) + 1, f'{once}, but are {found}')
   check(labels.max() <= last, f'{where} has class {labels.max()}, train none')
   images = images if images.ndim == 4 else images[..., None]
   return np.ascontiguousarray(images), labels.astype(np.int32)
@@ -229,11 +225,9 @@ def read_npz(path, split: str = 'train'):
 
 def _check_images(what, images):
   check(images.dtype == np.uint8, f'{what} is {images.dtype}, expected uint8')
-  check(
-    images.ndim in (3, 4) and images.size,
-    f'{what} has shape {images.shape}, expected [N, height, width, channels] '
-    'or [N, height, width], N at least 1',
-  )
+  good = images.ndim in (3, 4) and images.size
+  form = '[N, height, width, channels] or [N, height, width], N at least 1'
+  check(good, f'{what} has shape {images.shape}, expected {form}')
 
 
 def _check_labels(what, labels):

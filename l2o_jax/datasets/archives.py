@@ -138,10 +138,8 @@ def _read_idx_files(name, source):
   shapes = ((n, 28, 28), (n,), (m, 28, 28), (m,))
   arrays = map(_read_idx, paths.values(), shapes, IDX_SHA256[name])
   x, y, test_x, test_y = arrays
-  return {
-    'train': Split(x, {'label': y}),
-    'test': Split(test_x, {'label': test_y}),
-  }
+  train, test = Split(x, {'label': y}), Split(test_x, {'label': test_y})
+  return {'train': train, 'test': test}
 
 
 def _cifar_files(cifar, source):

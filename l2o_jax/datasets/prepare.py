@@ -42,11 +42,9 @@ def _check_network(url, seconds=4.0):
   thread = threading.Thread(target=ask, daemon=True)
   thread.start()
   thread.join(seconds)
-  check(
-    reached.is_set(),
-    f'no network to {urllib.request.urlparse(url).netloc}; download the '
-    'archives elsewhere and give their directory with --from DIR',
-  )
+  host = urllib.request.urlparse(url).netloc
+  todo = 'download the archives elsewhere and give their directory with --from'
+  check(reached.is_set(), f'no network to {host}; {todo} DIR')
 
 
 def _download(urls, directory, say):

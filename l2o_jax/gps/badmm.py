@@ -7,11 +7,11 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from l2o_jax.checks import require
+from l2o_jax.checks import above_zero, require
 from l2o_jax.gps import costs, iteration
 from l2o_jax.gps.dynamics import fit_controller
 from l2o_jax.gps.iteration import choose, guide_actions
-from l2o_jax.gps.linalg import diagonal, from_diagonal
+from l2o_jax.gps.linalg import from_diagonal
 from l2o_jax.gps.lqr import constrained_step
 from l2o_jax.gps.model import explored, fit_model, scaled, unscaled
 from l2o_jax.gps.policy import Lesson, learn, policy_actions
@@ -38,7 +38,7 @@ def _divergence_of_policy(mu, variance, guide, states):
 
   Only the diagonal of G counts.
   """
-  G = diagonal(guide.noise)
+  G = jnp.linalg.diagonal(guide.noise)
   distance = jnp.mean((mu - guide_actions(guide, states)) ** 2, 0)
   ratio = variance / G
   return jnp.sum(ratio - 1 - jnp.log(ratio) + distance / G, -1) / 2
@@ -63,7 +63,7 @@ def _improve_one(cost, blend, samples, mu, guide, dual, kl_step, limits):
   psi = psi._replace(noise=from_diagonal(variance))
   pi_variance = jnp.sum(nu) / jnp.sum(nu[:, None] / variance, 0)  # [A]
   spread = jnp.broadcast_to(pi_variance, variance.shape)
-  pi = fit_controller(model.states, mu, spread, blend=blend)
+  pi = fit_controller(model.states, mu, spread, blend)
   # G⁻¹ (E[μ_pi] - E[μ_psi]), [T, A]
   apart = jnp.mean(mu - guide_actions(psi, model.states), 0) / variance
   lam = dual.multipliers * model.action_unit  # [T, A]
@@ -119,7 +119,7 @@ def badmm(
   """
   why = 'the cost gives each sample its own actions, no guide to roll out'
   require(not cost.of_samples, f'badmm: {why}: it needs mirror_descent')
-  require(penalty > 0, f'badmm: penalty must be positive, got {penalty!r}')
+  above_zero('badmm', penalty=penalty)
   improve_one = functools.partial(_improve_one, cost, blend)
 
   def init(shape):
@@ -131,7 +131,8 @@ def badmm(
     samples = evidence.samples
 
     def alternate(now, inner):
-      G, nu = diagonal(now.guide.noise), now.dual.penalties  # [P, M, T (, A)]
+      G = jnp.linalg.diagonal(now.guide.noise)  # [P, M, T, A]
+      nu = now.dual.penalties  # [P, M, T]
       own = guide_actions(now.guide, samples.states[..., :-1, :])
       shift = G * now.dual.multipliers / nu[..., None]  # [P, M, T, A]
       targets = own - shift[:, :, None]  # [P, M, S, T, A]

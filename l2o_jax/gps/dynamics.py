@@ -5,9 +5,6 @@ the convolution of convolutional guided policy search (Li & Malik 2017, section
 3.4).  States [S, T + 1, D] begin with x [A], g [A], u [A].
 """
 
-from typing import NamedTuple
-
-import chex
 import jax.numpy as jnp
 
 from l2o_jax.gps import linalg
@@ -22,20 +19,19 @@ RIDGE = 1e-3
 CURVATURE_LIMITS = (0.2, 5.0)
 
 
-def regress(inputs, outputs, blend: float, ridge: float = RIDGE):
+def regress(inputs, outputs, blend: float):
   """Linear regression at every t, with a prior from the other times.
 
       y_t = W_t x_t + b_t + N(0, R_t)
 
   The covariance of (x, y) at t is (1 - β) of its own and β of the mean over
-  all t; then each input's variance grows by ρ times itself, which keeps W small
-  where inputs are nearly collinear.
+  all t; then each input's variance grows by `RIDGE` times itself, which keeps W
+  small where inputs are nearly collinear.
 
   Args:
     inputs: x, [S, T, I].
     outputs: y, [S, T, O].
     blend: β in [0, 1].
-    ridge: ρ >= 0.
 
   Returns:
     (W [T, O, I], b [T, O], R [T, O, O]).
@@ -47,29 +43,27 @@ def regress(inputs, outputs, blend: float, ridge: float = RIDGE):
   own = jnp.einsum('sti,stj->tij', z, z) / z.shape[0]
   covariance = (1 - blend) * own + blend * jnp.mean(own, 0, keepdims=True)
   xx, xy = covariance[:, :split, :split], covariance[:, :split, split:]
-  size = linalg.diagonal(xx)
+  size = jnp.linalg.diagonal(xx)
   floor = 1e-12 * jnp.mean(size) + 1e-300
-  W = positive_solve(xx + from_diagonal(ridge * size + floor), xy).mT
+  W = positive_solve(xx + from_diagonal(RIDGE * size + floor), xy).mT
   R = covariance[:, split:, split:] - W @ xy - xy.mT @ W.mT + W @ xx @ W.mT
   b = mean[:, split:] - jnp.einsum('toi,ti->to', W, mean[:, :split])
   return W, b, (R + R.mT) / 2
 
 
-def secant_curvature(gradients, actions, limits=CURVATURE_LIMITS, window=7):
+def secant_curvature(gradients, actions):
   """H of g_{t+1} - g_t = H a_t, the same for all samples of a time.
 
       H = (Σ Δg a^T) (Σ a a^T)⁻¹,  sums over samples and 7 times
 
   For A = 1 it is Σ a Δg / Σ a².  Each time counts alike whatever the size of
-  its actions.  H is made symmetric, and its eigenvalues are cut to `limits`
-  times the median over t of their mean: curvature is positive and does not
-  jump.
+  its actions.  H is made symmetric, and its eigenvalues are cut to
+  `CURVATURE_LIMITS` times the median over t of their mean: curvature is
+  positive and does not jump.
 
   Args:
     gradients: exact, [S, T + 1, A].
     actions: [S, T, A].
-    limits: (low, high).
-    window: times, odd.
 
   Returns:
     [T + 1, A, A]; the last is repeated.
@@ -80,10 +74,9 @@ def secant_curvature(gradients, actions, limits=CURVATURE_LIMITS, window=7):
   trace = lambda matrices: jnp.trace(matrices, axis1=1, axis2=2)[:, None, None]
   weight = 1 / (trace(square) + 1e-300)
 
-  def smooth(terms):  # [T, A, A]
-    pad = window // 2
-    padded = jnp.pad(terms * weight, ((pad, pad), (0, 0), (0, 0)))
-    return sum(padded[i : i + terms.shape[0]] for i in range(window))
+  def smooth(terms):  # [T, A, A], sums over 7 times
+    padded = jnp.pad(terms * weight, ((3, 3), (0, 0), (0, 0)))
+    return sum(padded[i : i + len(terms)] for i in range(7))
 
   square, product = smooth(square), smooth(product)
   # A few samples do not move along all A directions.
@@ -93,71 +86,56 @@ def secant_curvature(gradients, actions, limits=CURVATURE_LIMITS, window=7):
   typical = jnp.median(jnp.mean(values, -1))
   typical = jnp.where(typical > 0, typical, jnp.median(jnp.abs(values)))
   typical = jnp.maximum(typical, 1e-12)
-  values = jnp.clip(values, limits[0] * typical, limits[1] * typical)
+  low, high = CURVATURE_LIMITS
+  values = jnp.clip(values, low * typical, high * typical)
   H = vectors @ (values[..., None] * vectors.mT)
   return jnp.concatenate([H, H[-1:]])
 
 
-class Known(NamedTuple):
-  """What need not be regressed.
-
-  Attributes:
-    step_ratios: (r_x, r_u): the rows of x and u are x' = x + r_x a and u' =
-      r_u a; the ratios follow from the units in which actions and states are
-      given.
-    curvature: H [T + 1, A, A]: the rows of g are
-
-          H_{t+1}⁻¹ g_{t+1} = H_t⁻¹ g_t + a_t + (regression of the rest on s_t)
-
-    alone: nothing else moves g, and the rest is a constant b_t.  This is so if
-      the unit is all of f; if it is one coordinate of many, the rest is what
-      the other coordinates do.
-  """
-
-  step_ratios: tuple[chex.Scalar, chex.Scalar]
-  curvature: chex.Array
-  alone: bool = False
-
-
-def fit_dynamics(
-  states, actions, blend=0.05, ridge=RIDGE, known: Known | None = None
-) -> Dynamics:
+def fit_dynamics(states, actions, blend, step_ratios, curvature, alone=False):
   """s_{t+1} = A_t s_t + B_t a_t + c_t + N(0, F_t) from samples.
+
+  Only the rows of Φ are regressed on s_t and a_t.  The others have the form
+
+      x' = x + r_x a,  u' = r_u a,
+      H_{t+1}⁻¹ g_{t+1} = H_t⁻¹ g_t + a_t + (regression of the rest on s_t)
 
   Args:
     states: [S, T + 1, D].
     actions: [S, T, A].
     blend: see `regress`.
-    ridge: see `regress`.
-    known: None: all rows are regressed.
+    step_ratios: (r_x, r_u), which follow from the units in which actions and
+      states are given.
+    curvature: H [T + 1, A, A].
+    alone: nothing else moves g, and the rest is a constant b_t.  This is so if
+      the unit is all of f; if it is one coordinate of many, the rest is what
+      the other coordinates do.
 
   Returns:
     Dynamics; F is the covariance of the residuals.
   """
   D, A = states.shape[-1], actions.shape[-1]
   now, after = states[:, :-1], states[:, 1:]
-  W, b, _ = regress(jnp.concatenate([now, actions], -1), after, blend, ridge)
+  W, b, _ = regress(jnp.concatenate([now, actions], -1), after, blend)
   state, action = W[..., :D], W[..., D:]  # [T, D, D], [T, D, A]
   x, g, u = (slice(i * A, (i + 1) * A) for i in range(3))
   eye = jnp.eye(A)
-  if known is not None:
-    for rows, ratio in zip((x, u), known.step_ratios, strict=True):
-      state = state.at[:, rows].set(0)
-      action = action.at[:, rows].set(ratio * eye)
-      b = b.at[:, rows].set(0)
-    state = state.at[:, x, x].set(eye)
-    curvature = known.curvature
-    inverted = inverse(curvature)  # [T + 1, A, A]
-    scaled = jnp.einsum('tij,stj->sti', inverted, states[..., g])
-    rest = scaled[:, 1:] - scaled[:, :-1] - actions
-    if known.alone:
-      r, R = jnp.mean(rest, 0), jnp.zeros((rest.shape[1], A, D), rest.dtype)
-    else:
-      R, r, _ = regress(now, rest, blend, ridge)
-    R = R.at[:, :, g].add(inverted[:-1])
-    state = state.at[:, g].set(curvature[1:] @ R)
-    action = action.at[:, g].set(curvature[1:])
-    b = b.at[:, g].set(jnp.einsum('tij,tj->ti', curvature[1:], r))
+  for rows, ratio in zip((x, u), step_ratios, strict=True):
+    state = state.at[:, rows].set(0)
+    action = action.at[:, rows].set(ratio * eye)
+    b = b.at[:, rows].set(0)
+  state = state.at[:, x, x].set(eye)
+  inverted = inverse(curvature)  # [T + 1, A, A]
+  scaled = jnp.einsum('tij,stj->sti', inverted, states[..., g])
+  rest = scaled[:, 1:] - scaled[:, :-1] - actions
+  if alone:
+    r, R = jnp.mean(rest, 0), jnp.zeros((rest.shape[1], A, D), rest.dtype)
+  else:
+    R, r, _ = regress(now, rest, blend)
+  R = R.at[:, :, g].add(inverted[:-1])
+  state = state.at[:, g].set(curvature[1:] @ R)
+  action = action.at[:, g].set(curvature[1:])
+  b = b.at[:, g].set(jnp.einsum('tij,tj->ti', curvature[1:], r))
   moved = jnp.einsum('tij,stj->sti', action, actions)
   error = after - jnp.einsum('tij,stj->sti', state, now) - moved - b
   noise = jnp.einsum('sti,stj->tij', error, error) / error.shape[0]
@@ -167,7 +145,7 @@ def fit_dynamics(
   return Dynamics(state, action, b, noise, mean, start)
 
 
-def fit_controller(states, actions, variance, blend=0.05, ridge=RIDGE):
+def fit_controller(states, actions, variance, blend):
   """A policy's mean actions as a linear function of the state, at every t.
 
   Args:
@@ -175,7 +153,6 @@ def fit_controller(states, actions, variance, blend=0.05, ridge=RIDGE):
     actions: mean actions of the policy there, [S, T, A].
     variance: of the policy around its mean, [T, A]; added to the residuals'.
     blend: see `regress`.
-    ridge: see `regress`.
   """
-  K, k, S = regress(states, actions, blend, ridge)
+  K, k, S = regress(states, actions, blend)
   return Controller(K, k, S + from_diagonal(variance))

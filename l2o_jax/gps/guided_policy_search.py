@@ -12,7 +12,6 @@ from l2o_jax.checks import require
 from l2o_jax.gps import rollouts as runs
 from l2o_jax.gps.controller import controller, momentum_guide
 from l2o_jax.gps.iteration import Evidence, Improve, Iterate, choose
-from l2o_jax.gps.linalg import diagonal
 from l2o_jax.gps.lqr import Controller
 from l2o_jax.gps.policy import Policy, Regression, calibrated, of_iteration
 
@@ -109,10 +108,6 @@ def guided_policy_search(
   from_nothing = guide is not None and regression.first_steps > 0
   kl_at = kl_step if callable(kl_step) else optax.constant_schedule(kl_step)
 
-  def mean_over(costs, who):
-    """Mean of [P, N] over the rollouts `who` [N], nan if there are none."""
-    return jnp.sum(jnp.where(who, costs, 0), -1) / jnp.sum(who)
-
   def init(key):
     theta = policy.learned.init(jax.random.fold_in(key, 0))
     keys = runs.function_keys(rollouts, key)
@@ -127,7 +122,7 @@ def guided_policy_search(
   def roll_out(state, optimizee, key, use_policy, limits):
     groups, psi, keys = policy.groups, state.guide, state.function_keys
     first = lambda psi, g: controller(psi, state_features, groups, g)
-    variance = diagonal(psi.noise)
+    variance = jnp.linalg.diagonal(psi.noise)
     cast = runs.Cast(state.theta, first, psi, use_policy, variance, limits)
     needs = improve.cost.needs_hessian
     return runs.collect(rollouts, policy, optimizee, cast, keys, key, needs)
@@ -135,14 +130,12 @@ def guided_policy_search(
   def judge(state, costs, use_policy):
     """Cost of each function's rollouts, and whether they are accepted, [P]."""
     who = (use_policy == by_policy) | jnp.all(~use_policy)  # [N]
-    values = mean_over(costs, who)
+    values = jnp.mean(costs, -1, where=who)
     if by_policy:  # one theta for all functions
       values = jnp.full_like(values, jnp.mean(values))
     before = state.accepted_cost
-    allowance = (tolerance - 1) * jnp.where(
-      before < jnp.inf, jnp.abs(before), 0
-    )
-    worst = before + allowance
+    size = jnp.where(before < jnp.inf, jnp.abs(before), 0)
+    worst = before + (tolerance - 1) * size
     return values, jnp.isfinite(values) & (values <= worst)
 
   def resized(state, accept):
@@ -165,8 +158,8 @@ def guided_policy_search(
     share = round(improve.policy_rollouts * N)
     share = share if by_policy else min(share, N - 1)  # some are judged
     use_policy = (jnp.arange(N) < share) & ~first  # [N]
-    initial = jnp.full(2, rollouts.initial_noise)
-    limits = jnp.where(first, initial, jnp.array(rollouts.noise))
+    noise = jnp.array(rollouts.noise)  # (low, high)
+    limits = jnp.where(first, rollouts.initial_noise, noise)
     found = roll_out(state, optimizee, key_rollouts, use_policy, limits)
     costs = jnp.sum(found.objective, -1)  # [P, N]
     values, accept = judge(state, costs, use_policy)  # [P], [P]
@@ -191,7 +184,7 @@ def guided_policy_search(
     summary = {name: mean(x) for name, x in report._asdict().items()}
     summary |= {
       'accepted_cost': jnp.mean(values),
-      'policy_cost': jnp.mean(mean_over(costs, use_policy)),
+      'policy_cost': jnp.mean(jnp.mean(costs, -1, where=use_policy)),
       'rejected': 1 - jnp.mean(accept),
       'kl_scale': jnp.mean(kl_scale),
       'regression_error': error,

@@ -107,12 +107,8 @@ def for_each_guide(step: Callable, *args) -> Any:
 
 def choose(condition: chex.Array, new: Any, old: Any) -> Any:
   """`jnp.where` for trees; `condition` [] or [P] against leaves [P, ...]."""
-
-  def one(a, b):
-    rest = (1,) * (a.ndim - condition.ndim)
-    return jnp.where(condition.reshape(condition.shape + rest), a, b)
-
-  return jax.tree.map(one, new, old)
+  wide = lambda x: jnp.expand_dims(condition, range(condition.ndim, x.ndim))
+  return jax.tree.map(lambda a, b: jnp.where(wide(a), a, b), new, old)
 
 
 def guide_actions(guide: Controller, states: chex.Array) -> chex.Array:

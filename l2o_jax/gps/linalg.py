@@ -64,17 +64,12 @@ def symmetric_eigen(matrix: chex.Array) -> tuple[chex.Array, chex.Array]:
   return jnp.linalg.eigh((matrix + matrix.mT) / 2)
 
 
-def semidefinite(matrix: chex.Array, floor: float = 1e-6) -> chex.Array:
-  """Symmetric, its eigenvalues not below floor times the largest."""
+def semidefinite(matrix: chex.Array) -> chex.Array:
+  """Symmetric, its eigenvalues not below 1e-6 times the largest."""
   values, vectors = symmetric_eigen(matrix)
   largest = jnp.max(jnp.abs(values), -1, keepdims=True)
-  values = jnp.maximum(values, floor * largest + 1e-30)
+  values = jnp.maximum(values, 1e-6 * largest + 1e-30)
   return vectors @ (values[..., None] * vectors.mT)
-
-
-def diagonal(matrix: chex.Array) -> chex.Array:
-  """[..., A, A] -> [..., A]."""
-  return jnp.einsum('...ii->...i', matrix)
 
 
 def from_diagonal(values: chex.Array) -> chex.Array:

@@ -6,7 +6,6 @@ import jax.numpy as jnp
 from l2o_jax.gps import costs, iteration
 from l2o_jax.gps.dynamics import fit_controller
 from l2o_jax.gps.iteration import choose, guide_actions
-from l2o_jax.gps.linalg import diagonal
 from l2o_jax.gps.lqr import constrained_step, untied_step
 from l2o_jax.gps.model import explored, fit_model, scaled, unscaled
 from l2o_jax.gps.policy import Lesson, learn, policy_actions
@@ -39,7 +38,7 @@ def mirror_descent(
     model = fit_model(samples, cost, blend)
     variance = explored(scaled(guide, model), model, limits)  # [T, A]
     states, mu = model.states, mu / model.action_unit
-    pi = fit_controller(states, mu, variance, blend=blend)
+    pi = fit_controller(states, mu, variance, blend)
     bound = kl_step * variance.size
     task = (model.dynamics, model.cost)
     if cost.of_samples:
@@ -62,7 +61,7 @@ def mirror_descent(
     own = guide_actions(iterate.guide, samples.states[..., :-1, :])
     targets = jnp.where(evidence.first, own, mu + change)  # [P, M, S, T, A]
     guide = choose(evidence.first, iterate.guide, guide)
-    precision = 1 / jnp.mean(diagonal(guide.noise), -1)  # [P, M, T]
+    precision = 1 / jnp.mean(jnp.linalg.diagonal(guide.noise), -1)  # [P, M, T]
     lesson = Lesson(samples.observations, targets, precision, evidence.accept)
     knobs, old = evidence.regression, (iterate.guide, iterate.dual)
     theta, error = learn(policy, iterate.theta, lesson, knobs, evidence.key)
@@ -71,7 +70,5 @@ def mirror_descent(
     kept = choose(evidence.accept, (guide, eta), old)
     return iteration.Iterate(theta, *kept), report, error
 
-  def init(shape):
-    return jnp.ones(shape[:2])
-
+  init = lambda shape: jnp.ones(shape[:2])
   return iteration.Improve(init, step, cost, 1.0, judges_policy=True)

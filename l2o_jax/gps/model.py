@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from l2o_jax.gps.costs import CostModel, Scaled
-from l2o_jax.gps.dynamics import Known, fit_dynamics, secant_curvature
-from l2o_jax.gps.linalg import diagonal, semidefinite
+from l2o_jax.gps.dynamics import fit_dynamics, secant_curvature
+from l2o_jax.gps.linalg import semidefinite
 from l2o_jax.gps.lqr import Controller, Cost, Dynamics
 from l2o_jax.gps.rollouts import Samples
 
@@ -59,8 +59,7 @@ def fit_model(samples: Samples, cost: CostModel, blend: float) -> Model:
   s, a = states / state_unit, actions / action_unit
   curvature = secant_curvature(s[..., A : 2 * A], a)
   ratios = (action_unit / x_unit, action_unit / u_unit)
-  known = Known(ratios, curvature, alone=A > 1)
-  dynamics = fit_dynamics(s, a, blend, known=known)
+  dynamics = fit_dynamics(s, a, blend, ratios, curvature, alone=A > 1)
   if cost.needs_hessian:
     # `0 * curvature` makes these eigenvalues wait for those in
     # `secant_curvature`: two calls of LAPACK at once can deadlock (linalg.py).
@@ -76,23 +75,16 @@ def fit_model(samples: Samples, cost: CostModel, blend: float) -> Model:
   return Model(dynamics, fitted, s[:, :-1], state_unit, action_unit, rms)
 
 
-def in_units(guide: Controller, state_unit, action_unit) -> Controller:
-  """A controller of s / state_unit that gives a / action_unit."""
-  return Controller(
-    guide.gain * state_unit / action_unit,
-    guide.offset / action_unit,
-    guide.noise / action_unit**2,
-  )
-
-
 def scaled(guide: Controller, model: Model) -> Controller:
   """A controller in the model's units."""
-  return in_units(guide, model.state_unit, model.action_unit)
+  s, a = model.state_unit, model.action_unit
+  return Controller(guide.gain * s / a, guide.offset / a, guide.noise / a**2)
 
 
 def unscaled(guide: Controller, model: Model) -> Controller:
   """The inverse of `scaled`."""
-  return in_units(guide, 1 / model.state_unit, 1 / model.action_unit)
+  s, a = model.state_unit, model.action_unit
+  return Controller(guide.gain * a / s, guide.offset * a, guide.noise * a**2)
 
 
 def explored(guide: Controller, model: Model, limits) -> chex.Array:
@@ -103,6 +95,6 @@ def explored(guide: Controller, model: Model, limits) -> chex.Array:
     model: of its samples.
     limits: of the exploration.
   """
-  std = jnp.sqrt(diagonal(guide.noise))
+  std = jnp.sqrt(jnp.linalg.diagonal(guide.noise))
   low, high = (limit * model.action_rms[:, None] for limit in limits)
   return jnp.clip(std, low, high) ** 2 + 1e-12

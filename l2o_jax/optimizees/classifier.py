@@ -10,7 +10,7 @@ import optax
 from jax.tree_util import Partial
 
 from l2o_jax.base import Optimizee
-from l2o_jax.checks import positive, require
+from l2o_jax.checks import one_of, positive, require
 from l2o_jax.cpu import draw_all
 
 ACTIVATIONS = {
@@ -40,9 +40,7 @@ def mlp(
     ValueError: unknown activation, or fewer than two positive sizes.
   """
   sizes = tuple(sizes)
-  known = sorted(ACTIVATIONS)
-  found = f'mlp: activation must be one of {known}, got {activation!r}'
-  require(activation in ACTIVATIONS, found)
+  one_of('mlp', ACTIVATIONS, activation=activation)
   enough = len(sizes) > 1 and min(sizes) > 0
   require(enough, f'mlp: sizes must be at least two positive numbers: {sizes}')
 
@@ -77,10 +75,8 @@ def _check(images, labels, net):
   one = jax.ShapeDtypeStruct((1, size), jnp.float32)
   classes = jax.eval_shape(net[1], params, one).shape[-1]
   low, high = int(labels.min(initial=0)), int(labels.max(initial=0))
-  between = (
-    f'classifier: labels must lie in 0 ... {classes - 1}, got {low} ... {high}'
-  )
-  require(0 <= low and high < classes, between)
+  within = f'classifier: labels must lie in 0 ... {classes - 1}'
+  require(0 <= low <= high < classes, f'{within}, got {low} ... {high}')
 
 
 def _log_uniform(key, low, high):

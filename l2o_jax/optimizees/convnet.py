@@ -52,23 +52,18 @@ def convnet(
   halvings = len(channels)
   some = f'convnet: channels must be positive numbers, got {channels!r}'
   require(halvings and min(channels) > 0, some)
-  small = (
-    f'convnet: {height} x {width} images are too small to be halved '
-    f'{halvings} times'
-  )
-  require(min(height, width) >= 2**halvings, small)
+  small = f'convnet: {height} x {width} images are too small to be halved'
+  require(min(height, width) >= 2**halvings, f'{small} {halvings} times')
   seen = (height >> halvings) * (width >> halvings) * channels[-1]
   ins = depth, *channels
   kernels = [(size, size, a, b) for a, b in zip(ins, channels)]
   shapes = [*kernels, (seen, hidden), (hidden, outputs)]
 
   def init(key):
-    drawn = draw_all(
-      jax.random.normal, jax.random.split(key, len(shapes)), shapes
-    )
-    layers = [
-      {'w': initial_std * w, 'b': jnp.zeros(w.shape[-1])} for w in drawn
-    ]
+    keys = jax.random.split(key, len(shapes))
+    drawn = draw_all(jax.random.normal, keys, shapes)
+    layer = lambda w: {'w': initial_std * w, 'b': jnp.zeros(w.shape[-1])}
+    layers = list(map(layer, drawn))
     return {'conv': layers[:halvings], 'fc': layers[halvings:]}
 
   def apply(params, images):

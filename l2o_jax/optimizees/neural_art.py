@@ -65,15 +65,8 @@ def neural_art(
     ValueError: pictures are not uint8 of three colours, or a weight is
       negative.
   """
-  kinds = {
-    'contents': (contents, '[N, H, W, 3]'),
-    'style': (style, '[H, W, 3]'),
-  }
-  for name, (x, shape) in kinds.items():
-    right = x.ndim == shape.count(',') + 1 and x.shape[-1] == 3
-    found = f'uint8 {shape}, got {x.dtype} {tuple(x.shape)}'
-    right = right and x.dtype == jnp.uint8
-    require(right, f'neural_art: {name} must be {found}')
+  _check('contents', contents, 4, '[N, H, W, 3]')
+  _check('style', style, 3, '[H, W, 3]')
   weights = content_weight, style_weight, smoothness
   named = f'neural_art: weights must not be negative, got {weights}'
   require(min(weights) >= 0, named)
@@ -94,18 +87,21 @@ def neural_art(
   def loss(net, grams, x, task, key):
     del key
     content, found = activations(net, to_pixels(x))
-    style = [_relative(g, to) for g, to in zip(found, grams)]
-    parts = (
-      _relative(content, task[1]),
-      sum(style) / len(style),
-      jnp.mean(jnp.diff(x, axis=0) ** 2) + jnp.mean(jnp.diff(x, axis=1) ** 2),
-    )
+    styles = [_relative(g, to) for g, to in zip(found, grams)]
+    rough = [jnp.mean(jnp.diff(x, axis=axis) ** 2) for axis in (0, 1)]
+    parts = _relative(content, task[1]), sum(styles) / len(styles), sum(rough)
     total = sum(weight * part for weight, part in zip(weights, parts))
     return size[0] * size[1] / _UNIT * total
 
   _, grams = jax.jit(activations)(net, jnp.asarray(style) / 255)
   init = Partial(init, net, jnp.asarray(contents))
   return Optimizee(init, Partial(loss, net, grams))
+
+
+def _check(name, x, ndim, shape):
+  right = x.dtype == jnp.uint8 and x.ndim == ndim and x.shape[-1] == 3
+  found = f'{x.dtype} {tuple(x.shape)}'
+  require(right, f'neural_art: {name} must be uint8 {shape}, got {found}')
 
 
 def _gram(a):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from l2o_jax.base import Optimizee
-from l2o_jax.checks import positive, require
+from l2o_jax.checks import one_of, positive
 from l2o_jax.cpu import draw
 
 _ENTRIES = {'normal': jax.random.normal, 'uniform': jax.random.uniform}
@@ -44,20 +44,15 @@ def quadratic(
   """
   shape = (dimension,) if batch is None else (batch, dimension)
   positive('quadratic', dimension=dimension, batch=shape[0])
-  for name, value, known in (
-    ('entries', entries, _ENTRIES),
-    ('reduction', reduction, _REDUCTIONS),
-  ):
-    one_of = f'quadratic: {name} must be one of {sorted(known)}, got {value!r}'
-    require(value in known, one_of)
+  one_of('quadratic', _ENTRIES, entries=entries)
+  one_of('quadratic', _REDUCTIONS, reduction=reduction)
 
   def init(key):
     key_w, key_y, key_x = jax.random.split(key, 3)
-    task = {
-      'w': draw(_ENTRIES[entries], key_w, shape + (dimension,)),
-      'y': draw(_ENTRIES[entries], key_y, shape),
-    }
-    return initial_std * draw(jax.random.normal, key_x, shape), task
+    w = draw(_ENTRIES[entries], key_w, shape + (dimension,))
+    y = draw(_ENTRIES[entries], key_y, shape)
+    x = initial_std * draw(jax.random.normal, key_x, shape)
+    return x, {'w': w, 'y': y}
 
   def loss(x, task, key):
     del key

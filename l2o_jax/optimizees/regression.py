@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from l2o_jax.base import Optimizee
-from l2o_jax.checks import positive, require
+from l2o_jax.checks import above_zero, positive, require
 from l2o_jax.cpu import draw_all
 
 _normals = functools.partial(draw_all, jax.random.normal)
@@ -88,7 +88,7 @@ def robust_regression(
   """
   sizes = {'dimension': dimension, 'points': points, 'clusters': clusters}
   positive('robust_regression', **sizes)
-  require(scale > 0, f'robust_regression: scale must be positive, got {scale}')
+  above_zero('robust_regression', scale=scale)
 
   def init(key):
     keys = jax.random.split(key, 5)
@@ -140,12 +140,8 @@ def small_net(
   found = f'got {classes} and {clusters}'
   bounds = 'classes must be at least 2 and clusters 2 ... 30'
   require(two, f'small_net: {bounds}, {found}')
-  shapes = {
-    'w1': (dimension, hidden),
-    'b1': (hidden,),
-    'w2': (hidden, classes),
-    'b2': (classes,),
-  }
+  shapes = {'w1': (dimension, hidden), 'b1': (hidden,)}
+  shapes |= {'w2': (hidden, classes), 'b2': (classes,)}
 
   def init(key):
     key_data, key_labels, key_x = jax.random.split(key, 3)

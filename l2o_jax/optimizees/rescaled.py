@@ -6,7 +6,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from l2o_jax.base import Optimizee
-from l2o_jax.checks import pair, require
+from l2o_jax.checks import one_of, pair, require
 
 
 def rescaled(
@@ -34,8 +34,7 @@ def rescaled(
   """
   kinds = ('coordinate', 'leaf', 'function')
   require(0 <= r < np.inf, f'rescaled: r must not be negative, got {r!r}')
-  wrong = f'rescaled: each must be one of {(*kinds, "any")}, got {each!r}'
-  require(each in (*kinds, 'any'), wrong)
+  one_of('rescaled', (*kinds, 'any'), each=each)
 
   def draw(key, params):
     """s like the parameters."""
@@ -49,10 +48,9 @@ def rescaled(
     u = jax.random.uniform(key_u, (count,), minval=-r, maxval=r)
     *own, of_leaf, of_f = jnp.split(u, np.cumsum([*sizes, len(leaves)]))
     shared = jnp.where(kind == 1, of_leaf, of_f)  # [number of leaves]
-    scale = lambda x, own, shared: jnp.exp(
-      jnp.where(kind == 0, own.reshape(jnp.shape(x)), shared)
-    )
-    return structure.unflatten(map(scale, leaves, own, shared))
+    own = [u.reshape(jnp.shape(x)) for u, x in zip(own, leaves)]
+    scale = lambda own, shared: jnp.exp(jnp.where(kind == 0, own, shared))
+    return structure.unflatten(map(scale, own, shared))
 
   def times(x, s):
     return jax.tree.map(lambda x, s: (x * s).astype(x.dtype), x, s)
@@ -71,8 +69,6 @@ def rescaled(
     task, scales = task
     return optimizee.objective(times(params, scales), task)
 
-  return Optimizee(
-    Partial(init, optimizee),
-    Partial(loss, optimizee),
-    None if optimizee.objective is None else Partial(objective, optimizee),
-  )
+  has_data = optimizee.objective is not None
+  judged = Partial(objective, optimizee) if has_data else None
+  return Optimizee(Partial(init, optimizee), Partial(loss, optimizee), judged)
