@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from l2o_jax.base import Optimizee
+from l2o_jax.base import LearnedOptimizer, Optimizee
 from l2o_jax.checks import pair, positive, require
 from l2o_jax.unroll import scalar, unroll
 
@@ -45,13 +45,20 @@ def learning_curves(
     [B, T / k + 1]; a tree of such arrays for an objective of one's own.
 
   Raises:
-    ValueError: a number is not positive, `every` does not divide T, or the loss
-      is not a scalar.
+    ValueError: a number is not positive, `every` does not divide T, there is
+      one key and not several, or the loss is not a scalar.
+    TypeError: `opt` is a LearnedOptimizer without theta.
   """
   at_a_time = {} if batch_size is None else {'batch_size': batch_size}
   positive('learning_curves', num_steps=num_steps, every=every, **at_a_time)
   divides = num_steps % every == 0
   require(divides, f'learning_curves: {every=} must divide {num_steps=}')
+  learned = isinstance(opt, LearnedOptimizer)
+  which = 'opt is a LearnedOptimizer: give its transform(theta)'
+  require(not learned, f'learning_curves: {which}', TypeError)
+  raw = getattr(keys, 'dtype', jnp.uint32) == jnp.uint32  # keys are pairs
+  several = jnp.ndim(keys) == 1 + raw
+  require(several, 'learning_curves: keys must be several, as split(key, B) is')
 
   def run(key):  # [T / k + 1]
     key_init, key_loss = jax.random.split(key)

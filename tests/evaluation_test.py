@@ -8,6 +8,7 @@ from absl.testing import absltest, parameterized
 
 from l2o_jax.base import Optimizee
 from l2o_jax.evaluation import learning_curves
+from l2o_jax.learned_optimizers import lstm_raw
 from l2o_jax.unroll import unroll
 from tests import quick
 
@@ -105,6 +106,17 @@ class LearningCurvesTest(parameterized.TestCase):
     ):
       with self.assertRaisesRegex(ValueError, f'^learning_curves: {message}'):
         learning_curves(noisy(), optax.sgd(1.0), keys(1), steps, every=every)
+    one, raw = jax.random.key(0), jax.random.PRNGKey(0)
+    for key in (one, raw, 7):
+      with self.assertRaisesRegex(ValueError, 'keys must be several'):
+        learning_curves(noisy(), optax.sgd(0.1), key, 3)
+    with self.assertRaisesRegex(TypeError, 'give its transform'):
+      learning_curves(noisy(), lstm_raw(), one[None], 3)
+    found = [
+      learning_curves(noisy(), optax.sgd(0.1), key[None], 3)
+      for key in (one, raw)
+    ]
+    np.testing.assert_array_equal(*found)
     with self.assertRaisesRegex(ValueError, 'batch_size must be positive'):
       learning_curves(noisy(), optax.sgd(1.0), keys(1), 4, 0)
 

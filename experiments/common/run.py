@@ -243,15 +243,19 @@ def opened(experiment: Experiment, settings):
     The directory.
 
   Raises:
-    UsageError: another process has it, it holds something else, or --resume
-      forbids it.
+    UsageError: it cannot be made, another process has it, it holds something
+      else, or --resume forbids it.
   """
   path = pathlib.Path(settings.run.workdir)
   _check(path, experiment, settings)
   if not is_writer():
     yield path
     return
-  path.mkdir(parents=True, exist_ok=True)
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    why = error.strerror or error
+    raise UsageError(f'--workdir={path} cannot be made: {why}') from None
   with _lock(path):
     if not _check(path, experiment, settings):
       record = {

@@ -68,7 +68,7 @@ def main(num_steps=100):
   half = train(robust, *data, loss_in_bfloat16)
   adam = {rate: train(optax.adam(rate), *data) for rate in RATES}
   print(f'loss on all digits after {num_steps} steps')
-  print(f'learned optimizer   {ours:.4f}, {half:.4f} in bfloat16')
+  print(f'robust              {ours:.4f}, {half:.4f} in bfloat16')
   for rate, value in adam.items():
     print(f'Adam, rate {rate:5}    {value:.4f}')
   return ours, half, min(adam.values())

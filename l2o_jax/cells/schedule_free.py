@@ -1,9 +1,12 @@
 """Schedule-free averaging around any cell: no schedule of rates is needed."""
 
 import math
+from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
+import optax
 
 from l2o_jax.base import Cell
 from l2o_jax.checks import require, traced
@@ -91,8 +94,31 @@ def schedule_free(
   return Cell(init, initial_state, step, True, cell.communicates)
 
 
-def eval_params(theta, opt_state, params, learning_rate: float = 1.0):
-  """Where to judge a run of `robust_optimizer`: at the average of its steps.
+class FactorState(NamedTuple):
+  """The constant factor of a run's steps, [], for `eval_params`."""
+
+  factor: chex.Array
+
+
+def constant_factor(factor: float) -> optax.GradientTransformation:
+  """`optax.scale(factor)`, whose state tells `eval_params` the factor."""
+  init = lambda params: FactorState(jnp.asarray(factor, jnp.float32))
+
+  def update(updates, state, params=None):
+    del state, params
+    return optax.tree.scale(factor, updates), init(updates)
+
+  return optax.GradientTransformation(init, update)
+
+
+def _states(opt_state, kind):
+  """The states of this kind inside another one."""
+  own = lambda s: isinstance(s, kind)
+  return list(filter(own, jax.tree.leaves(opt_state, is_leaf=own)))
+
+
+def eval_params(theta, opt_state, params, learning_rate: float | None = None):
+  """Where to judge a run of `robust_optimizer`: at the average of its iterates.
 
       x = y - η (1 - β) / β o     y: the parameters, o: see `schedule_free`
 
@@ -106,23 +132,29 @@ def eval_params(theta, opt_state, params, learning_rate: float = 1.0):
     opt_state: of the optimizer, or of a chain or wrapper with it inside.
     params: y, the tree that `init` saw.  What it did not see of a larger one,
       such as the functions of an Equinox module, stays as it is.
-    learning_rate: η, the constant factor behind the optimizer's steps.  With a
-      schedule the formula does not hold: judge at y, which a schedule that ends
-      at 0 has brought to rest.
+    learning_rate: η, if you scale the optimizer's steps by a constant factor of
+      your own.  None: the factor that `pretrained_optimizer` was given, else 1.
+      With a schedule the formula does not hold: judge at y, which a schedule
+      that ends at 0 has brought to rest.
 
   Returns:
     x, like `params`; what has no offset, masked leaves too, as it is.
 
   Raises:
     ValueError: theta has no average, there is not one such state, it is of
-      other parameters, or `learning_rate` is a schedule.
+      other parameters, or there is a schedule.
   """
   averages = isinstance(theta, dict) and 'momentum' in theta
-  require(averages, 'eval_params: theta is not of robust_optimizer')
+  order = 'arguments are theta, opt_state, params'
+  require(averages, f'eval_params: theta is not of robust_optimizer; {order}')
+  schedules = _states(opt_state, optax.ScaleByScheduleState)
+  planned = callable(learning_rate) or (learning_rate is None and schedules)
   schedule = 'eval_params: with a schedule, judge at the parameters themselves'
-  require(not callable(learning_rate), schedule)
-  own = lambda s: isinstance(s, CoordinatewiseState)
-  states = list(filter(own, jax.tree.leaves(opt_state, is_leaf=own)))
+  require(not planned, schedule)
+  if learning_rate is None:
+    given = [state.factor for state in _states(opt_state, FactorState)]
+    learning_rate = given[0] if given else 1.0
+  states = _states(opt_state, CoordinatewiseState)
   one = f'eval_params: needs one state of the optimizer, found {len(states)}'
   require(len(states) == 1, one)
   _, offsets = states[0].cell[0]  # a tree like the parameters, leaves [1, *s]

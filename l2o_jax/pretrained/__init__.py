@@ -7,6 +7,7 @@ from collections.abc import Callable
 import optax
 
 from l2o_jax.base import LearnedOptimizer, Theta
+from l2o_jax.cells.schedule_free import constant_factor
 from l2o_jax.checks import plain_number, require, traced
 from l2o_jax.theta_files import load_learned
 
@@ -38,10 +39,8 @@ def pretrained(
     CheckpointError: the file is damaged, or for another optimizer than
       expected.
   """
-  if name not in names():
-    raise ValueError(
-      f'pretrained: there is {", ".join(names())}, but no {name!r:.100}'
-    )
+  known = f'pretrained: there is {", ".join(names())}, but no {name!r:.100}'
+  require(name in names(), f'{known}; load_learned reads files')
   with importlib.resources.as_file(_FILES / f'{name}.npz') as path:
     return load_learned(path, expected)
 
@@ -56,7 +55,7 @@ def pretrained_optimizer(
   Weight decay goes before it, as part of the gradient:
   `optax.chain(optax.add_decayed_weights(1e-3), pretrained_optimizer())`.  A run
   of either with a constant factor is best judged, and saved, at the average of
-  its steps (`eval_params`).
+  its iterates (`eval_params`).
 
   Args:
     name: see `pretrained`.
@@ -75,9 +74,9 @@ def pretrained_optimizer(
   if not (callable(learning_rate) or traced(learning_rate)):
     factor = plain_number(learning_rate)
     sane = isinstance(factor, float | int) and 0 <= factor < math.inf
-    within = f'a finite factor, 1 by default; got {learning_rate!r}'
+    within = f'a finite number >= 0, 1 by default; got {learning_rate!r}'
     require(sane, f'pretrained_optimizer: learning_rate must be {within}')
-  # In a chain whatever the factor is, so that states have one structure.
-  scale = optax.scale_by_learning_rate(learning_rate, flip_sign=False)
-  chained = optax.chain(learned.transform(theta), scale)
+  planned = callable(learning_rate)
+  scale = optax.scale_by_schedule if planned else constant_factor
+  chained = optax.chain(learned.transform(theta), scale(learning_rate))
   return optax.with_extra_args_support(chained)

@@ -118,7 +118,10 @@ class EvalParamsTest(parameterized.TestCase):
       old = beta * (1 - c) * x
       z = (np.array(y, float) - old) / (1 - beta + beta * c)
       x = x + c * (z - x)
-      found = eval_params(theta, state, y, learning_rate)
+      found = eval_params(theta, state, y)
+      chex.assert_trees_all_equal(
+        found, eval_params(theta, state, y, learning_rate)
+      )
       np.testing.assert_allclose(found, x, rtol=1e-4, atol=1e-4)
     self.assertGreater(np.abs(x - y).max(), 1e-2 * learning_rate)
 
@@ -155,6 +158,19 @@ class EvalParamsTest(parameterized.TestCase):
       with self.assertRaisesRegex(ValueError, 'not of parameters like these'):
         eval_params(theta, state, other)
 
+  def test_a_factor_that_changes(self):
+    """The factor of the last step counts, also where it is traced."""
+    theta, y = l2o_jax.pretrained('robust')[1], jnp.ones(3)
+    make = lambda factor: l2o_jax.pretrained_optimizer('robust', factor)
+    opt = optax.inject_hyperparams(make)(factor=2.0)
+    state = opt.init(y)
+    for factor in (2.0, 0.5):
+      state.hyperparams['factor'] = jnp.float32(factor)
+      _, state = opt.update(y, state, y)
+      np.testing.assert_array_equal(
+        eval_params(theta, state, y), eval_params(theta, state, y, factor)
+      )
+
   def test_numbers_of_python(self):
     theta, y = l2o_jax.pretrained('robust')[1], {'w': 1.0}
     tx = l2o_jax.pretrained_optimizer('robust')
@@ -166,6 +182,9 @@ class EvalParamsTest(parameterized.TestCase):
     tx = l2o_jax.pretrained_optimizer('robust')
     with self.assertRaisesRegex(ValueError, 'with a schedule, judge at'):
       eval_params(theta, tx.init(y), y, optax.constant_schedule(1.0))
+    planned = l2o_jax.pretrained_optimizer('robust', lambda t: 1 / (t + 1))
+    with self.assertRaisesRegex(ValueError, 'with a schedule, judge at'):
+      eval_params(theta, planned.init(y), y)
     with self.assertRaisesRegex(ValueError, 'theta is not of robust_opti'):
       eval_params(lstm_raw().init(jax.random.key(0)), tx.init(y), y)
     with self.assertRaisesRegex(ValueError, 'one state of the optimizer, f'):

@@ -65,6 +65,13 @@ class RunTest(parameterized.TestCase):
     self.assertEqual(last.best_epoch, epoch)
     self.assertAlmostEqual(float(last.best) / whole, size, places=5)
 
+  def test_a_directory_that_cannot_be_made(self):
+    self.path.write_text('a file')
+    for path in (self.path, self.path / 'run', '/proc/nowhere'):
+      message = f'--workdir={path} cannot be made: '
+      with self.assertRaisesRegex(settings.UsageError, message):
+        toy.train(path)
+
   def test_kept_results_can_be_rebuilt(self):
     """Every kept run that has a theta, whatever its flags were called."""
     kept = pathlib.Path(run.__file__).parents[1] / 'results'
