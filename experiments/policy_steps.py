@@ -131,6 +131,11 @@ def sizes(z, band: bool = True) -> dict:
   return panels.curve(np.arange(len(z)), np.abs(z), band)
 
 
+def end(z) -> float:
+  """|z| at the last step, the median over n: z [T] or [T, n]."""
+  return float(np.median(np.abs(z[-1])))
+
+
 def policies(s: Steps) -> dict[str, tuple]:
   """{name: (optimizer, its features, the number of that with the gradient)}.
 
@@ -152,10 +157,11 @@ def policies(s: Steps) -> dict[str, tuple]:
   return found
 
 
-def measure(s: Steps, contenders: dict[str, tuple], data) -> dict:
-  """{what: {optimizer: curve}}."""
+def measure(s: Steps, contenders: dict[str, tuple], data) -> tuple[dict, dict]:
+  """({what: {optimizer: curve}}, {what: {optimizer: size at the end}})."""
   optimizee, _ = make_optimizee(PSD.defaults, data, PANELS[s.panel])
   curves = {'loss': {}, '|gradient|': {}, '|feature|': {}, '|step|': {}}
+  ends = {what: {} for what in curves}
   contenders = dict(contenders)
   for name, setting in RIVALS.items():
     contenders[name] = problems.make_baseline(name, setting), None, 0
@@ -166,8 +172,9 @@ def measure(s: Steps, contenders: dict[str, tuple], data) -> dict:
       found['|feature|'] = slopes(features, which, x, g, values)
     for what, z in found.items():
       curves[what][name] = sizes(z, band=name not in RIVALS)
+      ends[what][name] = end(z)
     cli.log(f'{name}: loss {f[-1]:.3g} in the end')
-  return curves
+  return curves, ends
 
 
 def main(s: Settings) -> None:
@@ -176,14 +183,10 @@ def main(s: Settings) -> None:
   data = projected.few(data, s.run.images)
   contenders = policies(s.run)
   with run.opened(EXPERIMENT, s) as path:
-    curves = measure(s.run, contenders, data)
+    curves, ends = measure(s.run, contenders, data)
     styles = plots.looks([*contenders, *RIVALS], list(contenders))
     panels.draw(path / 'policy_steps.png', PICTURE, curves, styles)
-    ends = {
-      what: {name: float(z['y'][-1]) for name, z in of.items()}
-      for what, of in curves.items()
-    }
-    run.write_json(path / 'policy_steps.json', ends)
+    run.write_json(path / 'policy_steps.json', run.without_nan(ends))
     cli.say(f'written: {path}/policy_steps.png policy_steps.json')
     run.note(path, finished=True)
 

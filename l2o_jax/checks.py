@@ -43,13 +43,12 @@ def positive(who: str, **sizes) -> None:
 
 
 def above_zero(who: str, **numbers) -> None:
-  """Raises a ValueError unless all are positive and finite.
-
-  None, an option that was not given, passes, and so does what is traced.
-  """
+  """Raises a ValueError unless all are positive and finite, or traced."""
   for name, x in numbers.items():
-    sane = x is None or traced(x) or 0 < x < math.inf
-    require(sane, f'{who}: {name} must be positive, got {x!r}')
+    positive = traced(x) or x > 0
+    require(positive, f'{who}: {name} must be positive, got {x!r}')
+    finite = traced(x) or x < math.inf
+    require(finite, f'{who}: {name} must be finite, got {x!r}')
 
 
 def one_of(who: str, known, **values) -> None:

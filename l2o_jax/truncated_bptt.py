@@ -271,7 +271,8 @@ def truncated_bptt(
   sizes = unroll_length, num_unrolls, num_optimizees
   weights = checked_weights('truncated_bptt', weights, *sizes)
   one_of('truncated_bptt', REMAT, remat=remat)
-  above_zero('truncated_bptt', clip_each=clip_each)
+  if clip_each is not None:
+    above_zero('truncated_bptt', clip_each=clip_each)
   devices = 1 if sharding is None else sharding.num_devices
   even = f'truncated_bptt: num_optimizees must be a multiple of the {devices}'
   require(not num_optimizees % devices, f'{even} devices, got {num_optimizees}')

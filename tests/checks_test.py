@@ -24,11 +24,19 @@ class ChecksTest(absltest.TestCase):
       checks.positive('f', n=0)
 
   def test_above_zero(self):
-    checks.above_zero('f', n=0.5, m=jnp.float32(1), k=None)
+    checks.above_zero('f', n=0.5, m=jnp.float32(1))
     jax.jit(lambda n: checks.above_zero('f', n=n))(-1.0)
-    for bad in (0, -1.0, float('nan'), float('inf')):
-      with self.assertRaisesRegex(ValueError, f'^f: n must .*, got {bad!r}$'):
+    for bad, what in (
+      (0, 'positive'),
+      (-1.0, 'positive'),
+      (float('nan'), 'positive'),
+      (float('inf'), 'finite'),
+    ):
+      message = f'^f: n must be {what}, got {bad!r}$'
+      with self.assertRaisesRegex(ValueError, message):
         checks.above_zero('f', m=1, n=bad)
+    with self.assertRaises(TypeError):
+      checks.above_zero('f', n=None)
 
   def test_one_of(self):
     checks.one_of('f', {'a': 1, 'b': 2}, n='a', m='b')

@@ -21,6 +21,15 @@ from tests.experiments import toy
 
 
 class PolicyStepsTest(absltest.TestCase):
+  def test_sizes_at_the_end(self):
+    """Also of a run that has diverged."""
+    z = np.array([[1.0, 1.0, 1.0], [-3.0, 1.0, 2.0]])
+    self.assertEqual(policy_steps.end(z), 2)
+    self.assertEqual(policy_steps.end(np.array([1.0, -0.5])), 0.5)
+    self.assertTrue(np.isnan(policy_steps.end(np.full((3, 2), np.nan))))
+    curve = policy_steps.sizes(np.full(3, np.nan))
+    self.assertLen(curve['y'], 0)
+
   def test_quartiles_of_sizes(self):
     z = np.array([[-1.0, 2, -3, 4, 5], [0, 0, 0, 0, 9]])
     got = policy_steps.sizes(z)
