@@ -104,6 +104,24 @@ def _check(what, shape, wanted):
   require(shape == wanted, f'coordinatewise: {what} {found}')
 
 
+def _check_theta(theta, like):
+  """Raises a ValueError with the first array that another theta would have."""
+  shape = lambda tree: jax.tree.map(jnp.shape, tree)
+  at_paths = lambda tree: {
+    jax.tree_util.keystr(path): jnp.shape(x)
+    for path, x in jax.tree.leaves_with_path(tree)
+  }
+  found, wanted = at_paths(theta), at_paths(like)
+  odd = [p for p in wanted | found if found.get(p) != wanted.get(p)]
+  first = [
+    f': {p} is {found.get(p, "missing")}, expected {wanted.get(p, "none")}'
+    for p in odd[:1]
+  ]
+  fits = shape(theta) == shape(like)
+  other = 'theta is not for these features and this cell'
+  require(fits, f'coordinatewise: {other}{"".join(first)}')
+
+
 def _as_before(new, old):
   """The new state in the dtype of the old; refused if its shape has changed."""
   new = jnp.asarray(new)
@@ -267,10 +285,7 @@ def coordinatewise(
 
   def transform(theta):
     key = jax.eval_shape(jax.random.key, 0)  # of shapes alone: nothing is run
-    of_shape = lambda tree: jax.tree.map(jnp.shape, tree)
-    fits = of_shape(theta) == of_shape(jax.eval_shape(init_theta, key))
-    other = 'coordinatewise: theta is not for these features and this cell'
-    require(fits, other)
+    _check_theta(theta, jax.eval_shape(init_theta, key))
     rule = _rule(features, cell, theta, state_dtype)
     over_leaves = _all_at_once if cell.communicates else leaf_by_leaf
     init, move = over_leaves(*rule)

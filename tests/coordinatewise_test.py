@@ -32,6 +32,21 @@ def sum_cell(rate):
 
 
 class CoordinatewiseTest(absltest.TestCase):
+  def test_theta_of_another_cell(self):
+    """The first array that is of another shape, is missing or is too many."""
+    learned = lstm_raw()
+    theta = learned.init(jax.random.key(0))
+    more = {**theta, 'more': jnp.ones(3)}
+    less = {k: v for k, v in theta.items() if k != 'linear'}
+    other = {**theta, 'linear': {**theta['linear'], 'w': jnp.ones((7, 1))}}
+    for bad, message in (
+      (more, "\\['more'\\] is \\(3,\\), expected none"),
+      (less, "\\['linear'\\]\\['b'\\] is missing, expected \\(1,\\)"),
+      (other, "\\['linear'\\]\\['w'\\] is \\(7, 1\\), expected \\(20, 1\\)"),
+    ):
+      with self.assertRaisesRegex(ValueError, f'and this cell: {message}$'):
+        learned.transform(bad)
+
   def test_two_steps_by_hand(self):
     """A cell of one coordinate with a counter, on leaves of three ranks."""
     opt = coordinatewise(gradient(), sum_cell(0.5)).transform(jnp.array(2.0))
