@@ -229,15 +229,15 @@ class CompareTest(absltest.TestCase):
     (self.path / 'run.json').unlink()
     for file in ('curves.csv', 'summary.json', 'learning_curves.png'):
       (self.path / file).unlink()
-    ran = []
+    ran, its_tune = [], problems.tune
 
     def tune(problem, name, *args):
       ran.append(name)
       if len(ran) == 2:
         raise KeyboardInterrupt
-      return problems.tune(problem, name, *args)
+      return its_tune(problem, name, *args)
 
-    with mock.patch.object(comparison, 'tune', tune):
+    with mock.patch.object(problems, 'tune', tune):
       with self.assertRaises(KeyboardInterrupt):
         self.compare(theta)
       parts = self.path / comparison.PARTS
