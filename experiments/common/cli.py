@@ -202,7 +202,7 @@ def help_text(experiment: Experiment, settings) -> str:
       for k, v in flags_of.items()
       for one in (v if isinstance(v, tuple) else (v,))
     )
-    lines.append(_fill(f'{name}: {text}', 2))
+    lines.append(_fill(f'{name}: {text or "as shown above"}', 2))
   return '\n'.join(lines)
 
 

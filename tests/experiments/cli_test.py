@@ -154,6 +154,9 @@ class ParseTest(parameterized.TestCase):
     for topic in experiment.defaults:
       self.assertEqual(set(settings.helps(type(topic))), set(topic._fields))
     self.assertLessEqual(max(map(len, text.splitlines())), 80)
+    _, presets = text.split('Presets, the first by default:\n')
+    first = next(iter(experiment.presets))
+    self.assertRegex(presets, f'^  {first}: (--|as shown)')
 
   def test_help_names_the_trainer(self):
     s = settings.preset(BINARIES['predicted_step_descent'])
