@@ -102,7 +102,7 @@ class FactorState(NamedTuple):
 
 def constant_factor(factor: float) -> optax.GradientTransformation:
   """`optax.scale(factor)`, whose state tells `eval_params` the factor."""
-  init = lambda params: FactorState(jnp.asarray(factor, jnp.float32))
+  init = lambda params: FactorState(jnp.asarray(factor, float))
 
   def update(updates, state, params=None):
     del state, params
