@@ -19,12 +19,21 @@ import chex
 import optax
 from jax.tree_util import Partial
 
+from l2o_jax.checks import takes
+
 Params = chex.ArrayTree
 Task = chex.ArrayTree
 Theta = chex.ArrayTree
 CellState = chex.ArrayTree
 Memory = chex.ArrayTree
 MetaState = Any
+
+
+_ARGUMENTS = {
+  'init': ('key',),
+  'loss': ('params', 'task', 'key'),
+  'objective': ('params', 'task'),
+}
 
 
 class _Optimizee(NamedTuple):
@@ -46,16 +55,21 @@ class Optimizee(_Optimizee):
     loss: params, task, key -> scalar f(x); the key draws the minibatch.
     objective: params, task -> scalar, f over all data.  None: there are no
       minibatches, and `loss` is the objective itself.
+
+  Raises:
+    TypeError: a plain function takes other arguments.
   """
 
   __slots__ = ()
 
   def __new__(cls, init, loss, objective=None):
-    # jax itself rebuilds the tuple with other things than functions in it.
-    fields = (
-      f if isinstance(f, Partial) or not callable(f) else Partial(f)
-      for f in (init, loss, objective)
-    )
+    fields = []
+    for f, field in zip((init, loss, objective), _ARGUMENTS, strict=True):
+      # jax itself rebuilds the tuple with other things than functions in it.
+      if callable(f) and not isinstance(f, Partial):
+        takes(f'Optimizee: {field}', f, *_ARGUMENTS[field])
+        f = Partial(f)
+      fields.append(f)
     return super().__new__(cls, *fields)
 
   @classmethod

@@ -1,5 +1,6 @@
 """Bad arguments: one line that names what was wrong."""
 
+import inspect
 import math
 import operator
 
@@ -21,6 +22,17 @@ def plain_number(x):
   """A number of NumPy or JAX as one of Python; anything else as it is."""
   number = getattr(x, 'shape', None) == ()
   return x.item() if number and not traced(x) else x
+
+
+def takes(who: str, f, *names: str) -> None:
+  """Raises a TypeError unless f can be called with these, by position."""
+  try:
+    inspect.signature(f).bind(*names)
+  except TypeError:
+    message = f'{who} must take ({", ".join(names)})'
+    raise TypeError(message) from None
+  except ValueError:  # written in C: its arguments are not known
+    pass
 
 
 def pair(found):

@@ -39,6 +39,17 @@ class OptimizeeTest(absltest.TestCase):
     self.assertIsInstance(optimizee.loss, Partial)
     self.assertIsInstance(optimizee, Optimizee)
 
+  def test_a_function_of_other_arguments_is_refused_at_once(self):
+    for fields, line in (
+      ((init, lambda x, task: x), r'loss must take \(params, task, key\)'),
+      ((lambda: 0, loss), r'init must take \(key\)'),
+      ((init, loss, lambda x: x), r'objective must take \(params, task\)'),
+    ):
+      with self.assertRaisesRegex(TypeError, f'Optimizee: {line}$'):
+        Optimizee(*fields)
+    Optimizee(init, lambda params, task, key=None: 0.0, None)
+    Optimizee(init, lambda *anything: 0.0)
+
   def test_data_of_a_partial_stay_leaves(self):
     scaled = lambda scale, params, task, key: scale * jnp.sum(params**2)
     optimizee = Optimizee(init, Partial(scaled, jnp.array(2.0)))

@@ -13,7 +13,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / 'l2o_jax'
 # From bottom to top; a module may import those of lower floors only.
 FLOORS = (
-  ('base', 'checks', 'cpu', 'files', 'gps.linalg'),
+  ('checks', 'cpu', 'files', 'gps.linalg'),
+  ('base',),
   (
     'cells.layers',
     'checkpoint',

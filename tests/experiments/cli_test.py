@@ -1,8 +1,11 @@
 """The command line: values, presets, help, and how messages arrive."""
 
+import contextlib
 import importlib
+import io
 import os
 import pathlib
+import runpy
 import signal
 import subprocess
 import sys
@@ -24,6 +27,15 @@ BINARIES = {
   name: importlib.import_module(f'experiments.{name}').EXPERIMENT
   for name in (*run.EXPERIMENTS, *OTHERS)
 }
+
+
+class ListTest(absltest.TestCase):
+  def test_python_m_experiments_lists_every_binary(self):
+    with contextlib.redirect_stdout(io.StringIO()) as seen:
+      runpy.run_module('experiments', run_name='__main__')
+    rows = [line.split() for line in seen.getvalue().splitlines()[2:]]
+    self.assertEqual({row[0] for row in rows}, {*BINARIES, 'policy_steps'})
+    self.assertIn('on random quadratics (Andrychowicz', seen.getvalue())
 
 
 def parse(name, *flags):
