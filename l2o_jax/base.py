@@ -9,7 +9,8 @@ Shape letters in all docstrings; a docstring that needs another meaning says so:
 `params` is what the optimizee optimizes (theta in Andrychowicz et al., x in Li
 & Malik).  Names with `meta_` in front belong to the upper level, names without
 it to the lower.
-Everything here is a NamedTuple of functions or of arrays: no behaviour.
+Everything here is a NamedTuple of functions or of arrays.  Only `Optimizee`
+does something: it checks and wraps its functions.
 """
 
 from collections.abc import Callable
@@ -135,8 +136,8 @@ class LearnedOptimizer(NamedTuple):
     call: {'name', 'arguments'} of the function in `learned_optimizers` that
       built it; a file of theta records it.  None: built by hand.
 
-  It is not hashable: close over it, or pass it to `jax.jit` in a closure and
-  not as a static argument.
+  Close over it: with a `call` it is not hashable, so it cannot be a static
+  argument of `jax.jit`.
   """
 
   init: Callable[[chex.PRNGKey], Theta]

@@ -58,11 +58,11 @@ def _names_and_leaves(tree):
         f'checkpoint: the arrays {paths[name]} and {shown} of the tree would '
         f'both be named {name!r}'
       )
-    if len(name) > MAX_NAME:
-      raise ValueError(f'checkpoint: a name of {len(name)} characters')
+    long = f'checkpoint: a name of {len(name)} characters'
+    require(len(name) <= MAX_NAME, long)
     paths[name] = shown
-  if len(paths) > MAX_ARRAYS:
-    raise ValueError(f'checkpoint: {len(paths)} arrays, at most {MAX_ARRAYS}')
+  many = f'checkpoint: {len(paths)} arrays, at most {MAX_ARRAYS}'
+  require(len(paths) <= MAX_ARRAYS, many)
   return list(paths), [leaf for _, leaf in leaves], structure
 
 
@@ -144,8 +144,8 @@ def save(path, tree, *, metadata=None) -> None:
   manifest = {'format': FORMAT, 'metadata': metadata, 'arrays': entries}
   body = json.dumps(manifest | {'sha256': digest.hexdigest()}).encode()
   text = hashlib.sha256(body).hexdigest().encode() + b'\n' + body
-  if len(text) > MAX_MANIFEST // 2:
-    raise ValueError('checkpoint: more than 2 MB of metadata and names')
+  much = 'checkpoint: more than 2 MB of metadata and names'
+  require(len(text) <= MAX_MANIFEST // 2, much)
   arrays = {MANIFEST: np.frombuffer(text, np.uint8)} | arrays
   with replacing(path) as f, zipfile.ZipFile(f, 'w') as z:
     for name, array in arrays.items():

@@ -5,6 +5,7 @@ import math
 import operator
 
 import jax
+import jax.numpy as jnp
 
 
 def require(condition, message: str, error=ValueError) -> None:
@@ -33,6 +34,21 @@ def takes(who: str, f, *names: str) -> None:
     raise TypeError(message) from None
   except ValueError:  # written in C: its arguments are not known
     pass
+
+
+def ready(who: str, **opts) -> None:
+  """Raises a TypeError unless all are optax transformations."""
+  for name, opt in opts.items():
+    other = f'{who}: {name} is no optax transformation: {type(opt).__name__}'
+    use = '; give its transform(theta)' if hasattr(opt, 'transform') else ''
+    require(hasattr(opt, 'update'), other + use, TypeError)
+
+
+def several_keys(who: str, keys) -> None:
+  """Raises a ValueError unless keys are an array of keys, typed or raw."""
+  raw = getattr(keys, 'dtype', jnp.uint32) == jnp.uint32  # keys are pairs
+  several = f'{who}: keys must be several, as jax.random.split(key, n) is'
+  require(jnp.ndim(keys) >= 1 + raw, several)
 
 
 def pair(found):

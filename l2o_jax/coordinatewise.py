@@ -106,20 +106,15 @@ def _check(what, shape, wanted):
 
 def _check_theta(theta, like):
   """Raises a ValueError with the first array that another theta would have."""
-  shape = lambda tree: jax.tree.map(jnp.shape, tree)
-  at_paths = lambda tree: {
+  shapes = lambda tree: {
     jax.tree_util.keystr(path): jnp.shape(x)
     for path, x in jax.tree.leaves_with_path(tree)
   }
-  found, wanted = at_paths(theta), at_paths(like)
-  odd = [p for p in wanted | found if found.get(p) != wanted.get(p)]
-  first = [
-    f': {p} is {found.get(p, "missing")}, expected {wanted.get(p, "none")}'
-    for p in odd[:1]
-  ]
-  fits = shape(theta) == shape(like)
-  other = 'theta is not for these features and this cell'
-  require(fits, f'coordinatewise: {other}{"".join(first)}')
+  found, wanted = shapes(theta), shapes(like)
+  other = 'coordinatewise: theta is not for these features and this cell'
+  for p in wanted | found:
+    here, there = found.get(p, 'missing'), wanted.get(p, 'none')
+    require(here == there, f'{other}: {p} is {here}, expected {there}')
 
 
 def _as_before(new, old):
@@ -251,7 +246,7 @@ def coordinatewise(
 
   A gradient or parameter that is not finite is seen as 0.  The coordinate goes
   on as its memory tells it, its state and update stay finite, and no other
-  coordinate notices but by a mean over the leaf.
+  coordinate notices, unless the features take means over the leaf.
 
   A cell that communicates gets the coordinates of all leaves as one axis.
 

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from l2o_jax.base import LearnedOptimizer, Optimizee
-from l2o_jax.checks import pair, positive, require
+from l2o_jax.base import Optimizee
+from l2o_jax.checks import pair, positive, ready, require, several_keys
 from l2o_jax.unroll import scalar, unroll
 
 
@@ -53,12 +53,8 @@ def learning_curves(
   positive('learning_curves', num_steps=num_steps, every=every, **at_a_time)
   divides = num_steps % every == 0
   require(divides, f'learning_curves: {every=} must divide {num_steps=}')
-  learned = isinstance(opt, LearnedOptimizer)
-  which = 'opt is a LearnedOptimizer: give its transform(theta)'
-  require(not learned, f'learning_curves: {which}', TypeError)
-  raw = getattr(keys, 'dtype', jnp.uint32) == jnp.uint32  # keys are pairs
-  several = jnp.ndim(keys) == 1 + raw
-  require(several, 'learning_curves: keys must be several, as split(key, B) is')
+  ready('learning_curves', opt=opt)
+  several_keys('learning_curves', keys)
 
   def run(key):  # [T / k + 1]
     key_init, key_loss = jax.random.split(key)
@@ -91,5 +87,6 @@ def learning_curves(
 
   if batch_size is None:
     return jax.vmap(run)(keys)
+  # In batches of one, lax.map would vmap over an axis of one.
   batch_size = batch_size if batch_size > 1 else None
   return jax.lax.map(run, keys, batch_size=batch_size)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from l2o_jax.base import Features
-from l2o_jax.checks import positive, require, traced
+from l2o_jax.checks import above_zero, positive, require, traced
 
 
 def gradient() -> Features:
@@ -78,6 +78,26 @@ def _rest(b, t):
   return -jnp.expm1(t * math.log(b)) if b else jnp.ones_like(t)
 
 
+def _second_moment(v, g, t, b2, window):
+  """(v after a gradient, the mean of g² that it stands for)."""
+  if window is None:
+    v = b2 * v + (1 - b2) * g**2
+    return v, v / _rest(b2, t)
+  w = jnp.maximum((1 - b2) / _rest(b2, t), window / (window + t - 1))
+  v = (1 - w) * v + w * g**2
+  return v, v
+
+
+def _length(memory, ratio, root, b, agreement, age):
+  """ℓ after a gradient that is `ratio` in units of `root`; b is β₁."""
+  t = memory.step.astype(ratio.dtype)  # gradients before this one
+  before = memory.m[0] / (_rest(b, jnp.maximum(t, 1)) * root)
+  agreed = jnp.clip(before, -1, 1) * jnp.clip(ratio, -1, 1)  # [*s]
+  a = jnp.sum(agreed) / max(agreed.size, 1)  # an empty leaf has no mean
+  length = memory.length + agreement * a * jax.lax.rsqrt(1 + t / age)
+  return jnp.clip(length, -0.5, 3.5)
+
+
 def adam_ratios(
   b1: float | Sequence[float] = 0.95,
   b2: float = 0.95,
@@ -141,10 +161,9 @@ def adam_ratios(
   decays = b1 and all(0 <= b < 1 for b in (*b1, b2))
   require(decays, f'adam_ratios: decays must be in [0, 1): {b1}, {b2}')
   others = {'eps': eps, 'age': age, 'window': window, 'size': size}
-  others['agreement'] = agreement
-  given = [x for x in others.values() if x is not None]
-  sane = all(traced(x) or 0 < x < math.inf for x in given)
-  require(sane, f'adam_ratios: must be positive: {others}')
+  others = {**others, 'agreement': agreement}
+  given = {name: x for name, x in others.items() if x is not None}
+  above_zero('adam_ratios', **given)
   dated = agreement is None or age is not None
   require(dated, 'adam_ratios: agreement needs an age')
 
@@ -154,15 +173,6 @@ def adam_ratios(
     length = () if agreement is None else jnp.zeros((), x.dtype)
     return Moments(jnp.zeros((), jnp.int32), m, zero, length)
 
-  def length_of(memory, ratio, root):
-    """ℓ after a gradient that is `ratio` in units of `root`."""
-    t = memory.step.astype(ratio.dtype)  # gradients before this one
-    before = memory.m[0] / (_rest(b1[0], jnp.maximum(t, 1)) * root)
-    agreed = jnp.clip(before, -1, 1) * jnp.clip(ratio, -1, 1)  # [*s]
-    a = jnp.sum(agreed) / max(agreed.size, 1)  # an empty leaf has no mean
-    length = memory.length + agreement * a * jax.lax.rsqrt(1 + t / age)
-    return jnp.clip(length, -0.5, 3.5)
-
   def update(memory, x, g, value):
     del x, value
     limits = jnp.finfo(g.dtype)
@@ -171,18 +181,13 @@ def adam_ratios(
     step = optax.safe_increment(memory.step)
     t = step.astype(g.dtype)
     m = [b * m + (1 - b) * g for b, m in zip(b1, memory.m)]
-    if window is None:
-      v = b2 * memory.v + (1 - b2) * g**2
-      mean = v / _rest(b2, t)
-    else:
-      a = jnp.maximum((1 - b2) / _rest(b2, t), window / (window + t - 1))
-      v = mean = (1 - a) * memory.v + a * g**2
+    v, mean = _second_moment(memory.v, g, t, b2, window)
     # Above 0 the root has a finite derivative.
     root = jnp.sqrt(jnp.maximum(mean, limits.tiny)) + eps
     seen = [m / _rest(b, t) / root for b, m in zip(b1, m)] + [g / root]
     length, of_all = memory.length, []
     if agreement is not None:
-      length = length_of(memory, seen[-1], root)
+      length = _length(memory, seen[-1], root, b1[0], agreement, age)
       of_all.append(length)
     if size is not None:
       of_all.append(jnp.log1p(jnp.asarray(g.size / size, g.dtype)))

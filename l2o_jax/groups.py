@@ -55,7 +55,8 @@ def grouped(learned: LearnedOptimizer, groups: Groups) -> LearnedOptimizer:
     reduces to `learned`.
 
   Raises:
-    ValueError: there are no groups, or two have the same name.
+    ValueError: there are no groups, or two have the same name; (from
+      `transform`) theta is of other groups.
   """
   names = groups.names
   right = not isinstance(names, str) and 0 < len(names) == len(set(names))
@@ -66,6 +67,9 @@ def grouped(learned: LearnedOptimizer, groups: Groups) -> LearnedOptimizer:
     return {name: learned.init(k) for name, k in zip(names, keys)}
 
   def transform(theta):
+    parts = set(theta) if isinstance(theta, dict) else {type(theta).__name__}
+    ask = f'grouped: theta must have the groups {sorted(names)}'
+    require(parts == set(names), f'{ask}, got {sorted(parts)}')
     rules = {name: learned.transform(theta[name]) for name in names}
     opt = optax.partition(rules, groups.labels)
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from l2o_jax.checks import positive, require
+from l2o_jax.checks import positive, ready, require
 
 
 class GuardedState(NamedTuple):
@@ -32,7 +32,7 @@ class GuardedState(NamedTuple):
   rejected: chex.Array
 
 
-def _finite(tree):
+def _all_finite(tree):
   """Whether all numbers of a tree are finite, []."""
   finite = jax.tree.map(lambda x: jnp.all(jnp.isfinite(x)), tree)
   return jax.tree.reduce(jnp.logical_and, finite, True)
@@ -66,8 +66,8 @@ def guarded(
   the guard's rate of convergence per N steps; gradient descent with a rate of
   at most 1 / L never ascends and converges to a stationary point of any f with
   L-Lipschitz gradients.  With minibatches the guarantee holds up to the error
-  of a mean over n of them.  Updates are added to x.  Where x is so far away
-  that its rounding hides the guard's x, the next step goes there, too.
+  of a mean over n of them.  Where x is so far from the guard's x that rounding
+  makes the step miss it, the next step goes to the guard again.
 
   Between two comparisons the guarded run is on its own: stop where `state.step`
   is 0, which is after a multiple of N steps unless a loss or a step was not
@@ -101,8 +101,10 @@ def guarded(
   Raises:
     ValueError: a number is not positive, or n > N; (from `update`) a parameter
       has no gradient.
-    TypeError: (from `update`) params, value or value_fn is missing.
+    TypeError: one is a LearnedOptimizer without theta; (from `update`) params,
+      value or value_fn is missing.
   """
+  ready('guarded', opt=opt, guard=guard)
   positive('guarded', every=every, average=average)
   within = f'guarded: average must not exceed {every=}, got {average}'
   require(average <= every, within)
@@ -133,8 +135,8 @@ def guarded(
     phase = state.step
     late = phase < 0
     ahead = optax.apply_updates(params, moves)  # a finite step may overflow x
-    lost = late | ~(jnp.isfinite(value) & _finite(ahead))
-    held = jnp.isfinite(y_value) & _finite(y_moves)
+    lost = late | ~(jnp.isfinite(value) & _all_finite(ahead))
+    held = jnp.isfinite(y_value) & _all_finite(y_moves)
     both = jnp.stack([value, y_value]).astype(state.losses.dtype)
     counted = jnp.where(phase >= every - average, both, 0)
     losses = state.losses + counted
@@ -147,7 +149,7 @@ def guarded(
     moves = optax.tree.where(reject, to_guard, moves)
     moved = optax.apply_updates(params, moves)
     there = optax.apply_updates(y, y_moves)
-    off = optax.tree.norm(jax.tree.map(jnp.subtract, moved, there))
+    off = optax.tree.norm(optax.tree.sub(moved, there))
     far = reject & ~(off <= 16 * _rounding(params) * optax.tree.norm(there))
     new = GuardedState(
       jnp.where(compare, jnp.where(far, -1, 0), state.step + 1),

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from l2o_jax.base import Info, MetaTrainer, Theta
-from l2o_jax.checks import require
+from l2o_jax.checks import positive, require
 from l2o_jax.gps import policy as policies
 from l2o_jax.gps import rollouts as runs
 from l2o_jax.gps.iteration import choose
@@ -59,8 +59,21 @@ def _rescaled(run: runs.Rollout, scale: float, key) -> runs.Rollout:
   shape = run.values.shape[:2]  # [P, N]
   draws = jax.random.uniform(key, shape, minval=-scale, maxval=scale)
   factor = jnp.exp(draws)[..., None]  # [P, N, 1]
-  gradients = run.gradients * factor[..., None, None]  # [P, N, T + 1, M, J]
-  return run._replace(gradients=gradients, values=run.values * factor)
+  times = lambda z, factor: (z * factor).astype(z.dtype)
+  gradients = times(run.gradients, factor[..., None, None])
+  return run._replace(gradients=gradients, values=times(run.values, factor))
+
+
+def _lesson(policy, teacher, run):
+  """(Lesson, actions [P, M, S, T, A]): the teacher's steps along the runs."""
+  joint = policy.coordinates is not None
+  o = runs.features_along(policy.features, run)  # [P, N, T + 1, M, J, F]
+  parts = (o[:, :, :-1], run.x[:, :, :-1], run.gradients[:, :, :-1])
+  parts = (runs.by_unit(z, joint) for z in (*parts, run.actions))
+  o, x, g, actions = parts  # [P, M, S, T, F A], then [P, M, S, T, A]
+  targets = steps_along(teacher, x, g)
+  precision = 1 / (1e-30 + jnp.mean(targets**2, (2, 4)))  # [P, M, T]
+  return policies.Lesson(o, targets, precision, jnp.ones(len(o))), actions
 
 
 def imitation(
@@ -102,11 +115,13 @@ def imitation(
     the teacher acts.
 
   Raises:
-    ValueError: fewer than 2 steps or rollouts, or s is negative.
+    ValueError: fewer than 2 steps or rollouts, no coordinates, a batch size
+      that is not positive, or s is negative.
   """
   runs.check(rollouts, 'imitation')
+  positive('imitation', batch_size=regression.batch_size)
   require(scale >= 0, f'imitation: scale must not be negative, got {scale!r}')
-  joint, M = policy.coordinates is not None, len(policy.groups.names)
+  M = len(policy.groups.names)
 
   def init(key):
     theta = policy.learned.init(jax.random.fold_in(key, 0))
@@ -129,15 +144,9 @@ def imitation(
     key_rollouts, key_policy, key_scale = jax.random.split(key, 3)
     exact = roll_out(state, optimizee, key_rollouts)
     run = _rescaled(exact, scale, key_scale) if scale else exact
-    o = runs.features_along(policy.features, run)  # [P, N, T + 1, M, J, F]
-    parts = (o[:, :, :-1], run.x[:, :, :-1], run.gradients[:, :, :-1])
-    parts = (runs.by_unit(z, joint) for z in (*parts, run.actions))
-    o, x, g, actions = parts  # [P, M, S, T, F A], then [P, M, S, T, A]
-    targets = steps_along(teacher, x, g)
-    precision = 1 / (1e-30 + jnp.mean(targets**2, (2, 4)))  # [P, M, T]
-    everyone = jnp.ones(len(o))
-    lesson = policies.Lesson(o, targets, precision, everyone)
-    units = policies.calibrated(policy, state.theta, o, actions)
+    lesson, actions = _lesson(policy, teacher, run)
+    seen = lesson.observations
+    units = policies.calibrated(policy, state.theta, seen, actions)
     theta = choose(state.epoch == 0, units, state.theta)
     knobs = policies.of_iteration(regression, state.epoch)
     theta, error = policies.learn(policy, theta, lesson, knobs, key_policy)

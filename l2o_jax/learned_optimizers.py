@@ -180,8 +180,8 @@ def autonomous_optimizer(
   Raises:
     ValueError: labels and coordinates are both given.
   """
-  if labels is not None and coordinates is not None:
-    raise ValueError('autonomous_optimizer: one net for all has no labels')
+  apart = labels is None or coordinates is None
+  require(apart, 'autonomous_optimizer: one net for all has no labels')
   cell = mlp_cell((hidden,), coordinates=coordinates)
   return _policy(history(depth), cell, labels, coordinates or 1)
 
@@ -206,8 +206,8 @@ def robust_optimizer(
 
   Args:
     hidden: units of an LSTM in the gate; 0: none.
-    scale: bound of a step, > 0.09; without a size > 0.06, with a short memory
-      > 0.075, without both > 0.05.
+    scale: bound of a step, > 0.09; > 0.06 without a size, > 0.075 with a short
+      memory, > 0.05 with a short memory and no size.
     age: steps after which the length of steps begins to fall, > 0.
     labels: see `lstm_log_and_sign`.
     long_memory: g² is a mean over the last tenth of all steps.  False: over the
@@ -227,8 +227,8 @@ def robust_optimizer(
     ValueError: an argument is out of its bounds, or there is agreement without
       size.
   """
-  sized = agreement is None or size is not None
-  require(sized, 'robust_optimizer: agreement needs a size')
+  fits = agreement is None or size is not None
+  require(fits, 'robust_optimizer: agreement needs a size')
   leaf = {'age': age, 'size': size, 'agreement': agreement}
   # The direction starts as the newest gradient: averaging is momentum enough.
   if long_memory:

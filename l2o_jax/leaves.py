@@ -60,7 +60,7 @@ def to_array(tree, batch=()):
   Leaves [*batch, *s] -> [B n]; batch is () for one function, (B,) for several.
   """
   leaves = [_array(x) for x in jax.tree.leaves(tree)]
-  if len(leaves) == 1:  # in blocks a slice, which B need not divide
+  if len(leaves) == 1:  # `blocks` gives a slice; B need not divide it
     return leaves[0].reshape(-1)
   parts = [x.reshape(*batch, -1) for x in leaves]
   return jnp.concatenate(parts or [jnp.zeros(0)], -1).reshape(-1)

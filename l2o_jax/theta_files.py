@@ -51,10 +51,11 @@ def save_learned(path, learned: LearnedOptimizer, theta, metadata=None) -> None:
   free = isinstance(metadata, dict) and 'optimizer' not in metadata
   named = "metadata must be a dict without the key 'optimizer'"
   require(free, f'save_learned: {named}')
-  kind = lambda x: (jnp.shape(x), jnp.result_type(x))
-  kinds = [jax.tree.map(kind, t) for t in (theta, _shapes_of_theta(learned))]
-  fits = f'save_learned: theta is not for {spelled(learned.call)}'
-  require(kinds[0] == kinds[1], fits)
+  found, wanted = map(_kinds, (theta, _shapes_of_theta(learned)))
+  other = f'save_learned: theta is not for {spelled(learned.call)}'
+  for p in wanted | found:
+    here, there = found.get(p, 'missing'), wanted.get(p, 'none')
+    require(here == there, f'{other}: {p} is {here}, expected {there}')
   metadata = {'optimizer': learned.call, **metadata}
   checkpoint.save(path, theta, metadata=metadata)
 
@@ -87,6 +88,13 @@ def load_learned(path, expected: LearnedOptimizer | None = None):
       f'{path}: is for {spelled(learned.call)}, not {spelled(expected.call)}'
     )
   return learned, checkpoint.load(path, _shapes_of_theta(learned))
+
+
+def _kinds(theta):
+  """{path: type and shape} of the arrays."""
+  kind = lambda x: f'{jnp.result_type(x)}{[*jnp.shape(x)]}'
+  leaves = jax.tree.leaves_with_path(theta)
+  return {jax.tree_util.keystr(path): kind(x) for path, x in leaves}
 
 
 def _shapes_of_theta(learned):

@@ -39,8 +39,8 @@ def _on_array(opt: optax.GradientTransformation, batch: tuple[int]):
 def initial_state(learned: LearnedOptimizer, theta, params):
   """The state of one optimizee as `meta_loss` takes it, at x_0.
 
-  Where coordinates do not communicate it is of one array [n] of all of them,
-  since it does not matter which leaf or optimizee each belongs to.
+  Where coordinates do not communicate, it is the state of one array [n] that
+  holds them all: their leaf and their optimizee do not matter.
   """
   x = params if learned.communicates else to_array(params)
   return learned.transform(theta).init(x)
@@ -131,8 +131,8 @@ def meta_loss(
       halving a loss of 0.01 counts as much as halving a loss of 1.
     second_derivatives: see `unroll`.
     remat: see `unroll`.
-    unroll: runs the optimizer; `blocks.unroll` takes its place where
-      coordinates do not communicate.
+    unroll: runs the optimizer; `blocks.unroll` may stand here where coordinates
+      do not communicate.
 
   Returns:
     (L, (params at T, opt_states at T, losses [B, T + 1])).
@@ -214,6 +214,26 @@ def checked_weights(who, weights, unroll_length, num_unrolls, num_optimizees):
   return weights
 
 
+def _spread(sharding, count):
+  """A function that puts the axis B on the devices, if there is a sharding."""
+  if sharding is None:
+    return lambda batch: batch
+  devices = sharding.num_devices
+  even = f'truncated_bptt: num_optimizees must be a multiple of the {devices}'
+  require(not count % devices, f'{even} devices, got {count}')
+  return lambda batch: jax.lax.with_sharding_constraint(batch, sharding)
+
+
+def _differentiated(learned, optimizee, weights, clip_each, count, how):
+  """theta, *batch -> ((L, aux), meta-gradient), see `meta_loss`."""
+
+  def loss_of(theta, *batch):
+    return meta_loss(theta, learned, optimizee, *batch, weights=weights, **how)
+
+  both = jax.value_and_grad(loss_of, has_aux=True)
+  return both if clip_each is None else _clipped(both, clip_each, count)
+
+
 def truncated_bptt(
   learned: LearnedOptimizer,
   meta_optimizer: optax.GradientTransformation,
@@ -273,12 +293,7 @@ def truncated_bptt(
   one_of('truncated_bptt', REMAT, remat=remat)
   if clip_each is not None:
     above_zero('truncated_bptt', clip_each=clip_each)
-  devices = 1 if sharding is None else sharding.num_devices
-  even = f'truncated_bptt: num_optimizees must be a multiple of the {devices}'
-  require(not num_optimizees % devices, f'{even} devices, got {num_optimizees}')
-  spread = lambda batch: batch
-  if sharding is not None:
-    spread = lambda batch: jax.lax.with_sharding_constraint(batch, sharding)
+  spread = _spread(sharding, num_optimizees)
   # [U, T + 1]: an unroll's last loss and the next unroll's first are at the
   # same x.
   windows = np.lib.stride_tricks.sliding_window_view(weights, unroll_length + 1)
@@ -298,16 +313,10 @@ def truncated_bptt(
     def meta_step(carry, inputs):
       state, params, states = carry
       keys, weights = inputs
-
-      def loss_of(theta, *batch):
-        which = theta, learned, optimizee
-        return meta_loss(*which, *batch, weights=weights, **how)
-
-      differentiate = jax.value_and_grad(loss_of, has_aux=True)
-      if clip_each is not None:
-        differentiate = _clipped(differentiate, clip_each, num_optimizees)
+      which = learned, optimizee, weights, clip_each, num_optimizees
+      differentiated = _differentiated(*which, how)
       batch = tasks, params, states, spread(keys)
-      (loss, (*carry, losses)), gradient = differentiate(state.theta, *batch)
+      (loss, (*carry, losses)), gradient = differentiated(state.theta, *batch)
       state, skipped, norm = meta_update(meta_optimizer, state, loss, gradient)
       return (state, *carry), (losses, loss, skipped, norm)
 

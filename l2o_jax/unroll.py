@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from l2o_jax.checks import one_of, require
+from l2o_jax.checks import one_of, ready, require, several_keys
 
 REMAT = (False, True, 'segments')  # what `remat` of `unroll` may be
 
@@ -142,10 +142,13 @@ def unroll(
     ((x_T, opt_state), Trajectory).
 
   Raises:
-    ValueError: unknown `remat`, no keys, or a loss that is neither a scalar nor
-      [B] where all parameters have a leading axis B.
+    ValueError: unknown `remat`, no keys or a single one, or a loss that is
+      neither a scalar nor [B] where all parameters have a leading axis B.
+    TypeError: `opt` is a LearnedOptimizer without theta.
   """
   one_of('unroll', REMAT, remat=remat)
+  ready('unroll', opt=opt)
+  several_keys('unroll', keys)
   require(len(keys), 'unroll: keys must be T + 1, at least one')
   leading = {jnp.shape(x)[:1] for x in jax.tree.leaves(params)}
   several = leading if len(leading) == 1 else set()  # [B], B functions

@@ -392,7 +392,7 @@ class AdamRatiosTest(parameterized.TestCase):
     ({'b1': ()}, 'decays must be in'),
     ({'eps': 0.0}, 'must be positive'),
     ({'age': 0.0}, 'must be positive'),
-    ({'window': 0.0}, "must be positive.*'window': 0.0"),
+    ({'window': 0.0}, 'window must be positive, got 0.0$'),
     ({'window': float('nan')}, 'must be positive'),
     ({'size': -1.0}, 'must be positive'),
     ({'age': 1.0, 'agreement': 0.0}, 'must be positive'),

@@ -99,6 +99,18 @@ class GroupsTest(parameterized.TestCase):
     ):
       grouped(LINEAR, Groups(lambda params: params, names))
 
+  def test_weights_of_other_groups(self):
+    learned, theta = grouped(LINEAR, by_label(LABELS)), factor(0.5)
+    for other, found in (
+      (theta, 'got .*'),
+      ({'bias': theta}, r"got \['bias'\]"),
+      ([theta] * 2, r"got \['list'\]"),
+      (dict.fromkeys(('bias', 'matrix', 'more'), theta), "got .*'more'"),
+    ):
+      ask = r"grouped: theta must have the groups \['bias', 'matrix'\], "
+      with self.assertRaisesRegex(ValueError, f'^{ask}{found}'):
+        learned.transform(other)
+
   def test_labels_that_are_a_function(self):
     with self.assertRaisesRegex(ValueError, r'use Groups\(labels, names\)'):
       by_label(lambda params: params)

@@ -8,6 +8,7 @@ import optax
 from absl.testing import absltest, parameterized
 
 from l2o_jax.guard import guarded
+from l2o_jax.learned_optimizers import lstm_raw
 from l2o_jax.unroll import unroll
 from tests import quick
 
@@ -196,6 +197,12 @@ class GuardTest(parameterized.TestCase):
     how = {'value': 1.0, 'value_fn': lambda x: jnp.sum(x['a'] + x['b'])}
     with self.assertRaisesRegex(ValueError, 'every parameter must have a'):
       tx.update({'a': x['a'], 'b': None}, tx.init(x), x, **how)
+
+  def test_needs_optimizers(self):
+    with self.assertRaisesRegex(TypeError, '^guarded: opt .* its transform'):
+      guarded(lstm_raw(), optax.sgd(0.1))
+    with self.assertRaisesRegex(TypeError, '^guarded: guard is .*: int$'):
+      guarded(optax.sgd(0.1), 3)
 
   def test_needs_the_loss(self):
     opt = guarded(optax.sgd(1.0), optax.sgd(1.0))

@@ -11,7 +11,7 @@ from absl.testing import absltest, parameterized
 
 from l2o_jax.base import Optimizee
 from l2o_jax.cells.lstm import lstm_cell
-from l2o_jax.features import gradient, log_and_sign
+from l2o_jax.features import gradient, log_and_sign, relative_changes
 from l2o_jax.gps.policy import Regression, make_policy
 from l2o_jax.gps.rollouts import Rollouts
 from l2o_jax.imitation import imitation, steps_along
@@ -183,6 +183,27 @@ class ImitationTest(parameterized.TestCase):
   def test_bad_arguments(self):
     with self.assertRaisesRegex(ValueError, 'imitation: .* got 1 and 20'):
       imitation(make_policy(gradient(), LINEAR), optax.sgd(1.0), Rollouts(1))
+    with self.assertRaisesRegex(ValueError, 'batch_size must be positive'):
+      imitation(
+        make_policy(gradient(), LINEAR),
+        optax.sgd(1.0),
+        SMALL,
+        regression=Regression(batch_size=0),
+      )
+
+  def test_scale_keeps_the_type_of_gradients_and_losses(self):
+    """The policy's memory has their type; in a wider one the scan fails."""
+    half = lambda tree: jax.tree.map(lambda x: x.astype(jnp.bfloat16), tree)
+    init = lambda key: (half(bowls().init(key)[0]), ())
+    optimizee = Optimizee(init, bowls().loss)
+    policy = make_policy(relative_changes(), LINEAR)
+    how = {'regression': Regression(1, batch_size=8), 'scale': 2.0}
+    trainer = imitation(policy, optax.rmsprop(0.05), SMALL, **how)
+    state = trainer.init(jax.random.key(0))
+    key = jax.random.key(1)
+    new, info = jax.eval_shape(trainer.step, state, optimizee, key)
+    self.assertEqual(info.losses.shape, (1, 4, 7))
+    chex.assert_trees_all_equal_shapes_and_dtypes(new, state)
 
 
 if __name__ == '__main__':

@@ -243,7 +243,12 @@ class FilesTest(parameterized.TestCase):
       (learned, theta, {'optimizer': 'adam'}, "without the key 'optimizer'"),
       (learned, theta, 'text', 'metadata must be a dict'),
       (frozen, theta_of(frozen), None, 'would not keep the arguments'),
-      (learned, half, None, 'theta is not for lstm_raw'),
+      (
+        learned,
+        half,
+        None,
+        r'theta is not for lstm_raw.*bfloat16\[.*float32\[',
+      ),
       (learned, theta_of(lstm_log_and_sign()), None, 'theta is not for'),
       (other, theta_of(other), None, 'would not keep the arguments of'),
     ):

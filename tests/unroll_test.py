@@ -195,6 +195,11 @@ class UnrollTest(parameterized.TestCase):
         unroll(*start, keys(2), remat=remat)
     with self.assertRaisesRegex(ValueError, 'at least one'):
       unroll(*start, keys(2)[:0])
+    for key in (jax.random.key(0), jax.random.PRNGKey(0)):
+      with self.assertRaisesRegex(ValueError, '^unroll: keys must be several'):
+        unroll(*start, key)
+    with self.assertRaisesRegex(TypeError, '^unroll: opt .* its transform'):
+      unroll(square, lstm_raw(), jnp.ones(()), (), keys(2))
 
   def test_no_steps(self):
     opt, x = optax.sgd(1.0), jnp.array(3.0)

@@ -88,8 +88,8 @@ def gated_cell(
       not positive, or (from `init`) all features are even or none is
       `direction`.
   """
-  positive('gated_cell', hidden=hidden or 1)
-  above_zero('gated_cell', slope=slope, even=even)
+  positive('gated_cell', hidden=hidden or 1, even=even)
+  above_zero('gated_cell', slope=slope)
   within = f'gated_cell: rate must be in (0, {scale * slope}), got {rate!r}'
   known = traced(rate, scale, slope) or 0 < rate < scale * slope < math.inf
   require(known, within)

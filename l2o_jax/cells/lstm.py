@@ -111,8 +111,8 @@ def lstm_cell(
       larger than a layer.
   """
   hidden = tuple(hidden)
-  first = 1 if projection is None else projection
-  positive('lstm_cell', hidden=min(hidden, default=1), projection=first)
+  units = 1 if projection is None else projection
+  positive('lstm_cell', hidden=min(hidden, default=1), projection=units)
   within = f'lstm_cell: averaged must fit the layers {hidden}, got {averaged}'
   require(0 <= averaged <= min(hidden, default=0), within)
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from l2o_jax.base import Cell
-from l2o_jax.checks import require, traced
+from l2o_jax.checks import above_zero, require, traced
 from l2o_jax.coordinatewise import CoordinatewiseState
 from l2o_jax.cpu import sigmoid
 
@@ -64,8 +64,7 @@ def schedule_free(
   require(cell.whole, 'schedule_free: the cell must be whole')
   within = f'schedule_free: momentum must be in (0, 1), got {momentum!r}'
   require(traced(momentum) or 0 < momentum < 1, within)
-  above = f'schedule_free: must be positive: age {age!r}, power {power!r}'
-  require(traced(age, power) or (age > 0 and power > 0), above)
+  above_zero('schedule_free', age=age, power=power)
   sane = traced(warmup) or 0 <= warmup < math.inf
   require(sane, f'schedule_free: warmup must not be negative, got {warmup!r}')
 
@@ -130,8 +129,8 @@ def eval_params(theta, opt_state, params, learning_rate: float | None = None):
   Args:
     theta: of `robust_optimizer` without labels; `pretrained` returns it.
     opt_state: of the optimizer, or of a chain or wrapper with it inside.
-    params: y, the tree that `init` saw.  What it did not see of a larger one,
-      such as the functions of an Equinox module, stays as it is.
+    params: y, the tree that `init` saw, or a larger one around it, such as an
+      Equinox module: the rest stays as it is.
     learning_rate: η, if you scale the optimizer's steps by a constant factor of
       your own.  None: the factor that `pretrained_optimizer` was given, else 1.
       With a schedule the formula does not hold: judge at y, which a schedule
@@ -147,10 +146,13 @@ def eval_params(theta, opt_state, params, learning_rate: float | None = None):
   averages = isinstance(theta, dict) and 'momentum' in theta
   order = 'arguments are theta, opt_state, params'
   require(averages, f'eval_params: theta is not of robust_optimizer; {order}')
+  injected = _states(opt_state, optax.InjectStatefulHyperparamsState)
   schedules = _states(opt_state, optax.ScaleByScheduleState)
+  schedules += [s for s in injected if s.hyperparams_states]
   planned = callable(learning_rate) or (learning_rate is None and schedules)
   schedule = 'eval_params: with a schedule, judge at the parameters themselves'
-  require(not planned, schedule)
+  whose = 'give learning_rate if it is of another optimizer'
+  require(not planned, f'{schedule}; {whose}')
   if learning_rate is None:
     given = [state.factor for state in _states(opt_state, FactorState)]
     learning_rate = given[0] if given else 1.0

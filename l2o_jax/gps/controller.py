@@ -107,8 +107,7 @@ def mixture(first, second, use_second):
   def update(updates, state, params=None, **extra_args):
     one, state_one = first.update(updates, state[0], params, **extra_args)
     two, state_two = second.update(updates, state[1], params, **extra_args)
-    choose = lambda a, b: jnp.where(use_second, b, a)
-    return jax.tree.map(choose, one, two), (state_one, state_two)
+    return optax.tree.where(use_second, two, one), (state_one, state_two)
 
   return optax.GradientTransformationExtraArgs(init, update)
 

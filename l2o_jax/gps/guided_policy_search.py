@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from l2o_jax.base import Features, Info, MetaTrainer, Theta
-from l2o_jax.checks import require
+from l2o_jax.checks import positive, require
 from l2o_jax.gps import rollouts as runs
 from l2o_jax.gps.controller import controller, momentum_guide
 from l2o_jax.gps.iteration import Evidence, Improve, Iterate, choose
@@ -39,6 +39,39 @@ class GpsState(NamedTuple):
   kl_scale: chex.Array
   function_keys: chex.PRNGKey
   iteration: chex.Array
+
+
+def _judge(before, costs, use_policy, by_policy, tolerance):
+  """Cost of each function's rollouts, and whether they are accepted, [P].
+
+  Args:
+    before: the last accepted cost, [P].
+    costs: of the rollouts, [P, N].
+    use_policy: which of them the policy made, [N].
+    by_policy: whether these judge the iteration, or the guides'.
+    tolerance: see `guided_policy_search`.
+  """
+  who = (use_policy == by_policy) | jnp.all(~use_policy)  # [N]
+  values = jnp.mean(costs, -1, where=who).astype(before.dtype)
+  if by_policy:  # one theta for all functions
+    values = jnp.full_like(values, jnp.mean(values))
+  size = jnp.where(before < jnp.inf, jnp.abs(before), 0)
+  worst = before + (tolerance - 1) * size
+  return values, jnp.isfinite(values) & (values <= worst)
+
+
+def _resized(kl_scale, accept):
+  """Factor of the next largest KL step, [P]."""
+  grown = jnp.minimum(1.2 * kl_scale, 3.0)
+  return jnp.where(accept, grown, jnp.maximum(0.4 * kl_scale, 0.01))
+
+
+def _take_back(state, keep, by_policy):
+  """The iterate to improve: what was rolled out, or the last accepted one."""
+  now, before = Iterate(*state[:3]), state.accepted
+  rest = choose(keep, tuple(now[1:]), tuple(before[1:]))
+  theta = choose(keep[0] | (not by_policy), now.theta, before.theta)
+  return Iterate(theta, *rest)
 
 
 def guided_policy_search(
@@ -86,7 +119,9 @@ def guided_policy_search(
       last accepted cost.
 
   Returns:
-    MetaTrainer with state GpsState.  Info.losses are exact, [P, N, T + 1].
+    MetaTrainer with state GpsState.  `step` runs under `jit`, `scan` and
+    `jax.lax.map`, not under `vmap`, as the guide step is in float64.
+    Info.losses are exact, [P, N, T + 1].
     Info.summary has:
       accepted_cost: sum over t of f along the last accepted rollouts (of the
         guides, or with mirror descent of the policy);
@@ -97,9 +132,12 @@ def guided_policy_search(
       regression_error: in units of the action.
 
   Raises:
-    ValueError: fewer than 2 steps or rollouts; no guide for `badmm`.
+    ValueError: fewer than 2 steps or rollouts, no coordinates, a batch size
+      that is not positive, or functions that are no array of keys; no guide for
+      `badmm`.
   """
   runs.check(rollouts, 'guided_policy_search')
+  positive('guided_policy_search', batch_size=regression.batch_size)
   by_policy = improve.judges_policy
   named = 'guided_policy_search: badmm needs a first guide'
   require(guide is not None or by_policy, named)
@@ -127,33 +165,8 @@ def guided_policy_search(
     needs = improve.cost.needs_hessian
     return runs.collect(rollouts, policy, optimizee, cast, keys, key, needs)
 
-  def judge(state, costs, use_policy):
-    """Cost of each function's rollouts, and whether they are accepted, [P]."""
-    who = (use_policy == by_policy) | jnp.all(~use_policy)  # [N]
-    values = jnp.mean(costs, -1, where=who)
-    if by_policy:  # one theta for all functions
-      values = jnp.full_like(values, jnp.mean(values))
-    before = state.accepted_cost
-    size = jnp.where(before < jnp.inf, jnp.abs(before), 0)
-    worst = before + (tolerance - 1) * size
-    return values, jnp.isfinite(values) & (values <= worst)
-
-  def resized(state, accept):
-    """Scale of the next KL step, and the largest KL, both [P]."""
-    grown = jnp.minimum(1.2 * state.kl_scale, 3.0)
-    shrunk = jnp.maximum(0.4 * state.kl_scale, 0.01)
-    kl_scale = jnp.where(accept, grown, shrunk)
-    return kl_scale, kl_scale * kl_at(state.iteration)
-
-  def take_back(state, keep):
-    """The iterate to improve: what was rolled out, or the last accepted one."""
-    now, before = Iterate(*state[:3]), state.accepted
-    rest = choose(keep, tuple(now[1:]), tuple(before[1:]))
-    theta = choose(keep[0] | (not by_policy), now.theta, before.theta)
-    return Iterate(theta, *rest)
-
   def step(state, optimizee, key):
-    key_rollouts, key_policy, _ = jax.random.split(runs.typed(key), 3)
+    key_rollouts, key_policy = jax.random.split(runs.typed(key))
     first = from_nothing & (state.iteration == 0)
     share = round(improve.policy_rollouts * N)
     share = share if by_policy else min(share, N - 1)  # some are judged
@@ -162,16 +175,17 @@ def guided_policy_search(
     limits = jnp.where(first, rollouts.initial_noise, noise)
     found = roll_out(state, optimizee, key_rollouts, use_policy, limits)
     costs = jnp.sum(found.objective, -1)  # [P, N]
-    values, accept = judge(state, costs, use_policy)  # [P], [P]
+    before = state.accepted_cost  # [P]
+    values, accept = _judge(before, costs, use_policy, by_policy, tolerance)
     # While nothing has been accepted, there is nothing to go back to.
-    accepted = take_back(state, accept | jnp.isinf(state.accepted_cost))
+    accepted = _take_back(state, accept | jnp.isinf(before), by_policy)
     samples = runs.to_samples(found, state_features, policy.features, joint)
-    nothing = jax.tree.map(jnp.zeros_like, samples)
-    samples = choose(accept, samples, nothing)
+    samples = choose(accept, samples, optax.tree.zeros_like(samples))
     units = calibrated(policy, accepted.theta, *samples[1:3])
     theta = choose(first & jnp.any(accept), units, accepted.theta)
 
-    kl_scale, bound = resized(state, accept)  # [P], [P]
+    kl_scale = _resized(state.kl_scale, accept)
+    bound = kl_scale * kl_at(state.iteration)  # the largest KL step, [P]
     each = lambda x, rest: jnp.broadcast_to(x, (len(accept), M, *rest))
     trust = each(bound[:, None], ()), each(limits, (2,))  # [P, M], [P, M, 2]
     knobs = of_iteration(regression, state.iteration, first)
@@ -180,7 +194,7 @@ def guided_policy_search(
     iterate, report, error = improve.step(policy, iterate, evidence)
 
     mean = lambda x: jnp.mean(x, where=accept[:, None] & jnp.isfinite(x))
-    values = jnp.where(accept, values, state.accepted_cost)
+    values = jnp.where(accept, values, before)
     summary = {name: mean(x) for name, x in report._asdict().items()}
     summary |= {
       'accepted_cost': jnp.mean(values),

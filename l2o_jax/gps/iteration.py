@@ -1,4 +1,4 @@
-"""What an iteration of guided policy search hands to `improve`."""
+"""What the forms of guided policy search share."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

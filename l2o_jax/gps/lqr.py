@@ -9,6 +9,7 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import optax
 
 from l2o_jax.gps.linalg import inverse, log_determinant
 
@@ -254,8 +255,7 @@ def search_eta(attempt, otherwise, bound: chex.Scalar, eta: chex.Scalar):
     eta = search.eta
     step, kl = attempt(eta)
     fits = kl <= bound
-    choose = lambda new, old: jnp.where(fits, new, old)
-    best = jax.tree.map(choose, (step, eta, kl), search.best)
+    best = optax.tree.where(fits, (step, eta, kl), search.best)
     below = jnp.where(fits, search.below, eta)
     above = jnp.where(fits, eta, search.above)
     done = fits & ((kl >= 0.9 * bound) | (eta <= LOWEST_ETA))

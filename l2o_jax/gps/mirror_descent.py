@@ -1,7 +1,7 @@
 """Guided policy search as mirror descent: the policy is its own guide."""
 
-import jax
 import jax.numpy as jnp
+import optax
 
 from l2o_jax.gps import costs, iteration
 from l2o_jax.gps.dynamics import fit_controller
@@ -47,7 +47,7 @@ def mirror_descent(
     else:
       none = (jnp.zeros_like(variance), jnp.zeros(len(variance)), pi)  # no λ, ν
       new, info = constrained_step(*task, *none, pi, bound, eta)
-      change = guide_actions(jax.tree.map(jnp.subtract, new, pi), states)
+      change = guide_actions(optax.tree.sub(new, pi), states)
     fall = 1 - info.cost / info.previous_cost
     report = iteration.Report(info.kl, info.kl, fall)
     return unscaled(new, model), change * model.action_unit, info.eta, report

@@ -93,9 +93,9 @@ class Regression(NamedTuple):
     learning_rate: or a schedule of it over the iterations; within one it falls
       to 10 % by a cosine.
     precision_power: p of the weights (precision of the target)^p, relative to
-      their median over a group's guides and times, at most 10.  1 follows from
-      the objective; with 1/2 the guides of steep functions, whose G is tiny,
-      count less, and unseen functions gained from that.
+      their median over a group's guides and times, at most 10.  p = 1 follows
+      from the objective; with p = 1/2 the guides of steep functions, whose G is
+      tiny, count less, and unseen functions gained from that.
   """
 
   steps: int = 300
@@ -156,12 +156,12 @@ def calibrated(policy: Policy, theta: Theta, observations, actions) -> Theta:
     actions: [P, M, S, T, A].
   """
   o, a = _pool(policy, observations), _pool(policy, actions)
-  std = jnp.std(o, (1, 2))
   output = jnp.sqrt(jnp.mean(a**2, (1, 2, 3)))
   units = {'output': jnp.where(output > 0, output, 1)}
   if not policy.in_units:
-    mean, std = jnp.mean(o, (1, 2)), jnp.where(std > 1e-6, std, 1)
-    units |= {'mean': mean, 'std': std}  # [M or 1, F A]
+    std = jnp.std(o, (1, 2))  # [M or 1, F A]
+    std = jnp.where(std > 1e-6, std, 1)
+    units |= {'mean': jnp.mean(o, (1, 2)), 'std': std}
   stacked = _stack(policy, theta)
   units = {name: z.astype(stacked[name].dtype) for name, z in units.items()}
   return _unstack(policy, {**stacked, **units})

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from l2o_jax.base import Theta
-from l2o_jax.checks import pair, require
+from l2o_jax.checks import pair, positive, require, several_keys
 from l2o_jax.gps.controller import coordinate_state, exploration, mixture
 from l2o_jax.groups import merge, sample, split
 from l2o_jax.unroll import unroll
@@ -47,6 +47,9 @@ def check(knobs: Rollouts, who: str) -> None:
   T, N = knobs.num_steps, knobs.num_rollouts
   enough = f'{who}: num_steps and num_rollouts must be at least 2'
   require(T >= 2 and N >= 2, f'{enough}, got {T} and {N}')
+  positive(who, num_coordinates=knobs.num_coordinates)
+  if knobs.functions is not None:
+    several_keys(f'{who}: Rollouts.functions', knobs.functions)
 
 
 def function_keys(knobs: Rollouts, key: chex.PRNGKey) -> chex.PRNGKey:
@@ -70,8 +73,8 @@ class Rollout(NamedTuple):
     x: [T + 1, M, J].
     gradients: of minibatches, as the optimizer saw them, [T + 1, M, J].
     exact: gradients of the objective, [T + 1, M, J].
-    curvature: joint: the Hessian [T + 1, M, J, J]; else v (H v) for a random
-      v = ±1, whose mean is its diagonal, [T + 1, M, J].
+    curvature: joint: the Hessian H [T + 1, M, J, J]; else v (H v) for a random
+      v of ±1, whose mean over v is the diagonal of H, [T + 1, M, J].
     values: losses that the optimizer saw, [T + 1].
     objective: exact, [T + 1].
     actions: x_{t+1} - x_t, [T, M, J].

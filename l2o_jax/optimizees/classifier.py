@@ -69,7 +69,9 @@ def _check(images, labels, net):
   require(right, f'classifier: images must be uint8 or float32, got {kind}')
   wanted, found = images.shape[:1], tuple(labels.shape)
   same = f'classifier: labels must have shape {wanted}, got {found}'
-  require(found == wanted, same)
+  require(found == wanted and wanted[0], same)
+  whole = jnp.issubdtype(labels.dtype, jnp.integer)
+  require(whole, f'classifier: labels must be integers, got {labels.dtype}')
   params = jax.eval_shape(net[0], jax.random.key(0))
   size = math.prod(images.shape[1:])
   one = jax.ShapeDtypeStruct((1, size), jnp.float32)
@@ -123,8 +125,10 @@ def classifier(
 
   Raises:
     ValueError: images are neither uint8 nor float32, labels are not as many as
-      images or not among the net's outputs, or a size is not positive.
+      images, at least one, or not integers among the net's outputs, or a size
+      is not positive.
   """
+  labels = jnp.asarray(labels)
   _check(images, labels, net)
   size = 1 if objective_size is None else objective_size
   sizes = {'batch_size': batch_size, 'objective_size': size}
@@ -166,5 +170,5 @@ def classifier(
       rows = (task[0] + rows % task[1]) % N
     return cross_entropy(params, images[rows], labels[rows])
 
-  data = jnp.asarray(images), jnp.asarray(labels)
+  data = jnp.asarray(images), labels
   return Optimizee(init, Partial(loss, *data), Partial(objective, *data))

@@ -29,11 +29,11 @@ def quadratic(
     initial_std: standard deviation of x_0's coordinates.
     batch: None: each optimizee is one function.  K: K functions in one
       optimizee with x [K, n].
-    reduction: of the K functions; nothing without a batch.  'mean' is the
-      released code's, f(x) = 1/K sum_k ||W_k x_k - y_k||^2: a coordinate's
-      gradient is 1/K of its own problem's.  With 'sum' it is its own problem's,
-      so to a coordinatewise optimizer K functions in one optimizee are the same
-      as K optimizees, and faster to run.
+    reduction: of the K functions; nothing without a batch.  'mean', as in the
+      released code: f(x) = 1/K sum_k ||W_k x_k - y_k||^2, so that a
+      coordinate's gradient is 1/K of what its own function has.  'sum': all of
+      it, so that to a coordinatewise optimizer K functions in one optimizee are
+      the same as K optimizees, and faster to run.
 
   Returns:
     Optimizee with params x [n] and task {'w': [n, n], 'y': [n]}, or all of

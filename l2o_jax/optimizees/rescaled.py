@@ -22,7 +22,7 @@ def rescaled(
 
   Args:
     optimizee: f.
-    r: >= 0; 3 in the paper, 0 changes nothing.
+    r: >= 0; 3 in the paper.  With 0 all s are 1; f is that of another key.
     each: what has an s of its own: 'coordinate' as in the paper, 'leaf', or
       'function', or 'any' of these three, drawn for every run.
 

@@ -88,6 +88,8 @@ class GatedCellTest(parameterized.TestCase):
       gated_cell().init(jax.random.key(0), 1)
     with self.assertRaisesRegex(ValueError, 'even must be positive, got 0'):
       gated_cell(even=0)
+    with self.assertRaisesRegex(ValueError, 'even must be a whole number'):
+      gated_cell(even=1.5)
     with self.assertRaisesRegex(ValueError, 'shrink 0.5 needs 2 even'):
       gated_cell(shrink=0.5)
     with self.assertRaisesRegex(ValueError, 'length 1 needs 3 even.*got 2'):

@@ -93,7 +93,7 @@ class ScheduleFreeTest(parameterized.TestCase):
       schedule_free(Cell(None, None, None), 1.0)
     with self.assertRaisesRegex(ValueError, r'momentum must be in \(0, 1\)'):
       schedule_free(mlp_cell((2,)), 1.0, momentum=1.0)
-    with self.assertRaisesRegex(ValueError, 'must be positive: age 0'):
+    with self.assertRaisesRegex(ValueError, 'age must be positive, got 0'):
       schedule_free(mlp_cell((2,)), 0)
     with self.assertRaisesRegex(ValueError, 'warmup must not be negative'):
       schedule_free(mlp_cell((2,)), 1.0, warmup=-1.0)
@@ -158,6 +158,20 @@ class EvalParamsTest(parameterized.TestCase):
       with self.assertRaisesRegex(ValueError, 'not of parameters like these'):
         eval_params(theta, state, other)
 
+  def test_a_schedule_of_another_optimizer(self):
+    """The factor has to be given; it is then no obstacle."""
+    theta, y = l2o_jax.pretrained('robust')[1], jnp.ones(3)
+    tx = l2o_jax.pretrained_optimizer('robust')
+    falling = optax.adam(optax.linear_schedule(0.1, 0.0, 9))
+    opt = l2o_jax.guarded(tx, falling)
+    _, state = tx.update(y, tx.init(y), y)
+    around = opt.init(y)._replace(opt_state=state)
+    with self.assertRaisesRegex(ValueError, 'if it is of another optimizer$'):
+      eval_params(theta, around, y)
+    np.testing.assert_array_equal(
+      eval_params(theta, around, y, 1.0), eval_params(theta, state, y)
+    )
+
   def test_a_factor_that_changes(self):
     """The factor of the last step counts, also where it is traced."""
     theta, y = l2o_jax.pretrained('robust')[1], jnp.ones(3)
@@ -185,6 +199,10 @@ class EvalParamsTest(parameterized.TestCase):
     planned = l2o_jax.pretrained_optimizer('robust', lambda t: 1 / (t + 1))
     with self.assertRaisesRegex(ValueError, 'with a schedule, judge at'):
       eval_params(theta, planned.init(y), y)
+    make = lambda factor: l2o_jax.pretrained_optimizer('robust', factor)
+    injected = optax.inject_hyperparams(make)(lambda t: 1 / (t + 1))
+    with self.assertRaisesRegex(ValueError, 'with a schedule, judge at'):
+      eval_params(theta, injected.init(y), y)
     with self.assertRaisesRegex(ValueError, 'theta is not of robust_opti'):
       eval_params(lstm_raw().init(jax.random.key(0)), tx.init(y), y)
     with self.assertRaisesRegex(ValueError, 'one state of the optimizer, f'):

@@ -184,6 +184,29 @@ class GuidedPolicySearchTest(parameterized.TestCase):
     for T, N in ((8, 1), (1, 20)):
       with self.assertRaisesRegex(ValueError, f'got {T} and {N}'):
         trainer_of(badmm(), rollouts=Rollouts(T, num_rollouts=N))
+    for knobs, message in (
+      ({'num_coordinates': 0}, 'num_coordinates must be positive, got 0'),
+      ({'functions': jax.random.key(0)}, 'functions: keys must be several'),
+      ({'functions': jax.random.PRNGKey(0)}, 'functions: keys must be several'),
+    ):
+      with self.assertRaisesRegex(ValueError, f'^guided_policy_.*{message}'):
+        trainer_of(badmm(), rollouts=ROLLOUTS._replace(**knobs))
+    with self.assertRaisesRegex(ValueError, 'batch_size must be positive'):
+      trainer_of(badmm(), regression=Regression(batch_size=0))
+
+  def test_state_keeps_its_types_where_losses_are_wide(self):
+    with jax.enable_x64(True):
+      double = lambda tree: jax.tree.map(lambda x: x.astype(jnp.float64), tree)
+      init = lambda key: (double(bowls().init(key)[0]), ())
+      optimizee = Optimizee(init, bowls().loss)
+      for improve in (badmm(), mirror_descent()):
+        trainer = trainer_of(improve)
+        state = trainer.init(jax.random.key(0))
+        new, info = jax.eval_shape(
+          trainer.step, state, optimizee, jax.random.key(1)
+        )
+        self.assertEqual(info.losses.dtype, jnp.float64)
+        chex.assert_trees_all_equal_shapes_and_dtypes(new, state)
 
 
 if __name__ == '__main__':

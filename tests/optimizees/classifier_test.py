@@ -98,6 +98,11 @@ class ClassifierTest(absltest.TestCase):
       (lambda: classifier(IMAGES / 255.0, LABELS, mlp((16, 3))), 'float64'),
       (lambda: classifier(IMAGES, LABELS[1:], mlp((16, 3))), r'\(49,\)'),
       (lambda: classifier(IMAGES, LABELS, mlp((16, 3)), 8, 0), 'got 0'),
+      (lambda: classifier(IMAGES[:0], LABELS[:0], mlp((16, 3))), r'got \(0,\)'),
+      (
+        lambda: classifier(IMAGES, LABELS / 2, mlp((16, 3))),
+        'must be integers',
+      ),
       # They would give NaN, or count from the end.
       (lambda: classifier(IMAGES, LABELS + 1, mlp((16, 3))), r'2, got 0 .* 3'),
       (lambda: classifier(IMAGES, LABELS - 1, mlp((16, 3))), r'got -1 .* 1'),
