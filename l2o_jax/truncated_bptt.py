@@ -12,7 +12,7 @@ import optax
 
 from l2o_jax.base import Info, LearnedOptimizer, MetaTrainer, Optimizee
 from l2o_jax.checks import above_zero, one_of, pair, positive, require
-from l2o_jax.leaves import to_array, to_tree
+from l2o_jax.leaves import check_real, to_array, to_tree
 from l2o_jax.unroll import REMAT, scalar
 from l2o_jax.unroll import unroll as plain_unroll
 
@@ -41,7 +41,11 @@ def initial_state(learned: LearnedOptimizer, theta, params):
 
   Where coordinates do not communicate, it is the state of one array [n] that
   holds them all: their leaf and their optimizee do not matter.
+
+  Raises:
+    TypeError: a parameter is not real.
   """
+  check_real(params, 'parameter')
   x = params if learned.communicates else to_array(params)
   return learned.transform(theta).init(x)
 

@@ -238,6 +238,17 @@ class TruncatedBpttTest(parameterized.TestCase):
     np.testing.assert_allclose(info.meta_loss, [101 * 1002], rtol=1e-5)
     self.assertFalse(info.skipped.any())
 
+  def test_a_parameter_that_is_not_real_is_named(self):
+    start = lambda key: ({'x': jnp.ones(2), 'n': jnp.array(3)}, ())
+    loss = lambda params, task, key: jnp.sum(params['x'] ** 2)
+    optimizee = Optimizee(start, loss)
+    trainer = truncated_bptt(
+      linear_only(), optax.sgd(0.1), unroll_length=2, num_unrolls=1
+    )
+    state = trainer.init(jax.random.key(0))
+    with self.assertRaisesRegex(TypeError, r"parameter \['n'\] is int32"):
+      trainer.step(state, optimizee, jax.random.key(1))
+
   def test_clip_each(self):
     """The large gradient of two is clipped, the small one is not."""
 
