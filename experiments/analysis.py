@@ -232,7 +232,7 @@ def show(path) -> None:
     like = rows['like'].items()
     lines = [row(name, (of[key] for key in keys)) for name, of in like]
     title = f'{label}: its updates and those that others make of its gradients'
-    cli.say(tables.write_table(title, ['', *keys], lines))
+    cli.say(tables.columns(title, ['', *keys], lines))
     for what, word in (
       ('effective_step_size', 'effective step size'),
       ('mean_lag', 'mean lag of an additional gradient'),
@@ -240,7 +240,7 @@ def show(path) -> None:
       impulse = rows['impulse'].items()
       lines = [row(name, (of[t][what] for t in times)) for name, of in impulse]
       title = f'{label}: {word}, median of coordinates, by step'
-      cli.say(tables.write_table(title, ['', *times], lines))
+      cli.say(tables.columns(title, ['', *times], lines))
   files = ' '.join(f'{name}.png' for name in anatomy.PICTURES)
   cli.say(f'\nwritten: {path}/{files} summary.json curves.csv')
 

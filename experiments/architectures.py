@@ -197,7 +197,7 @@ def show(path) -> None:
       least = [min(final(t, n) for n in tuned) for t in titles]
       over = [f'{final(t, name) / y:.2f}' for t, y in zip(titles, least)]
       lines.append([f'{name} / best tuned', *over])
-    cli.say(tables.write_table(group, ['mean final loss', *x], lines))
+    cli.say(tables.columns(group, ['mean final loss', *x], lines))
   cli.say(f'\nwritten: {path}/architectures.png summary.json curves.csv')
 
 

@@ -151,7 +151,7 @@ def learned_contenders(s: Judgement) -> dict[str, Contender]:
   """
   found = {}
   factors = tuple(10 ** np.linspace(-1.5, 0.5, len(judging.RATES)))
-  for name in s.theta:
+  for name in dict.fromkeys(s.theta):  # each once
     _, learned, theta = run.find_theta(name)
     label = name if name in names() else '/'.join(pathlib.Path(name).parts[-2:])
     label = comparison.free_label(found, label, pathlib.Path(name))

@@ -64,7 +64,7 @@ def make_trainers(
     t: learned optimizer and sharding.
     bptt: the flags.
     rate: meta learning rate at the start.
-    num_epochs: of all of them; each has as many as another.
+    num_epochs: in all, shared evenly.
     scale: of the meta-loss.
     lengths: steps in an epoch.
   """
@@ -121,7 +121,6 @@ def train(
   Returns:
     (the last Progress, {'meta_learning_rate'} for the summary).
   """
-
   lengths = lengths or [t.run.num_steps]
 
   def go(path, rate, num_epochs):

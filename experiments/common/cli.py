@@ -1,7 +1,8 @@
 """The command line of the binaries, and how messages reach the user.
 
-Exit status: 0 done, 1 a file could not be written, 2 what the user can fix,
-3 no finite numbers, 130 or 143 stopped by a signal (the same command resumes).
+Exit status: 0 done, 1 a file could not be written or the memory is too small,
+2 what the user can fix, 3 no finite numbers, 130 or 143 stopped by a signal
+(the same command resumes).
 """
 
 import contextlib

@@ -16,7 +16,6 @@ import optax
 
 from experiments.common import problems, report
 from experiments.common import run as run_lib
-from experiments.common import settings as settings_lib
 from experiments.common.baselines import TABLE
 from experiments.common.cli import log
 from experiments.common.problems import Problem
@@ -101,7 +100,7 @@ def rivals(
     CheckpointError: its theta cannot be read.
   """
   found: dict[str, tuple] = {}
-  for path in map(pathlib.Path, paths):
+  for path in map(pathlib.Path, dict.fromkeys(paths)):  # each once
     settings, learned, theta = run_lib.find_theta(path, flag)
     try:
       params, _ = jax.eval_shape(optimizee.init, jax.random.key(0))
@@ -111,7 +110,8 @@ def rivals(
       raise UsageError(f'--{flag}={path}: {reason}') from None
     n, size = (sum(x.size for x in jax.tree.leaves(t)) for t in (params, state))
     numbers = f'its state has {size:.2g} numbers for {n:,} coordinates'
-    settings_lib.refuse({f'--{flag}={path}: {numbers}': size > _MOST})
+    if size > _MOST:
+      raise UsageError(f'--{flag}={path}: {numbers}')
     name = name_of(learned, settings)
     found[free_label(found, name, path)] = learned, theta
   return found
@@ -259,8 +259,8 @@ def measure(panel: Panel, learned: dict, s: Comparison, by='final') -> tuple:
   how, curves, found = s.tune, {}, {}
   for name, (one, theta) in learned.items():
     # One leaf instead of many is quicker to compile.
-    flat = (lambda opt: opt) if one.communicates else optax.flatten
-    make = lambda theta, one=one, flat=flat: flat(one.transform(theta))
+    join = (lambda opt: opt) if one.communicates else optax.flatten
+    make = lambda theta, one=one, join=join: join(one.transform(theta))
     curves[name] = np.asarray(problems.runner(panel.test, make)(theta))
   together = lambda problem: problems.together(problem, s.baselines, how)
   tuning, test = together(panel.tuning), together(panel.test)

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from l2o_jax.checks import one_of
+
 
 class ConjugateGradientState(NamedTuple):
   """What the last step leaves; zero before the first.
@@ -48,10 +50,7 @@ def scale_by_conjugate_gradient(
   Raises:
     ValueError: another rule.
   """
-  if rule not in RULES:
-    raise ValueError(
-      f'conjugate_gradient: rule must be one of {sorted(RULES)}, got {rule!r}'
-    )
+  one_of('conjugate_gradient', RULES, rule=rule)
 
   def init(params):
     zero = optax.tree.zeros_like(params)

@@ -20,6 +20,7 @@ from l2o_jax.evaluation import learning_curves
 from l2o_jax.optimizees.rescaled import rescaled
 
 _TRAINED, _CLASSES = 2000, 10
+_RUNS = 16  # of the reference
 FLOOR = 1e-4  # of losses, in ratios
 HORIZONS = (100, 500, 2000)  # of validation
 
@@ -126,12 +127,12 @@ def reference():
   return optax.adam(lambda t: 0.03 / jnp.sqrt(1 + t / 100), b2=0.95)
 
 
-def reference_curves(optimizees, num_steps, num_runs=16) -> list[jax.Array]:
+def reference_curves(optimizees, num_steps) -> list[jax.Array]:
   """For each family the mean of f(y_t) along the reference, [T + 1].
 
   f is of the minibatches.
   """
-  keys = jax.random.split(jax.random.key(1_000_002), num_runs)
+  keys = jax.random.split(jax.random.key(1_000_002), _RUNS)
 
   @jax.jit
   def curve(f):
@@ -143,7 +144,7 @@ def reference_curves(optimizees, num_steps, num_runs=16) -> list[jax.Array]:
 def validate(learned: LearnedOptimizer, num_seeds: int):
   """theta -> logarithm of the losses over the reference's [3]; lower is better.
 
-  After 100, 500 and 2,000 steps each: the logarithm of the interquartile mean,
+  For each of 100, 500 and 2,000 steps, the logarithm of the interquartile mean,
   over all families and seeds, of the ratios (f(x_t) + 1e-4) / (E f(y_t) + 1e-4)
   with y_t of the reference.  The tasks are judged by such a mean, too: it does
   not depend on the few runs that a rare minibatch has just thrown back.

@@ -16,6 +16,7 @@ from l2o_jax.evaluation import learning_curves
 
 RATES = 10 ** np.linspace(-4, -1, 7)  # the same for every optimizer
 EVERY = 100  # steps between two judgements
+TIMED = 100  # steps of a run of which the time is taken
 FELL = 0.5  # of f(x_0): a run that was below this and ends above it rose
 
 
@@ -89,18 +90,18 @@ def _runner(contender: Contender, task: Task, num_steps: int) -> Callable:
   return curves
 
 
-def _cost(contender: Contender, task: Task, num_steps: int = 100):
+def _cost(contender: Contender, task: Task):
   """(milliseconds, FLOPs) of a step with its gradient; nothing is judged.
 
   FLOPs are what XLA counts; None if there is a loop in the loss, which it would
   count once.
   """
   f, key, rate = task.optimizee, jax.random.key(0), contender.rates[0]
-  make = lambda arguments: contender.make(rate, num_steps, *arguments)
+  make = lambda arguments: contender.make(rate, TIMED, *arguments)
 
   @jax.jit
   def several(arguments, f, key):
-    return learning_curves(f, make(arguments), key[None], num_steps)
+    return learning_curves(f, make(arguments), key[None], TIMED)
 
   @jax.jit
   def one(arguments, f, params, drawn, state, key):
@@ -118,7 +119,7 @@ def _cost(contender: Contender, task: Task, num_steps: int = 100):
   # Not in the lowered program: there random numbers are a loop, too.
   loops = any(f'{loop}[' in str(step.jaxpr) for loop in ('scan', 'while'))
   flops = None if loops else step.lower().cost_analysis().get('flops')
-  return 1000 * min(seconds) / num_steps, flops
+  return 1000 * min(seconds) / TIMED, flops
 
 
 def judged(

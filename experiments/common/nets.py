@@ -63,8 +63,9 @@ def _tower(inputs, outputs, width, inner, blocks):
   return shapes
 
 
-def residual(inputs, outputs, width=32, blocks=3):
+def residual(inputs, outputs):
   """A residual net: x <- x + gelu(norm(x) w + b), with layer normalisation."""
+  width, blocks = 32, 3
 
   def init(key):
     return _draw(key, _tower(inputs, outputs, width, width, blocks))
@@ -79,8 +80,9 @@ def residual(inputs, outputs, width=32, blocks=3):
   return init, apply
 
 
-def highway(inputs, outputs, width=32, blocks=4):
+def highway(inputs, outputs):
   """A highway net: x <- gate tanh(x w + b) + (1 - gate) x."""
+  width, blocks = 32, 4
 
   def init(key):
     return _draw(key, _tower(inputs, outputs, width, 2 * width, blocks))

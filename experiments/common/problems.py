@@ -90,7 +90,7 @@ def mean_curve(problem: Problem, learned) -> Callable:
   return lambda theta: np.asarray(run(theta), np.float64).mean(0)
 
 
-def one_of(opts, which) -> optax.GradientTransformationExtraArgs:
+def switched(opts, which) -> optax.GradientTransformationExtraArgs:
   """The optimizer opts[which]; `which` may be traced."""
   opts = [optax.with_extra_args_support(opt) for opt in opts]
 
@@ -125,7 +125,7 @@ def together(problem: Problem, names, how: str) -> Callable:
 
   def make(which, rate):
     opts = [TABLE[name].make(rate, *choice) for name, choice in pairs]
-    return one_of(opts, which)
+    return switched(opts, which)
 
   run = runner(problem, make)
   return lambda name, rate, choice: np.asarray(

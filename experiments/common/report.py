@@ -7,7 +7,7 @@ import numpy as np
 from experiments.common import plots
 from experiments.common import run as run_lib
 from experiments.common.cli import say
-from experiments.common.tables import read_csv, write_csv, write_table
+from experiments.common.tables import columns, read_csv, write_csv
 
 _NAMES = 'panel', 'optimizer'
 _COLUMNS = 'step', 'mean', 'quartile_1', 'median', 'quartile_3'
@@ -40,12 +40,12 @@ def statistics(curves: dict, settings: dict) -> dict[str, dict]:
       }
   for by in ('mean', 'final'):
     values = [row[by] for row in rows.values()]
-    for name, rank in zip(rows, mean_of_ties(values)):
+    for name, rank in zip(rows, ranks(values)):
       rows[name][f'rank_by_{by}'] = rank
   return rows
 
 
-def mean_of_ties(values) -> list[float]:
+def ranks(values) -> list[float]:
   """Ranks from 1 on; equal values share the mean of theirs, nan is last."""
   values = np.asarray(values, float)
   values = np.where(np.isnan(values), np.inf, values)
@@ -162,17 +162,17 @@ def table(title: str, rows: dict[str, dict], by: str) -> str:
     )
     setting = _setting(row['setting'])
     lines.append([name, setting, mean, final, error, median, between])
-  return write_table(title, ['optimizer', 'setting', *numbers], lines, left=2)
+  return columns(title, ['optimizer', 'setting', *numbers], lines, left=2)
 
 
-def _rank_table(ranks, by):
-  order = sorted(ranks.items(), key=lambda kv: kv[1][by])
+def _rank_table(rows, by):
+  order = sorted(rows.items(), key=lambda kv: kv[1][by])
   lines = [[n, f'{r["mean"]:.2f}', f'{r["final"]:.2f}'] for n, r in order]
-  return write_table('', ['mean rank', 'by mean', 'by final'], lines)
+  return columns('', ['mean rank', 'by mean', 'by final'], lines)
 
 
 def _margin_table(rows):
   keys = ('mean_2_to_horizon', 4), ('positive_2_to_horizon', 2)
   head = 'margin of victory over', 'mean, 2 … T', '> 0'
   of = lambda row: [_number(row[key], digits) for key, digits in keys]
-  return write_table('', head, [[name, *of(row)] for name, row in rows.items()])
+  return columns('', head, [[name, *of(row)] for name, row in rows.items()])

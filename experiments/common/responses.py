@@ -37,7 +37,8 @@ class Subject(NamedTuple):
 
   Attributes:
     opt: on arrays like those of the record.
-    record: of all coordinates; of C of them where these know nothing of others.
+    record: of all coordinates, or of the C probed ones alone if coordinates do
+      not communicate.
     places: where these C are in the record, [C].
     probes: which of them change at the same time, [P, C] zeros and ones; each
       belongs to one probe.

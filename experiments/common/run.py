@@ -153,8 +153,8 @@ def cores() -> int:
 def provenance() -> dict:
   """Commit, versions and device; what a number depends on beside the flags."""
   device = jax.devices()[0]
-  names = ('jax', 'jaxlib', 'optax', 'numpy')
-  versions = {name: metadata.version(name) for name in names}
+  packages = ('jax', 'jaxlib', 'optax', 'numpy')
+  versions = {name: metadata.version(name) for name in packages}
   kind = processor() if device.platform == 'cpu' else device.device_kind
   return {
     'commit': _commit(),
@@ -169,9 +169,9 @@ def _thetas(experiment, settings) -> dict[str, str]:
     return {}
   run, others = settings.run, settings_lib.flat(settings).get('rivals', ())
   paths = {p: pathlib.Path(p) for p in (run.theta, *others) if p}
-  files = {p: x / 'theta.npz' if x.is_dir() else x for p, x in paths.items()}
+  found = {p: x / 'theta.npz' if x.is_dir() else x for p, x in paths.items()}
   digest = lambda file: hashlib.sha256(file.read_bytes()).hexdigest()[:16]
-  return {p: digest(file) for p, file in files.items() if file.is_file()}
+  return {p: digest(file) for p, file in found.items() if file.is_file()}
 
 
 def _check(path, experiment, settings) -> bool:

@@ -32,8 +32,8 @@ class Experiment(NamedTuple):
     defaults: Settings.
     presets: {name: {flag: value}}; the first is the default.
     usage: opens the help.
-    only: {topic: (flag, values)}: the topic's flags are for these values of
-      another flag alone.
+    only: {topic: (flag, values)}: the topic's flags are read only where that
+      flag has one of these values.
     check: Settings -> None; raises UsageError for flags that contradict.
     words: {flag: help} of flags that mean something else here.
   """

@@ -19,15 +19,15 @@ def write_csv(path, head: Sequence[str], rows: Iterable[Sequence]) -> None:
   run_lib.write(path, out.getvalue())
 
 
-def read_csv(path, names: Sequence[str], columns: Sequence[str]) -> dict:
-  """{name: {name: ... {column: array}}}, a level for each column of `names`."""
+def read_csv(path, names: Sequence[str], numbers: Sequence[str]) -> dict:
+  """{name: {name: ... {number: array}}}, a level for each column of `names`."""
   found: dict = {}
   for row in csv.DictReader(io.StringIO(run_lib.read_text(path))):
     curve = found
     for name in names:
       curve = curve.setdefault(row[name], {})
-    for column in columns:
-      curve.setdefault(column, []).append(float(row[column]))
+    for number in numbers:
+      curve.setdefault(number, []).append(float(row[number]))
   return _arrays(found)
 
 
@@ -37,7 +37,7 @@ def _arrays(x):
   return np.array(x)
 
 
-def write_table(title: str, head: Sequence[str], rows, left: int = 1) -> str:
+def columns(title: str, head: Sequence[str], rows, left: int = 1) -> str:
   """Text in columns, the first `left` to the left and the others to the right.
 
   A blank line and the title, if there is one, stand above.

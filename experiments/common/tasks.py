@@ -17,6 +17,7 @@ from l2o_jax.base import Optimizee
 TEXT = pathlib.Path(__file__).with_name('text.txt')
 LENGTH = 32  # characters that a net reads at a time
 SIDE, CLASSES = 14, 10
+_IMAGES, _TEXTS = 64, 32  # in a minibatch
 
 
 class Data(NamedTuple):
@@ -87,7 +88,7 @@ def with_data(init, loss, objective, data) -> Optimizee:
   )
 
 
-def _digits(net, batch_size=64, scale=1.0):
+def _digits(net, batch_size=_IMAGES, scale=1.0):
   _, apply = net
 
   def cross_entropy(params, x, y):
@@ -110,7 +111,7 @@ def _digits(net, batch_size=64, scale=1.0):
   return _Kind(digits, make)
 
 
-def _text(net, batch_size=32):
+def _text(net):
   init, apply = net
 
   def cross_entropy(params, windows):  # [N, LENGTH + 1]
@@ -127,7 +128,7 @@ def _text(net, batch_size=32):
 
   def loss(x, params, task, key):
     last = x.shape[0] - LENGTH
-    starts = jax.random.randint(key, (batch_size,), 0, last)
+    starts = jax.random.randint(key, (_TEXTS,), 0, last)
     return cross_entropy(params, windows(x, starts))[0]
 
   def make(data):
@@ -137,13 +138,13 @@ def _text(net, batch_size=32):
   return _Kind(text, make)
 
 
-def _autoencoder(batch_size=64):
+def _autoencoder():
   init, apply = nets.dense((SIDE * SIDE, 32, 8, 32, SIDE * SIDE), 'tanh')
   error = lambda params, x: jnp.mean((apply(params, x) - x) ** 2)
   flat = lambda data: data.x.reshape(len(data.x), -1)
 
   def loss(x, params, task, key):
-    rows = jax.random.randint(key, (batch_size,), 0, x.shape[0])
+    rows = jax.random.randint(key, (_IMAGES,), 0, x.shape[0])
     return error(params, x[rows])
 
   def make(data):

@@ -4,15 +4,20 @@ import itertools
 
 import numpy as np
 
-from experiments.common.report import mean_of_ties
-from experiments.common.tables import write_table
+from experiments.common.report import ranks
+from experiments.common.tables import columns
 
 REFERENCE = 'ADAM'
+_RESAMPLES = 500  # of the seeds, for an interval
+
+
+def _nan_as_inf(x):
+  return np.where(np.isnan(x), np.inf, x)
 
 
 def interquartile_mean(x) -> float:
   """The mean of what lies between the quartiles; nan counts as inf."""
-  x = np.sort(np.nan_to_num(np.ravel(x), nan=np.inf))
+  x = np.sort(_nan_as_inf(np.ravel(x)))
   quarter = len(x) // 4
   return float(np.mean(x[quarter : len(x) - quarter]))
 
@@ -52,13 +57,15 @@ def mean_ratios(results, horizons) -> dict:
   return found
 
 
-def _interval(x, resamples=500):
+def _interval(x):
   """95 % of the interquartile mean; seeds are drawn anew within each task."""
   random = np.random.default_rng(0)
   rows, seeds = x.shape
-  drawn = random.integers(seeds, size=(resamples, rows, seeds))
+  drawn = random.integers(seeds, size=(_RESAMPLES, rows, seeds))
   means = [interquartile_mean(x[np.arange(rows)[:, None], d]) for d in drawn]
-  return [float(v) for v in np.quantile(means, [0.025, 0.975])]
+  with np.errstate(invalid='ignore'):  # nan between two numbers, one inf
+    ends = np.quantile(means, [0.025, 0.975])
+  return [float(v) for v in _nan_as_inf(ends)]
 
 
 def aggregate(results: dict, horizons) -> dict:
@@ -67,14 +74,14 @@ def aggregate(results: dict, horizons) -> dict:
   for horizon in horizons:
     found = ratios(results, horizon)
     means = np.array([x.mean(1) for x in found.values()])  # [optimizers, tasks]
-    ranks = np.stack([mean_of_ties(x) for x in means.T], 1)
+    places = np.stack([ranks(x) for x in means.T], 1)
     summary[horizon] = {}
     for i, (name, x) in enumerate(found.items()):
       ends = [results[task, name][horizon] for task in _tasks(results)]
       summary[horizon][name] = {
         'interquartile_mean': interquartile_mean(x),
         'interval': _interval(x),
-        'mean_rank': float(ranks[i].mean()),
+        'mean_rank': float(places[i].mean()),
         'worst': float(means[i].max()),
         'ahead_of_adam': int(np.sum(means[i] < 1 - 1e-6)),
         'tasks': len(ends),
@@ -146,7 +153,7 @@ def _task_table(results, task, horizons, every):
     steps = f'{steps_to_target(results, task, name, every):.0f}'
     rows.append([name, *losses, rate, *beside, ms, steps])
   title = f'{task}: mean loss after so many steps; the rest at {last}'
-  return write_table(title, head, rows)
+  return columns(title, head, rows)
 
 
 def _overall_table(rows, horizon):
@@ -161,7 +168,7 @@ def _overall_table(rows, horizon):
     bad = f'{r["diverged"] + r["rose"]}/{r["runs"]}'
     lines.append([name, mean, interval, rank, worst, ahead, bad])
   what = 'loss over the loss of Adam, tuned for each task and horizon'
-  return write_table(f'{horizon} steps: {what}', head, lines)
+  return columns(f'{horizon} steps: {what}', head, lines)
 
 
 LEGEND = """

@@ -137,7 +137,9 @@ def _vgg(weights, names):
         x = _pool(x, 2)
     return content, style
 
-  return Partial(apply, {k: jnp.asarray(v) for k, v in weights.items()})
+  return Partial(
+    apply, {k: jnp.asarray(v, 'float32') for k, v in weights.items()}
+  )
 
 
 def _first_layers(found):
@@ -152,8 +154,7 @@ def _normalised_vgg(weights):
   if not names or 'mean_bgr' not in weights:
     return None
   own = {f'{n}/{k}': weights[f'{n}/{k}'] for n in names for k in 'wb'}
-  first = own['conv1_1/w'] * 1.0
-  own['conv1_1/w'] = first[:, :, ::-1]  # from blue, green, red
+  own['conv1_1/w'] = own['conv1_1/w'][:, :, ::-1]  # from blue, green, red
   shift = -np.float32(weights['mean_bgr'][::-1])
   return _vgg({**own, 'factor': np.float32(255), 'shift': shift}, names)
 

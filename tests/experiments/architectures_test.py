@@ -28,11 +28,11 @@ def measured(panel, learned, s):
 class TogetherTest(absltest.TestCase):
   """One program for several optimizers does what each of them does."""
 
-  def test_one_of(self):
+  def test_switched(self):
     x, g = np.array([1.0, -2.0]), np.array([0.5, 4.0])
     opts = optax.sgd(0.1), optax.adam(0.1), optax.sgd(0.1, momentum=0.5)
     for which, opt in enumerate(opts):
-      one = problems.one_of(opts, which)
+      one = problems.switched(opts, which)
       state, own = one.init(x), opt.init(x)
       for _ in range(3):
         got, state = one.update(g, state, x, value=1.0)

@@ -159,7 +159,7 @@ class ReportTest(absltest.TestCase):
 
   def test_ties_share_a_rank(self):
     """Nobody is ahead where several diverge."""
-    found = report.mean_of_ties([2.0, 1.0, np.nan, 2.0, np.inf])
+    found = report.ranks([2.0, 1.0, np.nan, 2.0, np.inf])
     self.assertEqual(found, [2.5, 1.0, 4.5, 2.5, 4.5])
 
   def test_no_nan_in_json(self):

@@ -39,6 +39,8 @@ class VerdictTest(absltest.TestCase):
     self.assertEqual(verdict.interquartile_mean([0, 1, 2, 100]), 1.5)
     x = [0, 1, 2, 3, 4, 5, np.inf, np.nan]
     self.assertEqual(verdict.interquartile_mean(x), 3.5)
+    for x in ([1, 2, np.inf, np.inf], [1, np.inf, np.inf, np.inf]):
+      self.assertEqual(verdict.interquartile_mean(x), np.inf)
 
   def test_by_hand(self):
     results = {
@@ -55,8 +57,20 @@ class VerdictTest(absltest.TestCase):
     self.assertEqual(rows['mine']['ahead_of_adam'], 1)
     self.assertEqual(rows['mine']['diverged'], 1)
     self.assertEqual(rows['mine']['worst'], np.inf)
+    # Of the seeds drawn, a quarter has inf twice: 0.5, 0.5, inf, inf.
+    self.assertEqual(rows['mine']['interval'], [1.25, np.inf])
     ratios = verdict.mean_ratios(results, [100])
     self.assertEqual(ratios[100]['a'], {'ADAM': 1.0, 'mine': 0.5})
+
+  def test_a_diverged_optimizer_in_the_table(self):
+    """inf, neither nan nor the largest float."""
+    lost = end(None, None, diverged=2)
+    results = {('a', 'ADAM'): {100: end(1, 1)}, ('a', 'lost'): {100: lost}}
+    rows = verdict.aggregate(results, [100])[100]
+    self.assertEqual(rows['lost']['interval'], [np.inf, np.inf])
+    last = verdict._overall_table(rows, 100).splitlines()[-1]
+    row = ['lost', 'inf', 'inf', '…', 'inf', '2.00', 'inf', '0/1', '2/2']
+    self.assertEqual(last.split(), row)
 
   def test_steps_and_milliseconds_by_hand(self):
     """One needs a third of the steps of tuned Adam, and twice its time."""
@@ -159,6 +173,13 @@ class TasksTest(parameterized.TestCase):
       held_out, accuracy = jax.jit(lambda h, x: h(x))(task.held_out, params)
       self.assertTrue(np.isfinite(held_out))
       self.assertTrue(np.isnan(accuracy) or accuracy < 0.35)
+
+
+class ContendersTest(absltest.TestCase):
+  def test_a_theta_that_is_named_twice_is_judged_once(self):
+    named = evaluate.Judgement(theta=('robust', 'mnist_gated', 'robust'))
+    found = evaluate.learned_contenders(named)
+    self.assertEqual(list(found), ['robust', 'mnist_gated'])
 
 
 class EvaluateTest(absltest.TestCase):

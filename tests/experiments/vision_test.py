@@ -81,6 +81,16 @@ class NetsTest(parameterized.TestCase):
       arrays |= {f'{name}/w': w, f'{name}/b': b}
     self.compare(self.save(**arrays), 255 * PIXELS[..., ::-1] - mean)
 
+  def test_weights_of_half_precision(self):
+    """They are float32 afterwards, as the pixels are."""
+    arrays = {'mean_bgr': np.zeros(3, np.float16)}
+    for name, (w, b) in toy_vgg().items():
+      arrays |= {f'{name}/w': np.float16(w), f'{name}/b': np.float16(b)}
+    np.savez(self.path / 'half.npz', **arrays)
+    net = vision.read_net(self.path / 'half.npz')
+    dtypes = {x.dtype for x in jax.tree.leaves(net)}
+    self.assertEqual(dtypes, {jnp.dtype('float32')})
+
   def test_squeezenet(self):
     """Sizes of all layers, and literal means of one picture."""
     _, unseen = vision.read_contents()
