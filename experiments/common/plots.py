@@ -9,7 +9,7 @@ import numpy as np
 
 from l2o_jax import files
 
-# Of learned optimizers: solid, wide.  Of the others: dashes and markers.
+# Of learned optimizers: wide, the first six solid.  Of the others: dashes and markers.
 LEARNED = ('black', '#d55e00', '#0072b2', '#009e73', '#cc79a7', '#e69f00')
 _OTHERS = ('#0072b2', '#e69f00', '#009e73', '#cc79a7', '#56b4e9', '#7f7f7f')
 _DASHES = ('--', '-.', ':', (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
@@ -25,10 +25,12 @@ def looks(names: Sequence[str], learned: Sequence[str]) -> dict[str, dict]:
   """{name: how its curve is drawn}, the same in all panels."""
   styles = {}
   others = zip(*map(itertools.cycle, (_OTHERS, _DASHES, _MARKERS)))
-  colors = itertools.cycle(LEARNED)
+  # Where there are more than colors, the next round has dashes.
+  own = ((color, dash) for dash in ('-', *_DASHES) for color in LEARNED)
   for name in names:
     if name in learned:
-      styles[name] = {'color': next(colors), 'lw': 2.6, 'zorder': 3}
+      color, dash = next(own)
+      styles[name] = {'color': color, 'ls': dash, 'lw': 2.6, 'zorder': 3}
     else:
       color, dash, marker = next(others)
       dashed = {'ls': dash, 'marker': marker, 'ms': 4, 'markevery': 0.12}
@@ -237,7 +239,7 @@ def _panel(axis, curves, styles):
   curves = {name: _smooth(curve, length) for name, curve in curves.items()}
   for name, curve in curves.items():
     axis.plot(curve['step'], curve['mean'], label=name, **styles[name])
-    if not linear and 'ls' not in styles[name]:
+    if not linear and 'marker' not in styles[name]:
       band = curve['quartile_1'], curve['quartile_3']
       color = styles[name]['color']
       axis.fill_between(curve['step'], *band, color=color, alpha=0.15, lw=0)

@@ -122,6 +122,13 @@ class PlotsTest(absltest.TestCase):
     self.assertLen(looks, len(names))
     self.assertGreater(styles['mine']['lw'], styles['a']['lw'])
 
+  def test_many_learned_optimizers_look_apart(self):
+    names = [f'theta {i}' for i in range(20)]
+    styles = plots.looks(names, names)
+    looks = {(s['color'], s['ls']) for s in styles.values()}
+    self.assertLen(looks, 20)
+    self.assertEqual({styles[n]['ls'] for n in names[:6]}, {'-'})
+
 
 if __name__ == '__main__':
   absltest.main()
