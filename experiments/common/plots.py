@@ -9,7 +9,7 @@ import numpy as np
 
 from l2o_jax import files
 
-# Of learned optimizers: wide, the first six solid.  Of the others: dashes and markers.
+# Of learned optimizers: wide, the first six solid.  Of others: dashes, markers.
 LEARNED = ('black', '#d55e00', '#0072b2', '#009e73', '#cc79a7', '#e69f00')
 _OTHERS = ('#0072b2', '#e69f00', '#009e73', '#cc79a7', '#56b4e9', '#7f7f7f')
 _DASHES = ('--', '-.', ':', (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
