@@ -306,16 +306,16 @@ class CompareTest(absltest.TestCase):
     again = self.path / 'theta.npz'
     other = self.path / 'checkpoints' / 'theta.npz'
     other.write_bytes(again.read_bytes())
-    names = ['LSTM (Andrychowicz et al.)', 'LSTM (Andrychowicz et al.) (run)']
-    twice = comparison.rivals([str(self.path)] * 2, parabolas())
-    self.assertEqual(list(twice), names)
+    name = 'LSTM (Andrychowicz et al.)'
+    once = comparison.rivals([str(self.path)] * 2, parabolas())
+    self.assertEqual(list(once), [name])
     thrice = [str(self.path), str(again), str(other)]
     thrice = comparison.rivals(thrice, parabolas())
-    self.assertLen(thrice, 3)
-    self.assertEqual(list(thrice)[2], f'{names[0]} ({other})')
+    names = [name, f'{name} (theta.npz)', f'{name} ({other})']
+    self.assertEqual(list(thrice), names)
     packaged = comparison.rivals(['quadratics'], parabolas())
-    self.assertEqual(list(packaged), names[:1])
-    own = comparison.contenders(toy.LEARNED, (), self.settings, twice)
+    self.assertEqual(list(packaged), [name])
+    own = comparison.contenders(toy.LEARNED, (), self.settings, once)
     self.assertEqual(list(own)[0], 'LSTM (Andrychowicz et al.) (this run)')
     with self.assertRaisesRegex(cli.UsageError, '--rivals=/nowhere'):
       comparison.rivals(['/nowhere'], parabolas())
