@@ -1,7 +1,7 @@
 """Coordinate groups, one theta for each, and their coordinates as vectors."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -67,7 +67,8 @@ def grouped(learned: LearnedOptimizer, groups: Groups) -> LearnedOptimizer:
     return {name: learned.init(k) for name, k in zip(names, keys)}
 
   def transform(theta):
-    parts = set(theta) if isinstance(theta, dict) else {type(theta).__name__}
+    named = isinstance(theta, Mapping)  # flax's FrozenDict is one
+    parts = set(theta) if named else {type(theta).__name__}
     ask = f'grouped: theta must have the groups {sorted(names)}'
     require(parts == set(names), f'{ask}, got {sorted(parts)}')
     rules = {name: learned.transform(theta[name]) for name in names}
