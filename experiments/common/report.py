@@ -30,11 +30,12 @@ def statistics(curves: dict, settings: dict) -> dict[str, dict]:
     final = np.asarray(losses[:, -1], np.float64)
     mean, low, median, high = (float(v) for v in _moments(final))
     with np.errstate(invalid='ignore', over='ignore'):
+      spread = final.std(ddof=1) if len(final) > 1 else np.nan
       rows[name] = {
         'setting': settings.get(name),
         'mean': float(np.mean(losses, dtype=np.float64)),
         'final': mean,
-        'final_stderr': float(final.std() / np.sqrt(len(final))),
+        'final_stderr': float(spread / np.sqrt(len(final))),
         'final_median': median,
         'final_quartiles': [low, high],
       }
@@ -156,7 +157,8 @@ def table(title: str, rows: dict[str, dict], by: str) -> str:
   lines = []
   for name, row in sorted(rows.items(), key=lambda kv: kv[1][f'rank_by_{by}']):
     between = ' … '.join(_number(v) for v in row['final_quartiles'])
-    error = _number(row['final_stderr'], 2)
+    error = row['final_stderr']  # none of one task, or where some diverged
+    error = '–' if error is None else _number(error, 2)
     mean, final, median = (
       _number(row[key]) for key in ('mean', 'final', 'final_median')
     )

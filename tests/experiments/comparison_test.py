@@ -140,6 +140,16 @@ class ReportTest(absltest.TestCase):
     self.assertIn('rate 0.1', text)
     self.assertIn('diverges', text.splitlines()[-1])
 
+  def test_standard_error_by_hand(self):
+    """√(Σ (x - 7/3)² / 2) / √3 of 1, 2, 4; of one task nothing is known."""
+    of = lambda *final: np.stack([np.ones(len(final)), final], 1)
+    rows = report.statistics({'three': of(1.0, 2, 4), 'one': of(0.5)}, {})
+    found = rows['three']['final_stderr']
+    self.assertAlmostEqual(found, (7 / 3 / 3) ** 0.5, places=12)
+    text = report.table('title', run.without_nan(rows), 'final')
+    errors = [line.split()[3] for line in text.splitlines()[3:]]
+    self.assertEqual(errors, ['–', '0.88'])
+
   def test_margin_by_hand(self):
     """The best competitor of each function and step; divergence is no win."""
     inf = np.inf
