@@ -75,7 +75,12 @@ def _check(images, labels, net):
   params = jax.eval_shape(net[0], jax.random.key(0))
   size = math.prod(images.shape[1:])
   one = jax.ShapeDtypeStruct((1, size), jnp.float32)
-  classes = jax.eval_shape(net[1], params, one).shape[-1]
+  try:
+    classes = jax.eval_shape(net[1], params, one).shape[-1]
+  except (TypeError, ValueError) as error:
+    reason = str(error).splitlines()[0]
+    takes = f'classifier: the net does not take {size} inputs'
+    raise ValueError(f'{takes}: {reason}') from None
   low, high = int(labels.min(initial=0)), int(labels.max(initial=0))
   within = f'classifier: labels must lie in 0 ... {classes - 1}'
   require(0 <= low <= high < classes, f'{within}, got {low} ... {high}')
@@ -124,9 +129,9 @@ def classifier(
     or minibatches of their own.
 
   Raises:
-    ValueError: images are neither uint8 nor float32, labels are not as many as
-      images, at least one, or not integers among the net's outputs, or a size
-      is not positive.
+    ValueError: images are neither uint8 nor float32, the net does not take
+      them, labels are not as many as images, at least one, or not integers
+      among the net's outputs, or a size is not positive.
   """
   labels = jnp.asarray(labels)
   _check(images, labels, net)

@@ -107,6 +107,7 @@ class ClassifierTest(absltest.TestCase):
       (lambda: classifier(IMAGES, LABELS + 1, mlp((16, 3))), r'2, got 0 .* 3'),
       (lambda: classifier(IMAGES, LABELS - 1, mlp((16, 3))), r'got -1 .* 1'),
       (lambda: classifier(IMAGES, LABELS, mlp((16, 3)), -2), 'got -2'),
+      (lambda: classifier(IMAGES, LABELS, mlp((9, 3))), 'not take 16 inputs'),
     ):
       with self.assertRaisesRegex(ValueError, message):
         make()
