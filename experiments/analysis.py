@@ -98,18 +98,11 @@ class Settings(NamedTuple):
 
 def check(s: Settings) -> None:
   """Refuses times too late for a response."""
-  last = s.run.num_steps - s.run.window
-  settings.refuse(
-    {
-      '--theta, --times and --baselines must have one or more values': not (
-        s.run.theta and s.run.times and s.run.baselines
-      ),
-      f'--window={s.run.window} leaves no step of '
-      f'--num_steps={s.run.num_steps}': last < 1,
-      f'--times={max(s.run.times, default=0)}: --num_steps and --window leave '
-      f'steps 1 to {last}': max(s.run.times, default=0) > last,
-    }
-  )
+  last, latest = s.run.num_steps - s.run.window, max(s.run.times)
+  none = f'--window={s.run.window} leaves no step of'
+  late = f'--times={latest}: --num_steps and --window leave steps 1 to {last}'
+  rules = {f'{none} --num_steps={s.run.num_steps}': last < 1}
+  settings.refuse({**rules, late: latest > last})
 
 
 EXPERIMENT = settings.Experiment(
@@ -144,9 +137,8 @@ def make_task(s: Analysis) -> Task:
   else:
     images = mnist.Images(s.dataset, s.data_dir)
     _, held_out, test = mnist.load(images)
-    f, tuned_on = (
-      mnist.net_on(data, (20,), 'sigmoid', images) for data in (test, held_out)
-    )
+    base = mnist.PANELS['base']
+    f, tuned_on = (mnist.net_on(d, base, images) for d in (test, held_out))
   keys = problems.keys('tuning', s.num_tuning)
   tuning = Problem(tuned_on, keys, s.num_steps, 1, s.num_steps, objective=True)
   return Task(f, problems.keys('test', 1)[0], tuning)
@@ -164,41 +156,44 @@ def learned_optimizers(s: Analysis, optimizee) -> dict[str, tuple]:
   for name in s.theta:
     of = comparison.rivals((name,), optimizee, flag='theta')
     learned, theta = next(iter(of.values()))
-    short = '/'.join(pathlib.Path(name).parts[-2:])
-    found[name if short in found else short] = learned, theta
+    path = pathlib.Path(name)
+    label = comparison.free_label(found, '/'.join(path.parts[-2:]), path)
+    found[label] = learned, theta
   return found
 
 
-def record_run(name: str, opt, task: Task, s: Analysis):
-  """`responses.recorded` of one optimizer; logs its last loss."""
-  *found, params = responses.recorded(
-    task.optimizee, opt, task.key, s.num_steps
-  )
-  cli.log(f'{name}: loss {found[0].values[-1]:.4g} at step {s.num_steps - 1}')
-  return *found, params
+def analyse(s: Analysis, task: Task, learned: dict) -> tuple[dict, dict]:
+  """({picture: {panel: {name: curve}}}, summary) of all.
 
-
-def analyse(s: Analysis) -> tuple[dict, dict]:
-  """({picture: {panel: {name: curve}}}, summary) of all."""
-  task = make_task(s)
-  learned = learned_optimizers(s, task.optimizee)
-  together = problems.together(task.tuning, s.baselines, 'rate')
-  tuned = {
-    name: problems.tune(task.tuning, name, 'final', 'rate', together)
-    for name in s.baselines
-  }
+  Args:
+    s: the flags.
+    task: what is minimized.
+    learned: {name: (learned optimizer, theta)}.
+  """
+  tune = lambda name: problems.tune(task.tuning, name, 'final', 'rate')
+  tuned = {name: tune(name) for name in s.baselines}
   make = lambda name: problems.make_baseline(name, tuned[name])
-  pictures, runs, rows, chosen = {}, {}, {}, None
+  pictures, runs, rows, chosen = {}, {}, {}, {}
+
+  def own_run(name, opt):
+    run = task.optimizee, opt, task.key, s.num_steps
+    record, updates, params = responses.recorded(*run)
+    runs[name] = record.gradients, updates, record.values
+    last = f'loss {record.values[-1]:.4g} at step {s.num_steps - 1}'
+    cli.log(f'{name}: {last}')
+    return record, params
+
   for label, (one, theta) in learned.items():
     opt = one.transform(theta)
-    record, updates, params = record_run(label, opt, task, s)
-    runs[label] = record.gradients, updates, record.values
-    chosen = chosen or responses.choose(*record[:1], params, s.coordinates)
+    record, params = own_run(label, opt)
+    if not chosen:  # of the first run, for all
+      chosen = responses.choose(record.gradients, params, s.coordinates)
     if not chosen:
       raise cli.NonFinite(f'{label}: no gradient is finite and not 0')
     like = params if one.communicates else None
-    count = DRAWN if like is not None and record.params.size > MANY else None
-    places = list(chosen.values())[:count]
+    # One by one, many coordinates would take long.
+    slow = one.communicates and record.params.size > MANY
+    places = list(chosen.values())[: DRAWN if slow else None]
     mine = responses.subject(opt, record, places, like)
     others = {k: responses.subject(make(k), record, places) for k in tuned}
     few = dict(zip(chosen, np.asarray(record.gradients)[:, places].T))
@@ -206,8 +201,7 @@ def analyse(s: Analysis) -> tuple[dict, dict]:
     for picture, of in found.items():
       pictures.setdefault(picture, {}).update(of)
   for name in s.baselines:
-    record, updates, _ = record_run(name, make(name), task, s)
-    runs[name] = record.gradients, updates, record.values
+    own_run(name, make(name))
   pictures['magnitudes'] = anatomy.magnitudes(runs)
   return pictures, {'theta': rows, 'baselines': tuned, 'times': list(s.times)}
 
@@ -250,11 +244,12 @@ def main(s: Settings) -> None:
   if comparison.shown(EXPERIMENT, s, draw, show):
     return
   began = time.monotonic()
-  learned_optimizers(s.run, make_task(s.run).optimizee)  # before any file
+  task = make_task(s.run)
+  learned = learned_optimizers(s.run, task.optimizee)
   with run.opened(EXPERIMENT, s) as path:
-    pictures, summary = analyse(s.run)
+    pictures, summary = analyse(s.run, task, learned)
     panels.write(path / 'curves.csv', pictures)
-    run.write_json(path / 'summary.json', run.without_nan(summary))
+    run.write_json(path / 'summary.json', summary)
     draw(path)
     comparison.finish(path, began)
     show(path)

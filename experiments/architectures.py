@@ -15,8 +15,6 @@ architectures.png, summary.json and curves.csv to --workdir.
 """
 
 import math
-import time
-from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -26,7 +24,6 @@ from experiments.common import (
   cli,
   comparison,
   plots,
-  report,
   run,
   settings,
   study,
@@ -83,13 +80,8 @@ class Settings(NamedTuple):
   )
 
 
-def check(s: Settings) -> None:
-  """Refuses a figure without learned optimizers."""
-  settings.refuse({'--rivals must name one or more': not s.comparison.rivals})
-
-
 EXPERIMENT = settings.Experiment(
-  'architectures', Settings(), {'default': {}}, __doc__, check=check
+  'architectures', Settings(), {'default': {}}, __doc__
 )
 
 
@@ -113,7 +105,8 @@ def panels(s: Settings) -> dict[str, Panel]:
 
   def problem(data, net, what, every):
     depth, units, activation = net
-    f = mnist.net_on(data, depth * (units,), activation, images)
+    layers = mnist.Net('', depth * (units,), activation)
+    f = mnist.net_on(data, layers, images)
     keys = study.keys(s, what)
     return Problem(f, keys, num_steps, 1, every, objective=True)
 
@@ -125,39 +118,19 @@ def panels(s: Settings) -> dict[str, Panel]:
   return found
 
 
-def summarise(curves: dict, s: Settings, learned, tuned: dict) -> dict:
-  """What summary.json has."""
-  rows = {k: report.statistics(of, tuned[k]) for k, of in curves.items()}
-  return {
-    'panels': rows,
-    'nets': nets(s.run),
-    'mean_rank': report.mean_ranks(rows),
-    'num_test': s.comparison.num_test,
-    'learned': list(learned),
-  }
-
-
-def groups(summary: dict) -> dict[str, tuple]:
-  """{title: (x label, [x], [title of the net])}, a panel of the figure each."""
-  all_nets, found = {k: tuple(v) for k, v in summary['nets'].items()}, {}
-  for depth in sorted({d for d, *_ in all_nets.values()}):
-    of = {
-      u: t for t, (d, u, a) in all_nets.items() if (d, a) == (depth, 'sigmoid')
-    }
-    title = f'{depth} hidden layer{"s" * (depth > 1)}, sigmoid'
-    found[title] = 'hidden units of a layer', *_in_order(of, sorted(of))
-  base = TRAINED_ON[:2]
-  of = {a: t for t, (*net, a) in all_nets.items() if tuple(net) == base}
-  if len(of) > 1:
-    title = 'other activations, 1 hidden layer of 20'
-    found[title] = 'activation', *_in_order(of, ACTIVATIONS)
+def groups(summary: dict) -> dict[str, dict]:
+  """{title: {units or activation: title of the net}}, a panel each."""
+  found, other = {}, {}
+  for net, (depth, units, activation) in summary['nets'].items():  # in order
+    if activation == 'sigmoid':
+      title = f'{depth} hidden layer{"s" * (depth > 1)}, sigmoid'
+      found.setdefault(title, {})[units] = net
+    if (depth, units) == TRAINED_ON[:2]:
+      other[activation] = net
+  if len(other) > 1:
+    in_order = {a: other[a] for a in ACTIVATIONS if a in other}
+    found['other activations, 1 hidden layer of 20'] = in_order
   return found
-
-
-def _in_order(of, order):
-  """Those keys of a dict that are in `order`, and their values."""
-  keys = [key for key in order if key in of]
-  return keys, [of[key] for key in keys]
 
 
 def draw(path) -> None:
@@ -165,20 +138,22 @@ def draw(path) -> None:
   summary = run.read_summary(path)
   rows, learned = summary['panels'], summary['learned']
   number = lambda x: np.nan if x is None else x
-  values = lambda titles, name, key: np.array(
-    [number(rows[t][name][key]) for t in titles]
-  )
   found, cross = {}, None
-  for title, (label, x, titles) in groups(summary).items():
-    of = {
-      name: tuple(values(titles, name, k) for k in ('final', 'final_stderr'))
-      for name in rows[titles[0]]
-    }
-    found[title] = label, x, of
-    here = [tuple(summary['nets'][t]) == TRAINED_ON for t in titles]
-    if cross is None and any(here):
-      i = here.index(True)
-      cross = title, x[i], of[learned[0]][0][i]
+  for title, of in groups(summary).items():
+    found[title] = (
+      list(of),
+      {
+        name: tuple(
+          np.array([number(rows[net][name][key]) for net in of.values()])
+          for key in ('final', 'final_stderr')
+        )
+        for name in next(iter(rows.values()))
+      },
+    )
+  base = '{} x {}, {}'.format(*TRAINED_ON)
+  if base in rows:
+    y = number(rows[base][learned[0]]['final'])
+    cross = '1 hidden layer, sigmoid', TRAINED_ON[1], y
   plots.final_losses(path / 'architectures.png', found, learned, cross)
 
 
@@ -187,53 +162,30 @@ def show(path) -> None:
   summary = run.read_summary(path)
   rows, learned = summary['panels'], summary['learned']
   infinite = lambda x: np.inf if x is None else x
-  final = lambda title, name: infinite(rows[title][name]['final'])
-  for group, (_, x, titles) in groups(summary).items():
-    first = rows[titles[0]]
+  final = lambda net, name: infinite(rows[net][name]['final'])
+  for title, of in groups(summary).items():
+    nets, first = list(of.values()), rows[next(iter(of.values()))]
     names = sorted(first, key=lambda name: first[name]['rank_by_final'])
-    lines = [[n, *(f'{final(t, n):.4g}' for t in titles)] for n in names]
+    lines = [[n, *(f'{final(net, n):.4g}' for net in nets)] for n in names]
     tuned = [n for n in names if n not in learned]
     for name in learned if tuned else ():
-      least = [min(final(t, n) for n in tuned) for t in titles]
-      over = [f'{final(t, name) / y:.2f}' for t, y in zip(titles, least)]
+      least = [min(final(net, n) for n in tuned) for net in nets]
+      over = [f'{final(net, name) / y:.2f}' for net, y in zip(nets, least)]
       lines.append([f'{name} / best tuned', *over])
-    cli.say(tables.columns(group, ['mean final loss', *x], lines))
+    cli.say(tables.columns(title, ['mean final loss', *of], lines))
   cli.say(f'\nwritten: {path}/architectures.png summary.json curves.csv')
-
-
-def measure(path, wanted: dict[str, Panel], learned, s: Comparison):
-  """({title: losses}, {title: settings}), a net for each core at a time."""
-  curves, tuned = {}, {}
-
-  def one(title):
-    panel, file = wanted[title], path / comparison.PARTS / f'{title}.npz'
-    make = lambda: comparison.measure(panel, learned, s)
-    return comparison.kept(file, panel.test, [*learned, *s.baselines], make)
-
-  with ThreadPoolExecutor(run.cores()) as pool:
-    results = pool.map(one, wanted)
-    for title, found in zip(wanted, results):
-      curves[title], tuned[title] = found
-      cli.log(f'{len(curves)} of {len(wanted)}: {title}')
-  return curves, tuned
 
 
 def main(s: Settings) -> None:
   """Tunes and runs on every net, then shows all."""
   if comparison.shown(EXPERIMENT, s, draw, show):
     return
-  began, wanted = time.monotonic(), panels(s)
+  wanted = panels(s)
   for panel in wanted.values():
     others = comparison.rivals(s.comparison.rivals, panel.test.optimizee)
+  how = {'extra': {'nets': nets(s.run)}, 'draw': draw, 'show': show}
   with run.opened(EXPERIMENT, s) as path:
-    curves, tuned = measure(path, wanted, others, s.comparison)
-    summary = summarise(curves, s, others, tuned)
-    every = {title: panel.test.every for title, panel in wanted.items()}
-    report.write_curves(path / 'curves.csv', curves, every)
-    run.write_json(path / 'summary.json', run.without_nan(summary))
-    draw(path)
-    comparison.finish(path, began)
-    show(path)
+    comparison.compare(path, others, wanted.values(), s.comparison, **how)
 
 
 if __name__ == '__main__':

@@ -27,7 +27,7 @@ import optax
 
 import l2o_jax
 from experiments import mnist, quadratics
-from experiments.common import bptt, cli, peers, run, settings, training
+from experiments.common import bptt, cli, peers, run, settings
 from l2o_jax import blocks, gradient, log_and_sign
 from l2o_jax.optimizees import classifier, mlp, quadratic
 
@@ -70,7 +70,8 @@ class Settings(NamedTuple):
 def check(s: Settings) -> None:
   """Before anything is measured."""
   if s.run.threads > (count := run.cores()):
-    raise settings.UsageError(f'--threads: of {count} cores')
+    wrong = f'--threads={s.run.threads}: this process has {count} cores'
+    raise settings.UsageError(wrong)
   file = pathlib.Path(s.run.workdir) / 'benchmark.json'
   try:
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -133,11 +134,8 @@ def of_trainer(trainer, optimizee, options) -> Measured:
 def of_preset(experiment, learned, optimizee, options) -> Measured:
   """One epoch of what a bare command of an experiment runs."""
   s = settings.preset(experiment)
-  nowhere = pathlib.Path()
-  t = training.Training(nowhere, s.run, learned, optimizee, lambda theta: theta)
-  rate, epochs = s.bptt.learning_rate, s.run.num_epochs
-  how = rate, epochs, 1.0, [s.run.num_steps]
-  (trainer,) = bptt.make_trainers(t, s.bptt, *how)
+  how = s.bptt, s.run.num_epochs, [s.run.num_steps]
+  (trainer,) = bptt.make_trainers(learned, *how)
   return of_trainer(trainer, optimizee, options)
 
 

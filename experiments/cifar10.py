@@ -188,17 +188,15 @@ def main(s: Settings) -> None:
 
   def problem(data, labels, what, steps):
     f = optimizee(data, labels, what)
-    return Problem(f, study.keys(s, what), steps, 1)
+    return Problem(f, study.keys(s, what), steps, batch_size=1)
 
-  base, steps = optimizee(train, known), s.run.num_steps
-  validation = problem(held_out, known, 'validation', steps)
+  base = optimizee(train, known)
+  validation = problem(held_out, known, 'validation', s.run.num_steps)
   validate = problems.mean_curve(validation, learned)
-  sharding = bptt.sharding(s.bptt.num_optimizees)
-  parts = {'validate': validate, 'sharding': sharding}
 
-  opened = study.opened(EXPERIMENT, s, learned, base, **parts)
-  with opened as (t, theta, compare):
-    progress, facts = bptt.train(t, s.bptt, theta)
+  opened = study.opened(EXPERIMENT, s, learned, [base], validate=validate)
+  with opened as (t, compare):
+    progress, facts = bptt.train(t, s.bptt)
     panels, steps = [], s.images.test_steps
     sizes = dict.fromkeys(min(PANELS[n], count) for n in s.images.panels)
     for labels in map(range, sizes):

@@ -17,12 +17,11 @@ results.jsonl, summary.json, ratios.png, and curves.png with the losses against
 steps, milliseconds and FLOPs, all of the longest runs.
 """
 
-import hashlib
+import itertools
 import json
 import pathlib
 from typing import Literal, NamedTuple
 
-import jax
 import numpy as np
 import optax
 
@@ -39,9 +38,8 @@ from experiments.common import (
 from experiments.common.baselines import MODERN, SCHEDULED, TABLE, Baseline
 from experiments.common.judging import Contender
 from experiments.common.tasks import Task
-from l2o_jax.base import LearnedOptimizer, Optimizee
+from l2o_jax.base import Optimizee
 from l2o_jax.cells.schedule_free import eval_params
-from l2o_jax.pretrained import names
 
 FIXED = 'ADAM 1e-3'
 PLAIN = ('SGD', 'momentum', 'NAG', 'RMSprop', 'AdaGrad', 'ADAM')
@@ -153,19 +151,20 @@ def learned_contenders(s: Judgement) -> dict[str, Contender]:
   factors = tuple(10 ** np.linspace(-1.5, 0.5, len(judging.RATES)))
   for name in dict.fromkeys(s.theta):  # each once
     _, learned, theta = run.find_theta(name)
-    label = name if name in names() else '/'.join(pathlib.Path(name).parts[-2:])
-    label = comparison.free_label(found, label, pathlib.Path(name))
-    known = {'arguments': (theta,), 'of': digest(learned, theta)}
+    path = pathlib.Path(name)
+    label = comparison.free_label(found, '/'.join(path.parts[-2:]), path)
     make, points = _stepped(learned), {label: None}
     if s.average and 'momentum' in theta:
       points[f'{label}, average'] = at_average
     for title, point in points.items():
-      found[title] = one = Contender(make, (1.0,), point=point, **known)
+      found[title] = one = Contender(
+        make, (1.0,), arguments=(theta,), point=point
+      )
       if s.tune_theta:
         found[f'{title}, steps tuned'] = one._replace(rates=factors)
     for decay in s.weight_decay:
-      make = _stepped(learned, decay)
-      found[f'{label}, decay {decay:g}'] = Contender(make, (1.0,), **known)
+      one = Contender(_stepped(learned, decay), (1.0,), arguments=(theta,))
+      found[f'{label}, decay {decay:g}'] = one
   return found
 
 
@@ -194,13 +193,6 @@ def contenders(s: Judgement) -> dict[str, Contender]:
   return found
 
 
-def digest(learned: LearnedOptimizer, theta) -> str:
-  """Tells a learned optimizer and its theta from others."""
-  parts = [np.asarray(x).tobytes() for x in jax.tree.leaves(theta)]
-  said = json.dumps(learned.call, sort_keys=True).encode()
-  return hashlib.sha256(b''.join([said, *parts])).hexdigest()[:16]
-
-
 def check_theta(s: Judgement, task: str, f: Optimizee) -> None:
   """Refuses a theta that is for other parameters than a task has."""
   try:
@@ -216,42 +208,36 @@ def _whole_lines(file):
 
 
 def read(file) -> dict:
-  """{(task, optimizer, digest of theta): result} of the rows that are whole."""
+  """{(task, optimizer): result} of the rows that are whole."""
   found = {}
   for line in _whole_lines(file):
     try:
       row = json.loads(line)
       ends = {int(h): end for h, end in row['horizons'].items()}
-      if not all(end['loss'] and end['curve'] for end in ends.values()):
-        continue
-      found[row['task'], row['optimizer'], row.get('theta', '')] = ends
+      if all(end['loss'] and end['curve'] for end in ends.values()):
+        found[row['task'], row['optimizer']] = ends
     except (ValueError, LookupError, TypeError, AttributeError):
       continue
   return found
 
 
 def judge_all(s: Judgement, rivals, made: dict[str, Task], file) -> dict:
-  """{(task, optimizer): result}; what `file` has already is not run again."""
-  results, thetas = read(file), {n: c.of for n, c in rivals.items()}
+  """{task: {optimizer: result}}; what `file` has already is not run again."""
+  results = read(file)
   run.write(file, ''.join(_whole_lines(file)))
   with open(file, 'a') as lines:
-    for task_name in s.task:
-      for name, contender in rivals.items():
-        key = task_name, name, thetas[name]
-        if set(results.get(key, ())) == set(s.horizons):
-          continue
-        how = s.horizons, s.num_tuning, s.num_test
-        found = judging.judged(contender, made[task_name], *how)
-        results[key] = found
-        row = dict(zip(('task', 'optimizer', 'theta'), key), horizons=found)
-        lines.write(json.dumps(run.without_nan(row)) + '\n')
-        lines.flush()
-        ends = [f'{np.mean(found[h]["loss"]):.4g}' for h in s.horizons]
-        cli.log(f'{task_name}: {name}: {" · ".join(ends)}')
-  wanted = [(task, name) for task in s.task for name in rivals]
-  return {
-    (task, name): results[task, name, thetas[name]] for task, name in wanted
-  }
+    for task, name in itertools.product(made, rivals):
+      if (task, name) in results:
+        continue
+      how = s.horizons, s.num_tuning, s.num_test
+      found = judging.judged(rivals[name], made[task], *how)
+      results[task, name] = found
+      row = {'task': task, 'optimizer': name, 'horizons': found}
+      lines.write(run.as_json(row) + '\n')
+      lines.flush()
+      ends = [f'{np.mean(found[h]["loss"]):.4g}' for h in s.horizons]
+      cli.log(f'{task}: {name}: {" · ".join(ends)}')
+  return {task: {n: results[task, n] for n in rivals} for task in made}
 
 
 def main(s: Settings) -> None:
@@ -266,8 +252,8 @@ def main(s: Settings) -> None:
   with run.opened(EXPERIMENT, s) as path:
     results = judge_all(s.run, rivals, made, path / 'results.jsonl')
     summary = verdict.aggregate(results, s.run.horizons)
-    run.write_json(path / 'summary.json', run.without_nan(summary))
-    learned = [name for name, one in rivals.items() if one.of]
+    run.write_json(path / 'summary.json', summary)
+    learned = [name for name, one in rivals.items() if one.arguments]
     ratios = verdict.mean_ratios(results, s.run.horizons)
     plots.ratios(path / 'ratios.png', ratios, learned)
     curves, labels = verdict.cost_curves(results, judging.EVERY)

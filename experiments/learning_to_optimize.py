@@ -178,6 +178,10 @@ EXPERIMENT = settings.Experiment(
   __doc__,
   {'badmm': ('trainer', ('badmm',))},
   check,
+  {
+    'num_epochs': 'Iterations of guided policy search, >= 0; each makes '
+    '--num_rollouts rollouts of --num_steps of every training function.'
+  },
 )
 
 
@@ -241,12 +245,12 @@ def main(s: Settings) -> None:
   validation = problem('validation', 1)
   parts = {'validate': problems.mean_curve(validation, learned), 'by': 'mean'}
 
-  opened = study.opened(EXPERIMENT, s, learned, optimizee, **parts)
-  with opened as (t, theta, compare):
+  opened = study.opened(EXPERIMENT, s, learned, [optimizee], **parts)
+  with opened as (t, compare):
     tuned = problems.tune(tuning, 'momentum', 'mean')
     trainer = make_trainer(s, learned, labels, size, functions, tuned)
-    stages = (training.Stage(trainer, s.run.num_epochs),)
-    progress = training.meta_train(t._replace(stages=stages), theta)
+    stages = (training.Stage([trainer], s.run.num_epochs),)
+    progress = training.meta_train(t._replace(stages=stages))
     title = lambda runs: f'{s.functions.family}, {runs * s.run.num_steps} steps'
     panels = [
       Panel(title(runs), tuning, problem('test', runs))

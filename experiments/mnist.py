@@ -27,13 +27,22 @@ from l2o_jax import datasets
 from l2o_jax.base import LearnedOptimizer, Optimizee
 from l2o_jax.optimizees.classifier import classifier, mlp
 
-# Title, hidden layers, activation, multiple of --num_steps.
+
+class Net(NamedTuple):
+  """A net, and for how many times --num_steps it is trained."""
+
+  title: str
+  hidden: tuple[int, ...]
+  activation: str = 'sigmoid'
+  times: int = 1
+
+
 PANELS = {
-  'base': ('base net', (20,), 'sigmoid', 1),
-  'long': ('base net', (20,), 'sigmoid', 2),
-  'wide': ('40 hidden units', (40,), 'sigmoid', 1),
-  'deep': ('2 hidden layers of 20', (20, 20), 'sigmoid', 1),
-  'relu': ('ReLU', (20,), 'relu', 1),
+  'base': Net('base net', (20,)),
+  'long': Net('base net', (20,), times=2),
+  'wide': Net('40 hidden units', (40,)),
+  'deep': Net('2 hidden layers of 20', (20, 20)),
+  'relu': Net('ReLU', (20,), 'relu'),
 }
 
 
@@ -133,11 +142,12 @@ def load(s: Images):
   return *split_off(part('train'), 12), part('test')  # 5,000 of 60,000
 
 
-def net_on(data, hidden, activation, s: Images) -> Optimizee:
-  """A net with these hidden layers on these images and labels."""
+def net_on(data, net: Net, s: Images) -> Optimizee:
+  """The net on these images and labels."""
   images, labels = data
-  sizes = math.prod(images.shape[1:]), *hidden, int(labels.max()) + 1
-  return classifier(*data, mlp(sizes, activation, s.initial_std), s.batch_size)
+  sizes = math.prod(images.shape[1:]), *net.hidden, int(labels.max()) + 1
+  layers = mlp(sizes, net.activation, s.initial_std)
+  return classifier(*data, layers, s.batch_size)
 
 
 def validation(found: Sequence[Problem], learned: LearnedOptimizer):
@@ -159,28 +169,26 @@ def main(s: Settings) -> None:
   learned = bptt.learned_optimizer(s)
   train, held_out, test = load(s.images)
 
-  def problem(data, panel, what):
-    _, hidden, activation, runs = PANELS[panel]
-    optimizee = net_on(data, hidden, activation, s.images)
-    return Problem(optimizee, study.keys(s, what), runs * s.run.num_steps, 1)
+  def problem(data, net, what):
+    f, steps = net_on(data, net, s.images), net.times * s.run.num_steps
+    return Problem(f, study.keys(s, what), steps, batch_size=1)
 
-  names = s.images.train_on
-  held = [problem(held_out, name, 'validation') for name in names]
+  nets = [PANELS[name] for name in s.images.train_on]
+  held = [problem(held_out, net, 'validation') for net in nets]
   validate, by = validation(held, learned)
-  nets = [net_on(train, *PANELS[n][1:3], s.images) for n in names]
-  lengths = [PANELS[n][3] * s.run.num_steps for n in names]
+  lengths = [one.num_steps for one in held]
+  trained = [net_on(train, net, s.images) for net in nets]
 
-  sharding = bptt.sharding(s.bptt.num_optimizees)
-  parts = {'validate': validate, 'by': by, 'sharding': sharding}
-
-  opened = study.opened(EXPERIMENT, s, learned, nets, **parts)
-  with opened as (t, theta, compare):
-    progress, facts = bptt.train(t, s.bptt, theta, lengths=lengths)
+  opened = study.opened(
+    EXPERIMENT, s, learned, trained, validate=validate, by=by
+  )
+  with opened as (t, compare):
+    progress, facts = bptt.train(t, s.bptt, lengths=lengths)
     panels = []
-    for name in s.images.panels:
-      tuning = problem(held_out, name, 'tuning')
-      unseen = problem(test, name, 'test')
-      title = f'{PANELS[name][0]}, {unseen.num_steps} steps'
+    for net in (PANELS[name] for name in s.images.panels):
+      tuning = problem(held_out, net, 'tuning')
+      unseen = problem(test, net, 'test')
+      title = f'{net.title}, {unseen.num_steps} steps'
       panels.append(Panel(title, tuning, unseen))
     compare(progress, facts, panels)
 

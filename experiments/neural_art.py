@@ -174,33 +174,30 @@ def main(s: Settings) -> None:
   train, held_out = contents[:last], contents[last:]
   style = vision.read_style(own.style, 64)
   new_style = vision.read_style(own.new_style, 128, '--new_style')
-  small = functools.partial(averaged, side=64)
   make = functools.partial(make_optimizee, s, net)
 
   def problem(contents, style, what, count):
     optimizee = make(contents, style)
     keys = each_once(optimizee, what, min(count, len(contents)))
-    return Problem(optimizee, keys, s.run.num_steps, 1)
+    return Problem(optimizee, keys, s.run.num_steps, batch_size=1)
 
-  base = make(small(train), style)
-  seen = small(held_out)
+  base, seen = make(averaged(train, 64), style), averaged(held_out, 64)
   validation = problem(seen, style, 'validation', s.run.num_validation)
   validate = problems.mean_curve(validation, learned)
-  sharding = bptt.sharding(s.bptt.num_optimizees)
-  parts = {'validate': validate, 'sharding': sharding}
   of_panel = {
-    'same': ('unseen contents, 64 x 64', small, style),
-    'new': ('a new style, 128 x 128', lambda x: x, new_style),
+    'same': ('unseen contents, 64 x 64', 64, style),
+    'new': ('a new style, 128 x 128', 128, new_style),
   }
 
-  opened = study.opened(EXPERIMENT, s, learned, base, **parts)
-  with opened as (t, theta, compare):
-    progress, facts = bptt.train(t, s.bptt, theta)
+  opened = study.opened(EXPERIMENT, s, learned, [base], validate=validate)
+  with opened as (t, compare):
+    progress, facts = bptt.train(t, s.bptt)
     panels = []
-    for title, size, style in (of_panel[name] for name in own.panels):
-      tuning = problem(size(held_out), style, 'tuning', s.comparison.num_tuning)
-      test = problem(size(unseen), style, 'test', s.comparison.num_test)
-      panels.append((Panel(title, tuning, test), style, size(unseen)))
+    for title, side, painted in (of_panel[name] for name in own.panels):
+      seen, new = averaged(held_out, side), averaged(unseen, side)
+      tuning = problem(seen, painted, 'tuning', s.comparison.num_tuning)
+      test = problem(new, painted, 'test', s.comparison.num_test)
+      panels.append((Panel(title, tuning, test), painted, new))
     only = [panel for panel, *_ in panels]
     paint_all = functools.partial(draw, t.path, panels)
     compare(progress, facts, only, also=paint_all)

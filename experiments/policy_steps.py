@@ -31,10 +31,8 @@ from experiments.common import (
 from experiments.predicted_step_descent import EXPERIMENT as PSD
 from experiments.predicted_step_descent import PANELS, make_optimizee
 from l2o_jax.learned_optimizers import policy_parts
-from l2o_jax.theta_files import load_learned
 from l2o_jax.unroll import unroll
 
-KEPT = 'experiments/results/predicted_step_descent'
 # As tuned on the objective of meta-training, MNIST and 400 steps.
 RIVALS = {'RMSprop': {'rate': 0.01, 'decay': 0.99}, 'AdaGrad': {'rate': 0.1}}
 # Which feature has the gradient in it.
@@ -56,7 +54,8 @@ class Steps(NamedTuple):
     workdir: Directory of the results, made if missing.
     resume: auto: run again in a --workdir with a run; never: refuse a --workdir
       with a run in it; must: refuse one without.
-    theta: Files of theta, a flag for each.
+    theta: Policies, a flag for each: names of l2o_jax.pretrained, files of
+      theta or run directories.
     panel: Problem, as in experiments.predicted_step_descent.
     dataset: Images, a name of python -m l2o_jax.datasets or an .npz.
     data_dir: Where prepared data sets are.
@@ -68,10 +67,7 @@ class Steps(NamedTuple):
   preset: str = ''
   workdir: str = 'runs/policy_steps'
   resume: Literal['auto', 'never', 'must'] = 'auto'
-  theta: tuple[str, ...] = (
-    f'{KEPT}/full/theta.npz',
-    f'{KEPT}/scale_free/theta.npz',
-  )
+  theta: tuple[str, ...] = ('predicted_step_descent', 'scale_free')
   panel: Literal[tuple(name for name in PANELS if 'long' not in name)] = 'base'
   dataset: str = 'mnist_5k'
   data_dir: str | None = None
@@ -145,14 +141,15 @@ def policies(s: Steps) -> dict[str, tuple]:
   """
   found = {}
   for path in map(pathlib.Path, s.theta):
-    learned, theta = load_learned(path)
+    _, learned, theta = run.find_theta(path)
     if learned.call['name'] != 'predicted_step_descent':
       what = f'is of {learned.call["name"]}, not of predicted_step_descent'
       raise settings.UsageError(f'--theta={path} {what}')
     call = learned.call['arguments']
     kind = call.get('features', 'changes')
     features = policy_parts(call['hidden'], kind)[0]
-    title = comparison.free_label(found, f'policy, {path.parent.name}', path)
+    label = f'policy, {"/".join(path.parts[-2:])}'
+    title = comparison.free_label(found, label, path)
     found[title] = learned.transform(theta), features, SLOPE[kind]
   return found
 
@@ -186,7 +183,7 @@ def main(s: Settings) -> None:
     curves, ends = measure(s.run, contenders, data)
     styles = plots.looks([*contenders, *RIVALS], list(contenders))
     panels.draw(path / 'policy_steps.png', PICTURE, curves, styles)
-    run.write_json(path / 'policy_steps.json', run.without_nan(ends))
+    run.write_json(path / 'policy_steps.json', ends)
     cli.say(f'written: {path}/policy_steps.png policy_steps.json')
     run.note(path, finished=True)
 

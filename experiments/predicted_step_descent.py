@@ -231,6 +231,10 @@ EXPERIMENT = settings.Experiment(
     'scale': ('trainer', ('bptt',)),
   },
   check,
+  {
+    'num_epochs': 'Epochs of meta-training, >= 0; one epoch is one run of '
+    '--num_steps, or --num_rollouts of them without --trainer=bptt.'
+  },
 )
 
 
@@ -304,19 +308,18 @@ def make_problem(optimizee, what, count, num_steps) -> Problem:
   return Problem(optimizee, keys, num_steps, 1, every, objective=True)
 
 
-def meta_train(s: Settings, t, theta, tuning: Problem):
+def meta_train(s: Settings, t, tuning: Problem):
   """(the last Progress, facts for the summary), by the flags' trainer."""
   if s.policy.trainer == 'bptt':
-    t = t._replace(sharding=bptt.sharding(s.bptt.num_optimizees))
-    if theta is None:
+    if t.theta is None:
       start = t.learned.init(training.first_keys(s.run.seed)[0])
-      theta = policies.scaled(start, s.scale.output_scale)
-    return bptt.train(t, s.bptt, theta)
+      t = t._replace(theta=policies.scaled(start, s.scale.output_scale))
+    return bptt.train(t, s.bptt)
   tuned = {'rate': 1.0, 'momentum': 0.0}
   if s.run.num_epochs:  # otherwise nobody starts from it
     tuned = problems.tune(tuning, s.search.initial, 'mean')
   t = t._replace(stages=policies.make_stages(s, t.learned, tuned))
-  return training.meta_train(t, theta), {}
+  return training.meta_train(t), {}
 
 
 def main(s: Settings) -> None:
@@ -338,9 +341,9 @@ def main(s: Settings) -> None:
   family = make_trained_on(s, data, optimizee)
   parts = {'validate': validate, 'by': 'mean'}
 
-  opened = study.opened(EXPERIMENT, s, learned, family, optimizee, **parts)
-  with opened as (t, theta, compare):
-    progress, facts = meta_train(s, t, theta, tuning)
+  opened = study.opened(EXPERIMENT, s, learned, [family], optimizee, **parts)
+  with opened as (t, compare):
+    progress, facts = meta_train(s, t, tuning)
     panels = make_panels(s, test_data, tuning)
     compare(progress, facts, panels, by='mean')
 

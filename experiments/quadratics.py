@@ -161,15 +161,14 @@ def main(s: Settings) -> None:
   validation = problem(held_out, 'validation')
   validate = problems.mean_curve(validation, learned)
 
-  sharding = bptt.sharding(s.bptt.num_optimizees)
   # At the end NTM-BFGS is at the rounding of float32: the whole run counts.
   by = 'mean' if s.learned.optimizer == 'ntm_bfgs' else 'final'
-  parts = {'validate': validate, 'sharding': sharding, 'by': by}
+  parts = {'validate': validate, 'by': by}
 
-  opened = study.opened(EXPERIMENT, s, learned, optimizee, one, **parts)
-  with opened as (t, theta, compare):
+  opened = study.opened(EXPERIMENT, s, learned, [optimizee], one, **parts)
+  with opened as (t, compare):
     scale = 1 / count if form == 'sum' else 1.0
-    progress, facts = bptt.train(t, s.bptt, theta, scale)
+    progress, facts = bptt.train(t, s.bptt, scale)
     title = f'{own.dimension}-dimensional quadratics, {own.entries} entries'
     panel = Panel(title, problem(one, 'tuning'), problem(one, 'test'))
     compare(progress, facts, [panel])

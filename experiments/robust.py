@@ -196,9 +196,9 @@ def main(s: Settings) -> None:
 
   parts = {'validate': validate, 'by': 'mean', 'margin': s.curriculum.margin}
   opened = study.opened(EXPERIMENT, s, learned, trained, **parts)
-  with opened as (t, theta, compare):
+  with opened as (t, compare):
     t = t._replace(stages=stages(learned, s, trained))
-    progress = training.meta_train(t, theta)
+    progress = training.meta_train(t)
     compare(progress, {}, map(panel, PANELS))
 
 

@@ -55,65 +55,71 @@ def learned_optimizer(s, labels=None) -> LearnedOptimizer:
   return lstm_log_and_sign(p, scale, labels, averaged)
 
 
+# What `truncated_bptt` takes for a value of --remat.
+_REMAT = {'none': False, 'step': True, 'segments': 'segments', 'blocks': True}
+
+
 def make_trainers(
-  t: Training, bptt: Bptt, rate, num_epochs, scale, lengths: Sequence[int]
+  learned: LearnedOptimizer,
+  bptt: Bptt,
+  num_epochs: int,
+  lengths: Sequence[int],
+  scale: float = 1.0,
+  sharding: jax.sharding.NamedSharding | None = None,
 ) -> list[MetaTrainer]:
   """Truncated back-propagation on Adam: a trainer for each length of a run.
 
   Args:
-    t: learned optimizer and sharding.
+    learned: the optimizer whose theta is trained.
     bptt: the flags.
-    rate: meta learning rate at the start.
     num_epochs: in all, shared evenly.
-    scale: of the meta-loss.
     lengths: steps in an epoch.
+    scale: of the meta-loss.
+    sharding: of the optimizees.
   """
-  unrolls = num_epochs * sum(lengths) // (len(lengths) * bptt.unroll_length)
+  rate = bptt.learning_rate
   if bptt.learning_rate_schedule == 'cosine':
-    rate = optax.cosine_decay_schedule(rate, max(unrolls, 1), alpha=0.01)
+    steps = num_epochs * sum(lengths) // (len(lengths) * bptt.unroll_length)
+    rate = optax.cosine_decay_schedule(rate, max(steps, 1), alpha=0.01)
   meta_optimizer = optax.adam(rate)
   if bptt.clip_norm:
     clip = optax.clip_by_global_norm(bptt.clip_norm)
     meta_optimizer = optax.chain(clip, meta_optimizer)
-  return [
-    _make_trainer(t, bptt, meta_optimizer, scale, length) for length in lengths
-  ]
 
+  def trainer(length):
+    weights = {
+      'all': jnp.ones(length + 1),
+      'rising': jnp.geomspace(1.0, 100.0, length + 1),
+      'final': jnp.zeros(length + 1).at[-1].set(1.0),
+    }[bptt.weights]
+    return truncated_bptt(
+      learned,
+      meta_optimizer,
+      unroll_length=bptt.unroll_length,
+      num_unrolls=length // bptt.unroll_length,
+      num_optimizees=bptt.num_optimizees,
+      weights=scale * weights,
+      second_derivatives=bptt.second_derivatives,
+      remat=_REMAT[bptt.remat],
+      clip_each=bptt.clip_each or None,
+      sharding=sharding,
+      unroll=blocks.unroll if bptt.remat == 'blocks' else unroll,
+    )
 
-def _make_trainer(t, bptt, meta_optimizer, scale, num_steps) -> MetaTrainer:
-  weights = {
-    'all': jnp.ones(num_steps + 1),
-    'rising': jnp.geomspace(1.0, 100.0, num_steps + 1),
-    'final': jnp.zeros(num_steps + 1).at[-1].set(1.0),
-  }[bptt.weights]
-  return truncated_bptt(
-    t.learned,
-    meta_optimizer,
-    unroll_length=bptt.unroll_length,
-    num_unrolls=num_steps // bptt.unroll_length,
-    num_optimizees=bptt.num_optimizees,
-    weights=scale * weights,
-    second_derivatives=bptt.second_derivatives,
-    remat={'none': False, 'segments': 'segments'}.get(bptt.remat, True),
-    clip_each=bptt.clip_each or None,
-    sharding=t.sharding,
-    unroll=blocks.unroll if bptt.remat == 'blocks' else unroll,
-  )
+  return list(map(trainer, lengths))
 
 
 def train(
   t: Training,
   bptt: Bptt,
-  theta=None,
   scale: float = 1.0,
   lengths: Sequence[int] | None = None,
 ) -> tuple[Progress, dict]:
   """Searches the meta learning rate if asked to, then meta-trains.
 
   Args:
-    t: without stages, with `sharding(--num_optimizees)`.
+    t: without stages.
     bptt: the flags.
-    theta: to start from.
     scale: of the meta-loss; 1/K where an optimizee sums K functions.
     lengths: steps in an epoch of each family, if t has several; --num_steps by
       default.
@@ -124,10 +130,10 @@ def train(
   lengths = lengths or [t.run.num_steps]
 
   def go(path, rate, num_epochs):
-    trainers = make_trainers(t, bptt, rate, num_epochs, scale, lengths)
-    each = trainers if len(trainers) > 1 else trainers[0]
-    stages = (Stage(each, num_epochs),)
-    return meta_train(t._replace(path=path, stages=stages), theta)
+    how = bptt._replace(learning_rate=rate), num_epochs, lengths, scale
+    trainers = make_trainers(t.learned, *how, t.sharding)
+    stages = (Stage(trainers, num_epochs),)
+    return meta_train(t._replace(path=path, stages=stages))
 
   rate = bptt.learning_rate
   if bptt.search_trials:

@@ -142,45 +142,43 @@ def parse(experiment: Experiment, argv: list[str]):
 
 
 def _check(experiment, settings, given: dict[str, Any]) -> None:
-  for name, value in settings_lib.flat(settings).items():
+  values = settings_lib.flat(settings)
+  for name, value in values.items():
     several = value if isinstance(value, tuple) else (value,)
     if any(isinstance(v, float) and not math.isfinite(v) for v in several):
       raise UsageError(f'--{name} must be finite, got {value}')
-  for name, what in settings_lib.unused(experiment, settings).items():
-    if name in given:
-      raise UsageError(f'--{name} is for {what}')
+  unused = settings_lib.unused(experiment, settings)
+  for name in given:
+    if name in unused:
+      raise UsageError(f'--{name} is for {unused[name]}')
+    if name in settings_lib.Hosts._fields[1:] and not settings.hosts.multihost:
+      raise UsageError(f'--{name} needs --multihost')
   if not settings.run.workdir:
     raise UsageError('--workdir must not be empty')
-  _check_bptt(experiment, settings, given)
-  for name in ('coordinator', 'num_processes', 'process_id'):
-    if name in given and not settings.hosts.multihost:
-      raise UsageError(f'--{name} needs --multihost')
+  used = {name: v for name, v in values.items() if name not in unused}
+  if 'unroll_length' in used:
+    _check_bptt(used, given)
   experiment.check(settings)
 
 
-def _check_bptt(experiment, settings, given: dict[str, Any]) -> None:
-  bptt = getattr(settings, 'bptt', None)
-  unused = settings_lib.unused(experiment, settings)
-  if bptt is None or 'unroll_length' in unused:
-    return
-  steps, length = settings.run.num_steps, bptt.unroll_length
-  twice = bptt.search_trials and 'learning_rate' in given
-  blocks = bptt.remat == 'blocks'
-  used = {
-    k: v for k, v in settings_lib.flat(settings).items() if k not in unused
-  }
-  settings_lib.refuse(
-    {
-      f'--num_steps={steps} is not a multiple of --unroll_length={length}': (
-        steps % length
-      ),
-      '--search_trials replaces --learning_rate: leave it out': twice,
-      '--remat=blocks needs --nosecond_derivatives': (
-        blocks and bptt.second_derivatives
-      ),
-      '--remat=blocks needs --averaged=0': blocks and used.get('averaged'),
-    }
+def _check_bptt(used: dict[str, Any], given: dict[str, Any]) -> None:
+  """Refuses flags of back-propagation that contradict each other."""
+  steps, length = used['num_steps'], used['unroll_length']
+  blocks = used['remat'] == 'blocks'
+  multiple = (
+    f'--num_steps={steps} is not a multiple of --unroll_length={length}'
   )
+  rules = {
+    multiple: steps % length,
+    '--search_trials replaces --learning_rate: leave it out': (
+      used['search_trials'] and 'learning_rate' in given
+    ),
+    '--remat=blocks needs --nosecond_derivatives': (
+      blocks and used['second_derivatives']
+    ),
+    '--remat=blocks needs --averaged=0': blocks and used.get('averaged'),
+  }
+  settings_lib.refuse(rules)
 
 
 def help_text(experiment: Experiment, settings) -> str:

@@ -5,6 +5,7 @@ import functools
 import pathlib
 import resource
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple
@@ -111,7 +112,7 @@ def rivals(
     n, size = (sum(x.size for x in jax.tree.leaves(t)) for t in (params, state))
     numbers = f'its state has {size:.2g} numbers for {n:,} coordinates'
     if size > _MOST:
-      raise UsageError(f'--{flag}={path}: {numbers}')
+      raise UsageError(f'--{flag}={path}: {numbers}, more than {_MOST:.0e}')
     name = name_of(learned, settings)
     found[free_label(found, name, path)] = learned, theta
   return found
@@ -140,6 +141,8 @@ def compare(
   horizon: int = 0,
   extra: dict[str, Any] | None = None,
   also: Callable[[dict, dict], None] = lambda learned, rows: None,
+  draw: Callable = report.draw,
+  show: Callable = report.show,
 ) -> None:
   """Tunes, runs, ranks; writes all results, then prints them.
 
@@ -155,11 +158,14 @@ def compare(
     extra: for summary.json.
     also: makes more of `learned` and of the results, {panel: {optimizer:
       statistics}}, before the run counts as finished.
+    draw: makes the picture of a run directory with all other files.
+    show: prints its tables.
   """
   if not run_lib.is_writer():
     return
   began = time.monotonic()
-  curves, rows, steps = _run_all(path, learned, panels, s, by)
+  curves, tuned, steps = _run_all(path, learned, panels, s, by)
+  rows = {k: report.statistics(of, tuned[k]) for k, of in curves.items()}
   summary = {
     'panels': rows,
     'mean_rank': report.mean_ranks(rows),
@@ -174,134 +180,93 @@ def compare(
     summary['margin_of_victory'] = report.victory(margins, horizon)
     curves['margin of victory'] = margins
   report.write_curves(path / 'curves.csv', curves, steps)
-  run_lib.write_json(path / 'summary.json', run_lib.without_nan(summary))
-  report.draw(path)
+  run_lib.write_json(path / 'summary.json', summary)
+  draw(path)
   also(learned, rows)
   finish(path, began)
-  report.show(path)
+  show(path)
 
 
 def _run_all(path, learned, panels, s: Comparison, by) -> tuple:
   """Tunes and runs; ({panel: {optimizer: losses [B, K + 1]}}, and more).
 
-  More: {panel: {optimizer: statistics}}, {panel: steps between two losses}.
+  More: {panel: {baseline: its setting}}, {panel: steps between two losses}.
   """
-  curves, rows, steps, tuned_on = {}, {}, {}, None
+  curves, tuned, steps, tuned_on = {}, {}, {}, None
   for number, panel in enumerate(panels):
     if panel.tuning is not tuned_on:
-      tuned_on, settings = panel.tuning, {}
-      tuning = _one_program(tuned_on, s)
-    makers = _makers(panel, learned, s, by, settings, tuning)
-    curves[panel.title] = {}
-    for name, make in makers.items():
-      file = path / PARTS / f'{number}_{len(curves[panel.title])}.npz'
+      tuned_on, known = panel.tuning, {}
+      tuning = problems.together(tuned_on, s.baselines, s.tune)
+    makers = _makers(panel, learned, s, by, known, tuning)
+    found = curves[panel.title] = {}
+    for i, (name, make) in enumerate(makers.items()):
+      file = path / PARTS / f'{number}_{i}.npz'
       started = time.monotonic()
-      found, its_setting = kept(file, panel.test, [name], make)
-      curves[panel.title] |= found
-      settings |= its_setting
+      found[name], setting = kept(file, panel.test, name, make)
+      if setting is not None:
+        known[name] = setting
       log(f'{panel.title}: {name}, {time.monotonic() - started:.0f} s')
-    rows[panel.title] = report.statistics(curves[panel.title], settings)
-    steps[panel.title] = panel.test.every
-  return curves, rows, steps
+    tuned[panel.title], steps[panel.title] = dict(known), panel.test.every
+  return curves, tuned, steps
 
 
 def kept(
-  file: pathlib.Path, problem: Problem, names: Sequence[str], make: Callable
-) -> tuple[dict, dict]:
+  file: pathlib.Path, problem: Problem, name: str, make: Callable
+) -> tuple[np.ndarray, dict | None]:
   """`make()`, or what it returned when this comparison was begun before.
 
   Args:
     file: in PARTS of the run directory, where the results are kept until all
       are there; what a killed comparison has found is not run again.
     problem: that was run on.
-    names: of the optimizers.
-    make: () -> ({optimizer: losses [B, K + 1]}, {baseline: its setting}).
+    name: of the optimizer.
+    make: () -> (losses [B, K + 1], setting of a hand-designed one or None).
   """
-  names, total = list(names), problem.num_steps // problem.every + 1
-  shape = len(problem.keys), total
-  like = [jax.ShapeDtypeStruct(shape, jnp.zeros(()).dtype) for _ in names]
+  shape = len(problem.keys), problem.num_steps // problem.every + 1
+  like = jax.ShapeDtypeStruct(shape, jnp.zeros(()).dtype)
   if file.exists():
     try:
       facts = checkpoint.metadata(file)
-      if facts['names'] == names:
-        losses = map(np.asarray, checkpoint.load(file, like))
-        return dict(zip(names, losses)), facts['settings']
+      if facts['name'] == name:
+        return np.asarray(checkpoint.load(file, like)), facts['setting']
     except (CheckpointError, LookupError, TypeError) as error:
       log(f'{str(error).splitlines()[0]}; run again')
-  curves, settings = make()
+  losses, setting = make()
   file.parent.mkdir(exist_ok=True)
-  facts = {'names': names, 'settings': settings}
-  checkpoint.save(file, [curves[name] for name in names], metadata=facts)
-  return curves, settings
+  checkpoint.save(file, losses, metadata={'name': name, 'setting': setting})
+  return losses, setting
 
 
 def finish(path, began: float) -> None:
   """Says in run.json that all results are there, and what they took."""
   seconds = round(time.monotonic() - began, 1)
-  mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+  unit = 1 if sys.platform == 'darwin' else 1024  # bytes on macOS, else kB
+  mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit >> 20
   how = {'comparison_seconds': seconds, 'memory_mb': mb}
   run_lib.note(path, finished=True, **how)
   shutil.rmtree(path / PARTS, ignore_errors=True)
 
 
-def measure(panel: Panel, learned: dict, s: Comparison, by='final') -> tuple:
-  """Tunes and runs on one of many panels, with as few programs as can be.
+def _makers(panel, learned, s: Comparison, by, known, tuning):
+  """{optimizer: () -> (losses [B, K + 1], its setting; None if learned)}.
 
-  Args:
-    panel: the problem.
-    learned: {name: (learned optimizer, theta)}.
-    s: the flags.
-    by: 'final' or 'mean', what baselines are tuned for.
-
-  Returns:
-    ({optimizer: losses [B, K + 1]}, {baseline: its setting}).
+  Hand-designed optimizers are tuned whose setting is not `known`; `tuning` is
+  `problems.together` of the problem to tune on.
   """
-  how, curves, found = s.tune, {}, {}
-  for name, (one, theta) in learned.items():
-    # One leaf instead of many is quicker to compile.
-    join = (lambda opt: opt) if one.communicates else optax.flatten
-    make = lambda theta, one=one, join=join: join(one.transform(theta))
-    curves[name] = np.asarray(problems.runner(panel.test, make)(theta))
-  together = lambda problem: problems.together(problem, s.baselines, how)
-  tuning, test = together(panel.tuning), together(panel.test)
-  for name in s.baselines:
-    found[name] = problems.tune(panel.tuning, name, by, how, tuning)
-    curves[name] = test(name, *problems.rate_and_choice(found[name]))
-  return curves, found
-
-
-def _one_program(problem, s: Comparison):
-  """`together` where only rates are tuned, so that one program is compiled.
-
-  Else None: with all settings tuned it would hold too many optimizers.
-  """
-  if s.tune == 'rate' and s.baselines:
-    return problems.together(problem, s.baselines, s.tune)
-  return None
-
-
-def _makers(panel, learned, s: Comparison, by, settings, tuning):
-  """{optimizer: () -> ({itself: losses [B, K + 1]}, {itself: its setting})}.
-
-  Hand-designed optimizers that are not in `settings` are tuned; `tuning` is
-  `_one_program` of the problem to tune on.
-  """
-  own = lambda make, *args: np.asarray(problems.runner(panel.test, make)(*args))
-  one_program = _one_program(panel.test, s)
+  test = problems.together(panel.test, s.baselines, s.tune)
 
   def run_learned(name):
     one, theta = learned[name]
-    return {name: own(one.transform, theta)}, {}
+    # One leaf instead of many is quicker to compile.
+    join = (lambda opt: opt) if one.communicates else optax.flatten
+    run = problems.runner(panel.test, lambda theta: join(one.transform(theta)))
+    return np.asarray(run(theta)), None
 
   def run_baseline(name):
-    setting = settings.get(name)
+    setting = known.get(name)
     if setting is None:
       setting = problems.tune(panel.tuning, name, by, s.tune, tuning)
-    if one_program is None:
-      losses = own(lambda: problems.make_baseline(name, setting))
-    else:
-      losses = one_program(name, *problems.rate_and_choice(setting))
-    return {name: losses}, {name: setting}
+    return test(name, *problems.rate_and_choice(setting)), setting
 
   found = {name: functools.partial(run_learned, name) for name in learned}
   return found | {n: functools.partial(run_baseline, n) for n in s.baselines}

@@ -1,5 +1,6 @@
 """One optimizer on one task: tuned, run, judged."""
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -31,7 +32,6 @@ class Contender(NamedTuple):
     arguments: arrays that it is made of, theta for example.
     point: (opt_state, params, rate, *arguments) -> where it is judged; None: at
       the parameters, or where optax's schedule-free form is to be judged.
-    of: tells its theta from another; '' without one.
   """
 
   make: Callable
@@ -39,22 +39,16 @@ class Contender(NamedTuple):
   scheduled: bool = False
   arguments: tuple = ()
   point: Callable | None = None
-  of: str = ''
 
 
-def _judge(task: Task):
-  """params, task -> what is known of x_t, by name."""
-
-  def judge(held_out, f, params, drawn):
-    value = f.objective or (
-      lambda x, drawn: f.loss(x, drawn, jax.random.key(0))
-    )
-    found = {'loss': value(params, drawn), 'norm': optax.tree.norm(params)}
-    if held_out is not None:
-      found['held_out'], found['accuracy'] = held_out(params)
-    return found
-
-  return judge
+def _judge(task: Task, params, drawn) -> dict:
+  """What is known of x_t, by name; `drawn` is what the optimizee drew."""
+  f = task.optimizee
+  objective = f.objective or (lambda *at: f.loss(*at, jax.random.key(0)))
+  found = {'loss': objective(params, drawn), 'norm': optax.tree.norm(params)}
+  if task.held_out is not None:
+    found['held_out'], found['accuracy'] = task.held_out(params)
+  return found
 
 
 def _runner(contender: Contender, task: Task, num_steps: int) -> Callable:
@@ -62,21 +56,21 @@ def _runner(contender: Contender, task: Task, num_steps: int) -> Callable:
 
   It is compiled once, and no run is made twice.
   """
-  judge, optaxs = _judge(task), optax.contrib.schedule_free_eval_params
   every, seen = min(EVERY, num_steps), {}
 
   @jax.jit
   def run(arguments, task, rate, key):  # {name: [T / EVERY + 1]}
     f = task.optimizee
     opt = contender.make(rate, num_steps, *arguments)
-    of = lambda params, drawn: judge(task.held_out, f, params, drawn)
     state = jax.eval_shape(lambda key: opt.init(f.init(key)[0]), key)
-    free = isinstance(state, optax.contrib.ScheduleFreeState)
-    point = optaxs if free else None
+    point = None
     if contender.point is not None:
       point = lambda state, x: contender.point(state, x, rate, *arguments)
-    how = {'every': every, 'point': point}
-    found = learning_curves(f, opt, key[None], num_steps, objective=of, **how)
+    elif isinstance(state, optax.contrib.ScheduleFreeState):
+      point = optax.contrib.schedule_free_eval_params
+    judge = functools.partial(_judge, task)
+    how = {'objective': judge, 'every': every, 'point': point}
+    found = learning_curves(f, opt, key[None], num_steps, **how)
     return jax.tree.map(lambda x: x[0], found)
 
   def curves(rate, keys):

@@ -98,15 +98,13 @@ def _of(value, title):
 
 
 def _scale(axis, picture, title, curves):
-  from matplotlib.ticker import FuncFormatter
-
   y = [c['y'] for c in curves.values()]
   values = np.concatenate(y)
   if not len(values):  # nothing is finite
     return
   if picture.xscale == 'log':
     axis.set_xscale('log')
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f'{x:g}'))
+    axis.xaxis.set_major_formatter('{x:g}')
   if _of(picture.yscale, title) == 'linear':
     axis.axhline(0, color='black', lw=0.5, zorder=0)
     if picture.reach:
@@ -122,4 +120,4 @@ def _scale(axis, picture, title, curves):
     axis.set_yscale('symlog', linthresh=small)
     ticks = axis.get_yticks()  # those in the linear part overlap
     axis.set_yticks(ticks[(ticks == 0) | (np.abs(ticks) >= small)])
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f'{y:g}'))
+    axis.yaxis.set_major_formatter('{x:g}')

@@ -57,8 +57,6 @@ def learning_curves(
     learned: names drawn solid and wide.
     xlabels: {title: what 'step' is in that panel}, where it is not the step.
   """
-  from matplotlib.ticker import FuncFormatter, MaxNLocator
-
   figure, axes = grid(panels, 3, letters=len(panels) > 1)
   names = dict.fromkeys(name for curves in panels.values() for name in curves)
   styles = looks(list(names), learned)
@@ -66,11 +64,11 @@ def learning_curves(
     _panel(axis, curves, styles)
     if title in (xlabels or {}):
       axis.set_xlabel(xlabels[title])
-      axis.xaxis.set_major_locator(MaxNLocator(4))
-      axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f'{x:g}'))
+      axis.locator_params('x', nbins=4)
+      axis.xaxis.set_major_formatter('{x:g}')
     else:
       axis.set_xlabel('step')
-      axis.xaxis.get_major_locator().set_params(integer=True)
+      axis.locator_params('x', integer=True)
   save(figure, path)
 
 
@@ -114,8 +112,6 @@ def ratios(path, panels: dict, learned: Sequence[str]) -> None:
     panels: {horizon: {task: {optimizer: ratio}}}.
     learned: names drawn filled, the first of them large and on top.
   """
-  from matplotlib.ticker import NullFormatter
-
   tasks = list(next(iter(panels.values())))
   names = list(next(iter(panels.values()))[tasks[0]])
   height = 1.2 + 0.28 * len(tasks)
@@ -140,7 +136,7 @@ def ratios(path, panels: dict, learned: Sequence[str]) -> None:
     axis.set_xscale('log')
     axis.set_xlim(low * 0.9, high * 1.1)
     axis.set_xticks(ticks, labels)
-    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.xaxis.set_minor_formatter('')
     axis.set_xlabel("loss / tuned Adam's loss")
   axes[0].set_yticks(range(len(tasks)), [t.replace('_', ' ') for t in tasks])
   axes[0].invert_yaxis()
@@ -157,14 +153,14 @@ def final_losses(
 
   Args:
     path: of the PNG.
-    panels: {title: (x label, [x], {optimizer: (means [X], errors [X])})}.
+    panels: {title: ([x], {optimizer: (means [X], errors [X])})}.
     learned: names drawn solid and wide.
     cross: (panel's title, x, y), where dashed lines cross.
   """
-  names = dict.fromkeys(name for *_, rows in panels.values() for name in rows)
+  names = dict.fromkeys(name for _, rows in panels.values() for name in rows)
   styles = looks(list(names), learned)
   figure, axes = grid(panels, 2)
-  for axis, (title, (label, x, rows)) in zip(axes, panels.items()):
+  for axis, (title, (x, rows)) in zip(axes, panels.items()):
     words = isinstance(x[0], str)
     places = np.arange(len(x)) if words else np.array(x, float)
     for i, (name, (means, errors)) in enumerate(rows.items()):
@@ -183,7 +179,7 @@ def final_losses(
     if cross and title == cross[0]:
       axis.axvline(cross[1], color='black', ls='--', lw=0.8)
       axis.axhline(cross[2], color='black', ls='--', lw=0.8)
-    axis.set_xlabel(label)
+    axis.set_xlabel('activation' if words else 'hidden units of a layer')
     axis.set_ylabel('mean final loss')
   save(figure, path)
 
@@ -278,15 +274,15 @@ def _loss_axis(axis, curves, steps):
 
 def plain_numbers(axis) -> None:
   """Labels a logarithmic y axis with 0.2 and not with 2 x 10^-1."""
-  from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+  from matplotlib.ticker import LogLocator
 
   bottom, top = axis.get_ylim()
   decades = np.log10(top / bottom)
   subs = (1, 1.5, 2, 3, 5, 7) if decades < 1.2 else (1, 2, 5)
   subs = subs if decades < 3 else (1,)
   axis.yaxis.set_major_locator(LogLocator(subs=subs, numticks=12))
-  axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f'{y:g}'))
-  axis.yaxis.set_minor_formatter(NullFormatter())
+  axis.yaxis.set_major_formatter('{x:g}')
+  axis.yaxis.set_minor_formatter('')
 
 
 def _margin_axis(axis, curves):

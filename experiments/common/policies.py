@@ -173,7 +173,7 @@ def make_stages(s, learned, tuned: dict) -> list[training.Stage]:
     how = {'regression': gps.Regression(600, 0, own.batch_size, rate)}
     teacher = problems.make_baseline(own.initial, setting)
     trainer = l2o_jax.imitation(policy, teacher, rollouts, scale=scale, **how)
-    stages.append(training.Stage(trainer, count))
+    stages.append(training.Stage([trainer], count))
   elif not given or s.policy.trainer == 'badmm':
     guide = setting['rate'], setting['momentum']
   steps = own.regression_steps, 0 if given else 600
@@ -193,7 +193,7 @@ def make_stages(s, learned, tuned: dict) -> list[training.Stage]:
     kl_step=lambda iteration: kl_step(iteration + count),
     tolerance=own.tolerance,
   )
-  return [*stages, training.Stage(trainer, total - count)]
+  return [*stages, training.Stage([trainer], total - count)]
 
 
 def scaled(theta, scale: float):

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -64,22 +65,18 @@ def given(optimizee: Optimizee, keys: jax.Array, num_steps: int) -> Problem:
   return Problem(optimizee._replace(init=init), keys, num_steps, given=True)
 
 
-def _losses(problem, opt, optimizee, keys):
-  """[B, T / every + 1]."""
-  how = problem.num_steps, problem.batch_size
-  judge = {'objective': problem.objective, 'every': problem.every}
-  run = lambda f, keys: learning_curves(f, opt, keys, *how, **judge)
-  if problem.given:
-    return jax.vmap(lambda f, key: run(f, key[None])[0])(optimizee, keys)
-  return run(optimizee, keys)
-
-
 def runner(problem: Problem, make_opt: Callable) -> Callable:
   """arguments of make_opt -> losses [B, T / every + 1], compiled once."""
+  how = problem.num_steps, problem.batch_size
+  judge = {'objective': problem.objective, 'every': problem.every}
 
   @jax.jit
   def losses(arguments, optimizee, keys):
-    return _losses(problem, make_opt(*arguments), optimizee, keys)
+    opt = make_opt(*arguments)
+    run = lambda f, keys: learning_curves(f, opt, keys, *how, **judge)
+    if problem.given:
+      return jax.vmap(lambda f, key: run(f, key[None])[0])(optimizee, keys)
+    return run(optimizee, keys)
 
   return lambda *args: losses(args, problem.optimizee, problem.keys)
 
@@ -118,18 +115,23 @@ def _choices(name, how):
 def together(problem: Problem, names, how: str) -> Callable:
   """(name, rate, choice of parameters) -> losses [B, T / every + 1].
 
-  One program for all hand-designed optimizers.  A program for each is quicker
-  to run, but with few and short runs compiling takes most of the time.
+  Args:
+    problem: to run on.
+    names: of hand-designed optimizers in `baselines.TABLE`.
+    how: 'rate': of each, only the first choice, and one program for all, since
+      with few and short runs compiling takes most of the time.  'all': every
+      choice, a program for each; one would hold too many optimizers.
   """
   pairs = [(name, choice) for name in names for choice in _choices(name, how)]
-
-  def make(which, rate):
-    opts = [TABLE[name].make(rate, *choice) for name, choice in pairs]
-    return switched(opts, which)
-
-  run = runner(problem, make)
+  make = lambda name, choice, rate: TABLE[name].make(rate, *choice)
+  if how == 'rate':
+    each = lambda rate: [make(*pair, rate) for pair in pairs]
+    one = runner(problem, lambda which, rate: switched(each(rate), which))
+    programs = {pair: partial(one, i) for i, pair in enumerate(pairs)}
+  else:  # each is compiled when it is first run
+    programs = {pair: runner(problem, partial(make, *pair)) for pair in pairs}
   return lambda name, rate, choice: np.asarray(
-    run(pairs.index((name, tuple(choice))), jnp.float32(rate))
+    programs[name, tuple(choice)](jnp.float32(rate))
   )
 
 
@@ -143,35 +145,28 @@ def tune(
   """The best setting of a hand-designed optimizer, {'rate', ...}.
 
   Rates lie at half decades at first.  While the best is at an end, more follow
-  there; then ten a decade are tried around it.  A setting whose score is
-  not finite counts as infinite.
+  there, three times at most; then ten a decade are tried around it.  A setting
+  whose score is not finite counts as infinite.
 
   Args:
     problem: to tune on.
     name: of `baselines.TABLE`.
     by: 'final' or 'mean': what of a curve is to be low, in the mean over tasks.
     how: 'rate': the learning rate alone; 'all': all parameters.
-    run: what `together` made of this problem, to compile nothing here.
+    run: what `together` made of this problem, if it is there already.
   """
-  baseline, score = TABLE[name], SCORES[by]
-  choices = _choices(name, how)
-  found, programs = {}, {}
-
-  def program(choice):
-    if run is None:
-      return _mean_scores(problem, baseline.make, choice, score)
-    # float64: the mean of float32 that nearly overflow would warn.
-    curves = lambda rate: np.asarray(run(name, rate, choice), np.float64)
-    return lambda rates: [score(curves(rate)).mean() for rate in rates]
+  baseline, score, found = TABLE[name], SCORES[by], {}
+  run = run or together(problem, [name], how)
 
   def measure(choice, rates):
-    if choice not in programs:
-      programs[choice] = program(choice)
-    for rate, value in zip(rates, programs[choice](rates)):
+    for rate in rates:
+      # float64: the mean of float32 that nearly overflow would warn.
+      losses = run(name, rate, choice).astype(np.float64)
+      value = score(losses).mean()
       found[float(rate), *choice] = value if np.isfinite(value) else np.inf
     return min(found, key=found.get)
 
-  for choice in choices:
+  for choice in _choices(name, how):
     best = measure(choice, np.ones(1) if baseline.searches else RATES)
   if not baseline.searches:
     for _ in range(3):
@@ -186,22 +181,6 @@ def tune(
     log(f'{name} diverges with every setting')
   rate = {} if baseline.searches else {'rate': best[0]}
   return rate | dict(zip(baseline.parameters, best[1:]))
-
-
-def _mean_scores(problem, make, choice, score):
-  """rates [R] -> scores [R], one after the other, compiled once."""
-
-  @jax.jit
-  def scores(rates, optimizee, keys):
-    def one(rate):
-      opt = make(rate, *choice)
-      return jnp.mean(score(_losses(problem, opt, optimizee, keys)))
-
-    return jax.lax.map(one, rates)
-
-  return lambda rates: np.asarray(
-    scores(jnp.asarray(rates, jnp.float32), problem.optimizee, problem.keys)
-  )
 
 
 def make_baseline(name: str, setting: dict):

@@ -115,6 +115,6 @@ def save(t, epochs, progress, metrics, clock):
     old.unlink()
   if (t.path / 'run.json').exists():
     before = run_lib.read_record(t.path).get('seconds') or 0.0
-    seconds = round(before + now - clock.started, 3)
+    seconds = round(before + now - clock.saved, 3)
     run_lib.note(t.path, seconds=seconds)
-  clock.started = clock.saved = now
+  clock.saved = now

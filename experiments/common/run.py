@@ -59,9 +59,13 @@ def write(path, content: str | bytes) -> None:
     f.write(content.encode() if isinstance(content, str) else content)
 
 
+def as_json(value, indent: int | None = None) -> str:
+  """JSON, with null for nan and infinity, which it does not have."""
+  return json.dumps(without_nan(value), indent=indent, allow_nan=False)
+
+
 def write_json(path, value) -> None:
-  """Raises ValueError for nan and infinity, which JSON does not have."""
-  write(path, json.dumps(value, indent=1, allow_nan=False) + '\n')
+  write(path, as_json(value, indent=1) + '\n')
 
 
 def read_text(path) -> str:
@@ -163,15 +167,19 @@ def provenance() -> dict:
   }
 
 
-def _thetas(experiment, settings) -> dict[str, str]:
+def _thetas(settings) -> dict[str, str]:
   """{path: digest} of what --theta and --rivals name, where it is a file."""
-  if experiment.name not in EXPERIMENTS:
-    return {}
-  run, others = settings.run, settings_lib.flat(settings).get('rivals', ())
-  paths = {p: pathlib.Path(p) for p in (run.theta, *others) if p}
-  found = {p: x / 'theta.npz' if x.is_dir() else x for p, x in paths.items()}
+  flags = settings_lib.flat(settings)
+  theta = flags.get('theta') or ()
+  named = (theta,) if isinstance(theta, str) else theta
   digest = lambda file: hashlib.sha256(file.read_bytes()).hexdigest()[:16]
-  return {p: digest(file) for p, file in found.items() if file.is_file()}
+  found = {}
+  for name in (*named, *flags.get('rivals', ())):
+    path = pathlib.Path(name)
+    file = path / 'theta.npz' if path.is_dir() else path
+    if file.is_file():
+      found[name] = digest(file)
+  return found
 
 
 def _check(path, experiment, settings) -> bool:
@@ -200,7 +208,7 @@ def _check(path, experiment, settings) -> bool:
     for k in sorted({*there, *here})
     if there.get(k) != here.get(k)
   ]
-  now = _thetas(experiment, settings)
+  now = _thetas(settings)
   for name, digest in record.get('thetas', now).items():
     if now.get(name) != digest:
       different.append(f'{name} was another file')
@@ -263,7 +271,7 @@ def opened(experiment: Experiment, settings):
         'command': settings_lib.command(experiment, settings),
         'flags': settings_lib.recorded(experiment, settings),
         'seed': getattr(settings.run, 'seed', None),
-        'thetas': _thetas(experiment, settings),
+        'thetas': _thetas(settings),
         **provenance(),
         'seconds': 0.0,
       }

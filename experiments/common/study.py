@@ -4,9 +4,8 @@ import contextlib
 
 import jax
 
-from experiments.common import comparison, problems, settings, training
+from experiments.common import bptt, comparison, problems, settings, training
 from experiments.common import run as run_lib
-from l2o_jax.base import Optimizee
 
 
 def keys(s, what: str) -> jax.Array:
@@ -15,33 +14,33 @@ def keys(s, what: str) -> jax.Array:
 
 
 @contextlib.contextmanager
-def opened(experiment, s, learned, optimizee, like=None, **parts):
-  """Opens a run directory, once --theta and --rivals are found to be good.
+def opened(experiment, s, learned, families, like=None, **parts):
+  """Opens a run directory, once all that can be wrong is found to be good.
 
   Args:
     experiment: the binary.
     s: its flags.
     learned: the optimizer whose theta is trained.
-    optimizee: trained on, or several families.
-    like: --rivals must work on its parameters; by default on those of the
-      optimizee, or of the first family.
+    families: of optimizees, trained on.
+    like: --rivals must work on its parameters; by default the first family.
     **parts: more of `training.Training`.
 
   Yields:
-    (the Training, theta to start from or None, compare).
-    `compare(progress, facts, panels, **how)` is `comparison.compare` of the
-    selected theta with the rivals; `facts` go into summary.json.
+    (the Training, compare).  `compare(progress, facts, panels, **how)` is
+    `comparison.compare` of the selected theta with the rivals; `facts` go into
+    summary.json.
   """
-  if like is None:
-    like = optimizee if isinstance(optimizee, Optimizee) else optimizee[0]
-  theta = training.given_theta(learned, s)
-  others = comparison.rivals(s.comparison.rivals, like)
+  parts['theta'] = training.given_theta(learned, s)
+  unused = settings.unused(experiment, s)
+  if hasattr(s, 'bptt') and 'num_optimizees' not in unused:
+    parts['sharding'] = bptt.sharding(s.bptt.num_optimizees)
+  others = comparison.rivals(s.comparison.rivals, like or families[0])
   with run_lib.opened(experiment, s) as path:
-    t = training.prepare(experiment, s, path, learned, optimizee, **parts)
+    t = training.prepare(experiment, s, path, learned, families, **parts)
 
     def compare(progress, facts, panels, **how):
       mine = comparison.contenders(learned, progress.best_theta, s, others)
       facts = {**facts, 'validation_loss': float(progress.best)}
       comparison.compare(path, mine, panels, s.comparison, extra=facts, **how)
 
-    yield t, theta, compare
+    yield t, compare

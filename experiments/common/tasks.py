@@ -40,18 +40,6 @@ class Task(NamedTuple):
   held_out: Callable | None = None
 
 
-class _Kind(NamedTuple):
-  """How a task is made.
-
-  Attributes:
-    load: (split, name of a data set, where it is) -> data.
-    make: data -> (Optimizee, (params, data) -> (loss, accuracy)).
-  """
-
-  load: Callable
-  make: Callable
-
-
 def digits(split, dataset='mnist_5k', data_dir=None, side=SIDE) -> Data:
   """Images of any size and colour, averaged to grey squares, standardised."""
   x, y = datasets.load(dataset, split, data_dir)
@@ -65,7 +53,7 @@ def digits(split, dataset='mnist_5k', data_dir=None, side=SIDE) -> Data:
   return Data((x - x.mean()) / x.std(), y.astype(np.int32))
 
 
-def text(split: str, *unused) -> Data:
+def text(split: str) -> Data:
   """The book of Genesis in the King James Version, as symbols."""
   letters = TEXT.read_text()
   symbols = {letter: i for i, letter in enumerate(sorted(set(letters)))}
@@ -88,27 +76,30 @@ def with_data(init, loss, objective, data) -> Optimizee:
   )
 
 
+def _judged(optimizee, judge, data: Data) -> Task:
+  """With `judge`, (data, params) -> (loss, accuracy), on data held out."""
+  return Task(optimizee, Partial(judge, jax.tree.map(jnp.asarray, data)))
+
+
 def _digits(net, batch_size=_IMAGES, scale=1.0):
   _, apply = net
 
-  def cross_entropy(params, x, y):
-    losses = optax.softmax_cross_entropy_with_integer_labels
-    return scale * jnp.mean(losses(apply(params, x), y))
+  def judge(data, params):
+    logits = apply(params, data.x.reshape(len(data.x), -1))
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, data.y)
+    right = jnp.argmax(logits, -1) == data.y
+    return scale * jnp.mean(losses), jnp.mean(right)
 
-  def judge(params, data):
-    x = data.x.reshape(len(data.x), -1)
-    right = jnp.argmax(apply(params, x), -1) == data.y
-    return cross_entropy(params, x, data.y), jnp.mean(right)
+  def make(*where):
+    train, test = digits('train', *where), digits('test', *where)
+    f = optimizees.classifier(*train, net, batch_size, objective_size=2000)
+    if scale != 1.0:
+      times = lambda g, *args: scale * g(*args)
+      loss, objective = Partial(times, f.loss), Partial(times, f.objective)
+      f = f._replace(loss=loss, objective=objective)
+    return _judged(f, judge, test)
 
-  def make(data):
-    f = optimizees.classifier(*data, net, batch_size, objective_size=2000)
-    if scale == 1.0:
-      return f, judge
-    times = lambda g, *args: scale * g(*args)
-    loss, objective = Partial(times, f.loss), Partial(times, f.objective)
-    return f._replace(loss=loss, objective=objective), judge
-
-  return _Kind(digits, make)
+  return make
 
 
 def _text(net):
@@ -122,45 +113,47 @@ def _text(net):
   def windows(x, starts):
     return x[starts[:, None] + jnp.arange(LENGTH + 1)]
 
-  def judge(params, data):
+  def judge(data, params):
     starts = jnp.linspace(0, data.x.shape[0] - LENGTH - 1, 256).astype(int)
     return cross_entropy(params, windows(data.x, starts))
 
-  def loss(x, params, task, key):
-    last = x.shape[0] - LENGTH
+  def loss(data, params, task, key):
+    last = data.x.shape[0] - LENGTH
     starts = jax.random.randint(key, (_TEXTS,), 0, last)
-    return cross_entropy(params, windows(x, starts))[0]
+    return cross_entropy(params, windows(data.x, starts))[0]
 
-  def make(data):
-    objective = lambda x, params, task: judge(params, Data(x))[0]
-    return with_data(init, loss, objective, jnp.asarray(data.x)), judge
+  def make(*where):
+    train = jax.tree.map(jnp.asarray, text('train'))
+    objective = lambda data, params, task: judge(data, params)[0]
+    f = with_data(init, loss, objective, train)
+    return _judged(f, judge, text('test'))
 
-  return _Kind(text, make)
+  return make
 
 
-def _autoencoder():
+def _autoencoder(*where):
   init, apply = nets.dense((SIDE * SIDE, 32, 8, 32, SIDE * SIDE), 'tanh')
   error = lambda params, x: jnp.mean((apply(params, x) - x) ** 2)
   flat = lambda data: data.x.reshape(len(data.x), -1)
+  judge = lambda data, params: (error(params, flat(data)), jnp.nan)
 
   def loss(x, params, task, key):
     rows = jax.random.randint(key, (_IMAGES,), 0, x.shape[0])
     return error(params, x[rows])
 
-  def make(data):
-    objective = lambda x, params, task: error(params, x[:2000])
-    f = with_data(init, loss, objective, jnp.asarray(flat(data)))
-    return f, lambda params, data: (error(params, flat(data)), jnp.nan)
-
-  return _Kind(digits, make)
+  objective = lambda x, params, task: error(params, x[:2000])
+  train = jnp.asarray(flat(digits('train', *where)))
+  f = with_data(init, loss, objective, train)
+  return _judged(f, judge, digits('test', *where))
 
 
 def _alone(make):
-  return _Kind(lambda *unused: None, lambda data: (make(), None))
+  return lambda *where: Task(make())
 
 
 _mlp = lambda *hidden, **how: nets.dense((SIDE * SIDE, *hidden, CLASSES), **how)
 _symbols = len(set(TEXT.read_text()))
+# (name of a data set, where it is) -> Task.
 KINDS = {
   # Near those that `robust` is trained on.
   'sigmoid': _digits(_mlp(20, activation='sigmoid'), 128),
@@ -184,7 +177,7 @@ KINDS = {
   'resnet': _digits(nets.resnet(SIDE, CLASSES)),
   'char_lstm': _text(nets.char_lstm(_symbols)),
   'transformer': _text(nets.transformer(_symbols, LENGTH)),
-  'autoencoder': _autoencoder(),
+  'autoencoder': _autoencoder,
   # Larger.
   'large_dense': _digits(_mlp(512, 512, 512)),
   'large_resnet': _digits(nets.resnet(SIDE, CLASSES, (32, 64, 128))),
@@ -195,10 +188,4 @@ KINDS = {
 
 def make(name: str, dataset='mnist_5k', data_dir=None) -> Task:
   """A task of `KINDS`; digits may be any image data set."""
-  kind = KINDS[name]
-  load = lambda split: kind.load(split, dataset, data_dir)
-  optimizee, judge = kind.make(load('train'))
-  if judge is None:
-    return Task(optimizee)
-  data = jax.tree.map(jnp.asarray, load('test'))
-  return Task(optimizee, Partial(lambda data, x: judge(x, data), data))
+  return KINDS[name](dataset, data_dir)

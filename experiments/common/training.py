@@ -1,7 +1,6 @@
 """Meta-training that can be stopped and resumed, and the selection of theta."""
 
 import functools
-import json
 import pathlib
 import time
 from collections.abc import Callable, Sequence
@@ -26,14 +25,14 @@ SAVE_PERIOD = 60.0  # seconds between checkpoints, at most
 
 
 class Stage(NamedTuple):
-  """A trainer and for how many epochs it works.
+  """Trainers and for how many epochs they work.
 
   Attributes:
-    trainer: for all families; or one for each of them, which share their state.
-    num_epochs: with this trainer.
+    trainers: one for each family; they share their state.
+    num_epochs: in all.
   """
 
-  trainer: MetaTrainer | Sequence[MetaTrainer]
+  trainers: Sequence[MetaTrainer]
   num_epochs: int
 
 
@@ -44,11 +43,12 @@ class Training(NamedTuple):
     path: run directory.
     run: settings of the run.
     learned: the optimizer whose theta is trained.
-    optimizee: trained on; or several families of them, one for each epoch, in
-      turn and in random order.
+    families: of optimizees, trained on: one in each epoch, in turn and in
+      random order.
     validate: theta -> mean losses [K + 1] on fixed held-out tasks.
     by: 'final' or 'mean': by which of these losses theta is selected.
     margin: by how much it must be lower for a later theta to be selected.
+    theta: to start from; None: a random one.
     stages: one after the other; theta goes from each into the next.
     sharding: what the trainers were given.
     facts: what theta.npz says of itself.
@@ -57,25 +57,24 @@ class Training(NamedTuple):
   path: pathlib.Path
   run: settings_lib.Run
   learned: LearnedOptimizer
-  optimizee: Optimizee | Sequence[Optimizee]
+  families: Sequence[Optimizee]
   validate: Callable[[Any], jax.Array]
   by: str = 'final'
   margin: float = 0.0
+  theta: Any = None
   stages: Sequence[Stage] = ()
   sharding: jax.sharding.NamedSharding | None = None
   facts: dict = {}
 
 
-def prepare(
-  experiment, settings, path, learned, optimizee, **parts
-) -> Training:
+def prepare(experiment, settings, path, learned, families, **parts) -> Training:
   """A Training without stages; theta.npz will say what run.json says."""
   facts = {}
   if run_lib.is_writer():
     facts = run_lib.read_record(path)
     moving = ('seconds', 'finished', 'comparison_seconds', 'memory_mb')
     facts = {k: v for k, v in facts.items() if k not in moving}
-  return Training(path, settings.run, learned, optimizee, facts=facts, **parts)
+  return Training(path, settings.run, learned, families, facts=facts, **parts)
 
 
 def given_theta(learned: LearnedOptimizer, settings):
@@ -96,7 +95,7 @@ def first_keys(seed: int) -> tuple[jax.Array, jax.Array]:
   return tuple(jax.random.split(jax.random.key(seed)))
 
 
-def meta_train(t: Training, theta=None) -> Progress:
+def meta_train(t: Training) -> Progress:
   """Runs the trainers and selects theta by validation.
 
   Epoch i draws from fold_in(key of all epochs, i) (`first_keys`).  Validation,
@@ -105,7 +104,6 @@ def meta_train(t: Training, theta=None) -> Progress:
 
   Args:
     t: the parts.
-    theta: to start from instead of a random one.
 
   Returns:
     The last Progress.
@@ -116,7 +114,7 @@ def meta_train(t: Training, theta=None) -> Progress:
       finite validation loss; the state is saved.
   """
   key_init, key_epochs = first_keys(t.run.seed)
-  first, progress = _resume(t, key_init, theta)
+  first, progress = _resume(t, key_init)
   total = sum(stage.num_epochs for stage in t.stages)
   steps, clock = {}, Clock()
   with progress_lib.open_metrics(t.path, first) as metrics:
@@ -130,18 +128,19 @@ def meta_train(t: Training, theta=None) -> Progress:
         line.update(found)
         log(_report(t, epoch, total, progress, found, clock))
       if epoch < total:
-        optimizee, which = _family(t, epoch)
+        which, stage = _family(t, epoch), _stage(t, epoch)
+        optimizee = t.families[which]
         if which not in steps:
-          trainer = _trainer(t, _stage(t, epoch), which)
+          trainer = t.stages[stage].trainers[which]
           parts = trainer, optimizee, epoch, key_epochs, progress
           steps[which] = _compile(*parts)
         step = functools.partial(steps[which], optimizee=optimizee, epoch=epoch)
         progress, found = _epoch(step, progress, clock)
         line.update(found)
-        if (stage := _stage(t, epoch + 1)) != _stage(t, epoch):
-          state = _state(t, stage, key_init, progress.state.theta)
+        if (following := _stage(t, epoch + 1)) != stage:
+          state = _state(t, following, key_init, progress.state.theta)
           steps, progress = {}, progress._replace(state=state)
-      metrics.write(json.dumps(run_lib.without_nan(line)) + '\n')
+      metrics.write(run_lib.as_json(line) + '\n')
       metrics.flush()
       _leave_if_asked(t, epoch, total, progress, metrics, clock)
     progress_lib.save(t, total, progress, metrics, clock)
@@ -155,15 +154,14 @@ class Clock:
   """Seconds of this session, without those of compilation.
 
   Attributes:
-    started: when it began.
-    saved: when the last checkpoint was written.
+    saved: when the last checkpoint was written, or the session began.
     epochs: epochs done.
     training: seconds that they took.
     validation: seconds of the last validation.
   """
 
   def __init__(self):
-    self.started = self.saved = time.monotonic()
+    self.saved = time.monotonic()
     self.epochs, self.training, self.validation = 0, 0.0, 0.0
 
 
@@ -178,14 +176,9 @@ def _stage(t, epoch):
   return min(int(np.searchsorted(ends, epoch, 'right')), len(ends) - 1)
 
 
-def _trainer(t, stage, family=0):
-  trainer = t.stages[stage].trainer
-  return trainer if isinstance(trainer, MetaTrainer) else trainer[family]
-
-
 def _state(t, stage, key, theta=None):
   """A trainer's first state; every stage starts from the same key."""
-  state = _trainer(t, stage).init(key)
+  state = t.stages[stage].trainers[0].init(key)
   if theta is not None:
     state = state._replace(theta=jax.tree.map(jnp.copy, theta))
   if t.sharding is None:
@@ -194,14 +187,14 @@ def _state(t, stage, key, theta=None):
   return jax.device_put(state, replicated)
 
 
-def _resume(t, key_init, theta):
+def _resume(t, key_init):
   """(epochs done, Progress) of the newest readable checkpoint, or the start."""
   directory, damaged = t.path / 'checkpoints', None
   if run_lib.is_writer():
     directory.mkdir(exist_ok=True)
 
   def start(stage):
-    state = _state(t, stage, key_init, theta)
+    state = _state(t, stage, key_init, t.theta)
     best_theta = jax.tree.map(np.array, state.theta)
     zero = np.int64(0)
     return Progress(state, best_theta, np.float64(np.inf), zero, zero, zero)
@@ -259,14 +252,13 @@ def _report(t, epoch, total, progress, found, clock):
 
 
 def _family(t, epoch):
-  """(optimizee, its number): what an epoch trains on, by seed and epoch."""
-  if isinstance(t.optimizee, Optimizee):
-    return t.optimizee, 0
-  # All families in random order, then all of them in another.
-  turn, place = divmod(epoch, len(t.optimizee))
+  """Number of the family that an epoch trains on, by seed and epoch.
+
+  All families in random order, then all of them in another.
+  """
+  turn, place = divmod(epoch, len(t.families))
   random = np.random.default_rng((t.run.seed, turn))
-  which = int(random.permutation(len(t.optimizee))[place])
-  return t.optimizee[which], which
+  return int(random.permutation(len(t.families))[place])
 
 
 def _compile(trainer, optimizee, epoch, key, progress):
@@ -307,11 +299,12 @@ def _epoch(step, progress, clock):
 
 def _leave_if_asked(t, epoch, total, progress, metrics, clock):
   """Saves when it is time to; raises where the run is to end here."""
-  stop = signals.received() and epoch < total
-  in_a_row = progress.skipped_in_a_row
-  hopeless = in_a_row >= t.run.max_nonfinite and epoch < total
+  if epoch == total:
+    return
+  stop, in_a_row = signals.received(), progress.skipped_in_a_row
+  hopeless = in_a_row >= t.run.max_nonfinite
   late = time.monotonic() - clock.saved > SAVE_PERIOD
-  if epoch < total and (stop or hopeless or late):
+  if stop or hopeless or late:
     progress_lib.save(t, epoch + 1, progress, metrics, clock)
   if stop:
     _announce(epoch + 1, total, saving=True)

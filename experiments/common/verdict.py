@@ -22,27 +22,25 @@ def interquartile_mean(x) -> float:
   return float(np.mean(x[quarter : len(x) - quarter]))
 
 
-def _tasks(results):
-  return list(dict.fromkeys(task for task, _ in results))
-
-
-def _names(results):
-  return list(dict.fromkeys(name for _, name in results))
+def _losses(values):
+  """Losses that were not finite are null in the file; they are read as inf."""
+  return np.array([np.inf if v is None else v for v in values], float)
 
 
 def ratios(results: dict, horizon: int) -> dict[str, np.ndarray]:
-  """{optimizer: losses over the mean of tuned Adam, [tasks, seeds]}."""
-  means = {
-    task: np.mean(_losses(results[task, REFERENCE][horizon]['loss']))
-    for task in _tasks(results)
-  }
-  of = lambda task, name: (
-    _losses(results[task, name][horizon]['loss']) / means[task]
-  )
-  return {
-    name: np.array([of(task, name) for task in means])
-    for name in _names(results)
-  }
+  """{optimizer: losses over the mean of tuned Adam, [tasks, seeds]}.
+
+  Args:
+    results: {task: {optimizer: {horizon: what `judging.judged` found}}}.
+    horizon: steps of the runs.
+  """
+  found = {}
+  for of_task in results.values():
+    adam = np.mean(_losses(of_task[REFERENCE][horizon]['loss']))
+    for name, ends in of_task.items():
+      row = _losses(ends[horizon]['loss']) / adam
+      found.setdefault(name, []).append(row)
+  return {name: np.array(rows) for name, rows in found.items()}
 
 
 def mean_ratios(results, horizons) -> dict:
@@ -52,7 +50,7 @@ def mean_ratios(results, horizons) -> dict:
     of = {n: x.mean(1) for n, x in ratios(results, horizon).items()}
     found[horizon] = {
       task: {name: float(x[i]) for name, x in of.items()}
-      for i, task in enumerate(_tasks(results))
+      for i, task in enumerate(results)
     }
   return found
 
@@ -77,7 +75,7 @@ def aggregate(results: dict, horizons) -> dict:
     places = np.stack([ranks(x) for x in means.T], 1)
     summary[horizon] = {}
     for i, (name, x) in enumerate(found.items()):
-      ends = [results[task, name][horizon] for task in _tasks(results)]
+      ends = [of_task[name][horizon] for of_task in results.values()]
       summary[horizon][name] = {
         'interquartile_mean': interquartile_mean(x),
         'interval': _interval(x),
@@ -92,16 +90,11 @@ def aggregate(results: dict, horizons) -> dict:
   return summary
 
 
-def _losses(values):
-  """Losses that were not finite are null in the file; they are read as inf."""
-  return np.array([np.inf if v is None else v for v in values], float)
-
-
-def steps_to_target(results, task, name, every) -> float:
+def steps_to_target(of_task: dict, name: str, every: int) -> float:
   """The first judged step at or below tuned Adam's last loss; inf: none."""
-  last = max(results[task, name])
-  target = np.mean(_losses(results[task, REFERENCE][last]['loss']))
-  curve = _losses(results[task, name][last]['curve'])
+  last = max(of_task[name])
+  target = np.mean(_losses(of_task[REFERENCE][last]['loss']))
+  curve = _losses(of_task[name][last]['curve'])
   reached = np.flatnonzero(curve <= target * (1 + 1e-6))
   return float(every * reached[0]) if reached.size else np.inf
 
@@ -115,16 +108,19 @@ def cost_curves(results: dict, every: int) -> tuple[dict, dict]:
   Returns:
     (panels as `plots.learning_curves` wants them, {title: x label}).
   """
-  costs = {'steps': None, 'ms': ('ms', 1), 'GFLOPs': ('flops', 1e-9)}
+  costs = {  # of a step
+    'steps': lambda end: 1,
+    'ms': lambda end: end['ms'],
+    'GFLOPs': lambda end: 1e-9 * (end['flops'] or np.nan),
+  }
   panels, labels = {}, {}
-  for task, (unit, cost) in itertools.product(_tasks(results), costs.items()):
+  for task, (unit, cost) in itertools.product(results, costs.items()):
     curves = {}
-    for name in _names(results):
-      end = results[task, name][max(results[task, name])]
-      step = cost[1] * (end[cost[0]] or np.nan) if cost else 1
+    for name, ends in results[task].items():
+      end = ends[max(ends)]
       low, high = map(_losses, end['quartiles'])
       mean = _losses(end['curve'])
-      x = every * step * np.arange(len(mean))
+      x = every * cost(end) * np.arange(len(mean))
       band = {'quartile_1': low, 'quartile_3': high}
       curves[name] = {'step': x, 'mean': mean, **band}
     if all(np.isfinite(curve['step'][-1]) for curve in curves.values()):
@@ -139,18 +135,17 @@ def _mean(end, key):
   return f'{np.mean(values):.4g}' if values else ''
 
 
-def _task_table(results, task, horizons, every):
+def _task_table(task, of_task, horizons, every):
   """Loss at each horizon, then what the last one says beside it."""
   last = horizons[-1]
   extra = ['held out', 'accuracy', 'norm', 'ms/step', "to Adam's"]
   head = ['optimizer', *map(str, horizons), 'rate', *extra]
   rows = []
-  for name in _names(results):
-    ends = results[task, name]
+  for name, ends in of_task.items():
     losses = [f'{np.mean(_losses(ends[h]["loss"])):.4g}' for h in horizons]
     rate, ms = f'{ends[last]["rate"]:.3g}', f'{ends[last]["ms"]:.3g}'
     beside = [_mean(ends[last], k) for k in ('held_out', 'accuracy', 'norm')]
-    steps = f'{steps_to_target(results, task, name, every):.0f}'
+    steps = f'{steps_to_target(of_task, name, every):.0f}'
     rows.append([name, *losses, rate, *beside, ms, steps])
   title = f'{task}: mean loss after so many steps; the rest at {last}'
   return columns(title, head, rows)
@@ -184,7 +179,8 @@ they had fallen.
 def text(results: dict, summary: dict, every: int) -> str:
   """All tables, and what their columns say."""
   horizons = list(summary)
-  parts = [_task_table(results, t, horizons, every) for t in _tasks(results)]
+  how = horizons, every
+  parts = [_task_table(task, of, *how) for task, of in results.items()]
   parts += [_overall_table(rows, horizon) for horizon, rows in summary.items()]
   parts.append(LEGEND)
   return '\n'.join(parts)

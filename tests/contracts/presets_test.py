@@ -17,7 +17,6 @@ from experiments import (
   robust,
 )
 from experiments.common import bptt, families, policies, run, settings
-from experiments.common.training import Training
 from l2o_jax.learned_optimizers import autonomous_optimizer
 from l2o_jax.optimizees.classifier import classifier, mlp
 from l2o_jax.optimizees.convnet import convnet
@@ -26,9 +25,8 @@ from l2o_jax.theta_files import build
 
 
 def by_bptt(s, learned, optimizee):
-  training = Training(None, s.run, learned, optimizee, None)
-  how = s.bptt.learning_rate, s.run.num_epochs, 1.0, [s.run.num_steps]
-  return learned, bptt.make_trainers(training, s.bptt, *how), optimizee
+  how = s.bptt, s.run.num_epochs, [s.run.num_steps]
+  return learned, bptt.make_trainers(learned, *how), optimizee
 
 
 def of_quadratics(s):
@@ -87,7 +85,7 @@ def of_predicted_step_descent(s):
     tuned['momentum'] = 0.9
   stages = policies.make_stages(s, learned, tuned)
   assert sum(stage.num_epochs for stage in stages) == s.run.num_epochs
-  return learned, [stage.trainer for stage in stages], None
+  return learned, [stage.trainers[0] for stage in stages], None
 
 
 def of_robust(s):
@@ -95,7 +93,7 @@ def of_robust(s):
   with mock.patch.object(families, 'reference_curves', lambda f, _: [0.0]):
     found = robust.stages(learned, s, ())
   assert sum(stage.num_epochs for stage in found) == s.run.num_epochs
-  return learned, [stage.trainer[0] for stage in found], None
+  return learned, [stage.trainers[0] for stage in found], None
 
 
 BINARIES = {

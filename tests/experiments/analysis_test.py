@@ -201,7 +201,6 @@ class AnalysisTest(absltest.TestCase):
     for flags, message in (
       ({'times': (61,)}, '--times=61: .* leave steps 1 to 60'),
       ({'window': 100}, '--window=100 leaves no step'),
-      ({'theta': ()}, 'one or more'),
     ):
       with self.assertRaisesRegex(UsageError, message):
         analysis.check(self.settings(**flags))

@@ -10,19 +10,20 @@ from absl.testing import absltest
 from matplotlib.figure import Figure
 
 from experiments import architectures
-from experiments.common import cli, comparison, plots, problems, run
-from experiments.common.comparison import Comparison, Panel
+from experiments.common import cli, comparison, plots, problems
 from experiments.common.settings import UsageError
 from tests.experiments import comparison_test, toy
 
 NAMES = ('mine', 'SGD')
 
 
-def measured(panel, learned, s):
+def measured(path, learned, panels, s, by):
   """Losses that are known: 2 and 1 for nets of any kind, 8 tasks."""
-  del panel, learned
   losses = {'mine': np.full((8, 2), 1.0), 'SGD': np.full((8, 2), 2.0)}
-  return losses, {'SGD': {'rate': 0.1}}
+  titles = [panel.title for panel in panels]
+  tuned = {'SGD': {'rate': 0.1}}
+  of_all = lambda value: dict.fromkeys(titles, value)
+  return of_all(losses), of_all(tuned), of_all(1)
 
 
 class TogetherTest(absltest.TestCase):
@@ -61,18 +62,6 @@ class TogetherTest(absltest.TestCase):
     found = problems.tune(comparison_test.PROBLEM, 'SGD', 'mean', 'all', run)
     np.testing.assert_allclose(found['rate'], 0.01, rtol=1e-5)
 
-  def test_measure(self):
-    """The losses of `run` at the rates that are found; theta on one array."""
-    problem = comparison_test.PROBLEM
-    theta = toy.LEARNED.init(problems.keys('test', 1)[0])
-    learned = {'mine': (toy.LEARNED, theta)}
-    s = Comparison(baselines=('SGD',))
-    curves, found = comparison.measure(Panel('', problem, problem), learned, s)
-    want = comparison_test.by_hand(found['SGD']['rate'])
-    np.testing.assert_allclose(curves['SGD'], want, rtol=1e-4, atol=1e-6)
-    own = problems.runner(problem, toy.LEARNED.transform)(theta)
-    np.testing.assert_allclose(curves['mine'], own, rtol=1e-4, atol=1e-6)
-
 
 class ArchitecturesTest(absltest.TestCase):
   def setUp(self):
@@ -109,25 +98,9 @@ class ArchitecturesTest(absltest.TestCase):
     self.assertIn('robust / best tuned', self.text())
     before = (self.path / 'architectures.png').read_bytes()
     (self.path / 'architectures.png').unlink()
-    with mock.patch.object(comparison, 'measure', side_effect=AssertionError):
+    with mock.patch.object(comparison, 'compare', side_effect=AssertionError):
       architectures.main(s)
     self.assertEqual((self.path / 'architectures.png').read_bytes(), before)
-
-  def test_one_after_the_other_and_side_by_side(self):
-    """The same numbers on one core and on two."""
-    problem, s = comparison_test.PROBLEM, Comparison(baselines=('SGD',))
-    wanted = {name: Panel(name, problem, problem) for name in 'ab'}
-    found = []
-    for count in (1, 2):
-      with mock.patch.object(run, 'cores', lambda n=count: n):
-        path = self.path / str(count)
-        path.mkdir(parents=True)
-        found.append(architectures.measure(path, wanted, {}, s))
-    (one, settings), (two, again) = found
-    self.assertEqual(list(one), ['a', 'b'])
-    self.assertEqual(settings, again)
-    for name in wanted:
-      np.testing.assert_array_equal(one[name]['SGD'], two[name]['SGD'])
 
   def test_figure(self):
     """A panel for each depth and one for activations; lines at the base net."""
@@ -135,7 +108,7 @@ class ArchitecturesTest(absltest.TestCase):
     s = self.settings(**nets, baselines=('SGD',))
     saved = []
     with (
-      mock.patch.object(comparison, 'measure', measured),
+      mock.patch.object(comparison, '_run_all', measured),
       mock.patch.object(comparison, 'rivals', lambda *_: {'mine': None}),
       mock.patch.object(plots, 'save', lambda figure, _: saved.append(figure)),
     ):
@@ -172,8 +145,6 @@ class ArchitecturesTest(absltest.TestCase):
         architectures.main(s)
       self.assertLen(str(error.exception).splitlines(), 1)
     self.assertFalse(self.path.exists())
-    with self.assertRaisesRegex(UsageError, '--rivals must name'):
-      architectures.check(self.settings(rivals=()))
 
 
 if __name__ == '__main__':

@@ -14,7 +14,7 @@ from absl.testing import absltest, parameterized
 
 import l2o_jax
 from experiments import evaluate
-from experiments.common import cli, judging, tasks, verdict
+from experiments.common import cli, judging, run, tasks, verdict
 from experiments.common.judging import Contender
 from experiments.common.settings import UsageError
 from experiments.common.tasks import Task
@@ -44,10 +44,11 @@ class VerdictTest(absltest.TestCase):
 
   def test_by_hand(self):
     results = {
-      ('a', 'ADAM'): {100: end(1.0, 3.0)},
-      ('a', 'mine'): {100: end(1.0, 1.0)},
-      ('b', 'ADAM'): {100: end(10.0, 10.0)},
-      ('b', 'mine'): {100: end(20.0, None, diverged=1)},
+      'a': {'ADAM': {100: end(1.0, 3.0)}, 'mine': {100: end(1.0, 1.0)}},
+      'b': {
+        'ADAM': {100: end(10.0, 10.0)},
+        'mine': {100: end(20.0, None, diverged=1)},
+      },
     }
     rows = verdict.aggregate(results, [100])[100]
     # mine: 0.5, 0.5, 2, inf; between the quartiles: 0.5 and 2.
@@ -65,7 +66,7 @@ class VerdictTest(absltest.TestCase):
   def test_a_diverged_optimizer_in_the_table(self):
     """inf, neither nan nor the largest float."""
     lost = end(None, None, diverged=2)
-    results = {('a', 'ADAM'): {100: end(1, 1)}, ('a', 'lost'): {100: lost}}
+    results = {'a': {'ADAM': {100: end(1, 1)}, 'lost': {100: lost}}}
     rows = verdict.aggregate(results, [100])[100]
     self.assertEqual(rows['lost']['interval'], [np.inf, np.inf])
     last = verdict._overall_table(rows, 100).splitlines()[-1]
@@ -78,15 +79,15 @@ class VerdictTest(absltest.TestCase):
       300: end(curve[-1])
       | {'curve': curve, 'quartiles': [curve, curve], 'ms': ms, **more}
     }
-    results = {
-      ('a', 'ADAM'): row([4.0, 3.0, 2.0, 1.0], 1.0, flops=10.0),
-      ('a', 'quick'): row([4.0, 0.9, 0.5, 0.1], 6.0, flops=40.0),
-      ('a', 'never'): row([4.0, None, 3.0, 2.0], 1.0, flops=10.0),
+    of_task = {
+      'ADAM': row([4.0, 3.0, 2.0, 1.0], 1.0, flops=10.0),
+      'quick': row([4.0, 0.9, 0.5, 0.1], 6.0, flops=40.0),
+      'never': row([4.0, None, 3.0, 2.0], 1.0, flops=10.0),
     }
-    steps = lambda name: verdict.steps_to_target(results, 'a', name, 100)
+    steps = lambda name: verdict.steps_to_target(of_task, name, 100)
     self.assertEqual([steps('ADAM'), steps('quick')], [300, 100])
     self.assertEqual(steps('never'), np.inf)
-    panels, labels = verdict.cost_curves(results, 100)
+    panels, labels = verdict.cost_curves({'a': of_task}, 100)
     self.assertEqual(list(labels.values()), ['steps', 'ms', 'GFLOPs'])
     x = [curves['quick']['step'][1] for curves in panels.values()]
     np.testing.assert_allclose(x, [100, 600, 4e-6])
@@ -218,20 +219,19 @@ class EvaluateTest(absltest.TestCase):
     self.assertEqual(*map(without_time, (again[-1], lines[-1])))
     self.assertEqual(again[:-1], lines[:-1])
 
-  def test_another_theta_of_the_same_name_is_another_row(self):
-    """A file that was written anew is judged anew."""
+  def test_another_theta_of_the_same_name_is_refused(self):
+    """A file that was written anew is judged in a directory of its own."""
     file = self.path.parent / 'theta.npz'
     learned, theta = l2o_jax.pretrained('robust')
-
-    def digest(theta):
-      l2o_jax.save_learned(file, learned, theta)
-      found = evaluate.contenders(self.settings(theta=(str(file),)).run)
-      self.assertEqual(found['ADAM'].of, '')
-      return next(iter(found.values())).of
-
+    l2o_jax.save_learned(file, learned, theta)
+    s = self.settings(theta=(str(file),))
+    for _ in range(2):
+      with run.opened(evaluate.EXPERIMENT, s):
+        pass
     other = jax.tree.map(lambda x: x + 1, theta)
-    self.assertEqual(digest(theta), digest(theta))
-    self.assertNotEqual(digest(theta), digest(other))
+    l2o_jax.save_learned(file, learned, other)
+    with self.assertRaisesRegex(UsageError, f'{file} was another file'):
+      evaluate.main(s)
 
   def test_a_theta_for_other_parameters(self):
     """Found before anything is run or written."""

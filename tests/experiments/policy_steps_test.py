@@ -75,7 +75,7 @@ class PolicyStepsTest(absltest.TestCase):
     with mock.patch.object(cli, 'say'), mock.patch.object(cli, 'log'):
       policy_steps.main(s)
     ends = json.loads((path / 'run' / 'policy_steps.json').read_text())
-    names = {f'policy, {kind}' for kind in policy_steps.SLOPE}
+    names = {f'policy, {kind}/theta.npz' for kind in policy_steps.SLOPE}
     self.assertEqual(set(ends['loss']), names | set(policy_steps.RIVALS))
     self.assertEqual(set(ends['|feature|']), names)
     # One step of RMSprop is rate / sqrt(1 - decay) long, the next are shorter.

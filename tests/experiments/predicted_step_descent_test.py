@@ -65,8 +65,9 @@ class PredictedStepDescentTest(parameterized.TestCase):
     stages = policies.make_stages(s, learned, tuned)
     key, theta = jax.random.key(0), learned.init(jax.random.key(1))
     for stage in stages:
-      state = stage.trainer.init(key)._replace(theta=theta)
-      state, info = jax.eval_shape(stage.trainer.step, state, OPTIMIZEE, key)
+      (trainer,) = stage.trainers
+      state = trainer.init(key)._replace(theta=theta)
+      state, info = jax.eval_shape(trainer.step, state, OPTIMIZEE, key)
       self.assertEqual(info.losses.shape[-1], 5)
       same = jax.tree.map(lambda a, b: a.shape == b.shape, state.theta, theta)
       self.assertTrue(all(jax.tree.leaves(same)))

@@ -142,7 +142,7 @@ class RobustTest(parameterized.TestCase):
     three = [optimizees.quadratic(n) for n in (2, 3, 4)]
     s = toy.make_settings(self.path, robust.EXPERIMENT, **TINY)
     t = training.Training(self.path, s.run, None, three, None)
-    drawn = [training._family(t, epoch)[1] for epoch in range(30)]
+    drawn = [training._family(t, epoch) for epoch in range(30)]
     turns = np.reshape(drawn, (10, 3))
     np.testing.assert_array_equal(np.sort(turns, 1), [[0, 1, 2]] * 10)
     self.assertGreater(len(set(map(tuple, turns))), 2)

@@ -319,11 +319,11 @@ class RunTest(parameterized.TestCase):
     """Trials of the meta learning rate keep metrics and checkpoints."""
     s = toy.make_settings(self.path, num_epochs=1)
     with run.opened(toy.EXPERIMENT, s) as path:
-      parts = path, toy.LEARNED, toy.OPTIMIZEE
+      parts = path, toy.LEARNED, [toy.OPTIMIZEE]
       t = training.prepare(toy.EXPERIMENT, s, *parts, validate=toy.validate)
       (path / 'search').mkdir()
       (path / 'search/00').mkdir()
-      stages = [training.Stage(toy.trainer(), 1)]
+      stages = [training.Stage([toy.trainer()], 1)]
       training.meta_train(t._replace(path=path / 'search/00', stages=stages))
     self.assertTrue((self.path / 'search/00/theta.npz').exists())
 

@@ -71,10 +71,10 @@ def train(
   flags = {'num_epochs': 4, 'evaluation_period': 2, **flags}
   s = make_settings(workdir, **flags)
   with run.opened(EXPERIMENT, s) as path:
-    parts = path, LEARNED, OPTIMIZEE
+    parts = path, LEARNED, [OPTIMIZEE]
     how = {'validate': validate, 'margin': margin}
     t = training.prepare(EXPERIMENT, s, *parts, **how)
-    stages = [training.Stage(*stage) for stage in stages]
+    stages = [training.Stage([one], count) for one, count in stages]
     return training.meta_train(t._replace(stages=stages))
 
 
