@@ -3,6 +3,7 @@ r"""Judges any theta as a sceptic would: other tasks, rivals tuned as much.
 Copy and paste:
   python -m experiments.evaluate                  # two tasks, some minutes
   python -m experiments.evaluate --preset=small   # those with small nets
+  python -m experiments.evaluate --preset=hard    # where `robust` is behind
   python -m experiments.evaluate --preset=large   # four larger nets, hours
   python -m experiments.evaluate --preset=full    # all of them, a day
   python -m experiments.evaluate --theta=mnist_gated --theta=robust
@@ -106,6 +107,7 @@ def check(s: Settings) -> None:
 
 LARGE = ('large_dense', 'large_resnet', 'large_char_lstm', 'large_transformer')
 SLOW = ('conv_norm', 'resnet', 'char_lstm', 'transformer', *LARGE)
+HARD = 'unlike_units', 'embeddings', 'factorisation', 'sines', 'warm_start'
 _SCEPTICAL = {
   'baselines': ('NAG', 'RMSprop', *SCHEDULED, *MODERN),
   'num_test': 10,
@@ -120,8 +122,16 @@ EXPERIMENT = settings.Experiment(
   {
     'quick': {},
     'small': {
-      'task': tuple(name for name in tasks.KINDS if name not in SLOW),
+      'task': tuple(n for n in tasks.KINDS if n not in (*SLOW, *HARD)),
       **_SCEPTICAL,
+    },
+    'hard': {
+      'task': HARD,
+      'theta': ('robust', 'robust_coordinatewise'),
+      'tune_theta': True,
+      'average': True,
+      'weight_decay': (1e-3,),
+      'baselines': ('schedule-free AdamW',),
     },
     'large': {
       'task': LARGE,

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jax.tree_util import Partial
 
-from experiments.common import nets
+from experiments.common import hard, nets
 from l2o_jax import datasets, optimizees
 from l2o_jax.base import Optimizee
 
@@ -151,6 +151,15 @@ def _alone(make):
   return lambda *where: Task(make())
 
 
+def _sines(*where):
+  return Task(hard.sines(digits('train', *where).x[10]))
+
+
+def _warm_start(*where):
+  f, held_out = KINDS['wide'](*where)
+  return Task(hard.trained_on(f, 1000), held_out)
+
+
 _mlp = lambda *hidden, **how: nets.dense((SIDE * SIDE, *hidden, CLASSES), **how)
 _symbols = len(set(TEXT.read_text()))
 # (name of a data set, where it is) -> Task.
@@ -178,6 +187,12 @@ KINDS = {
   'char_lstm': _text(nets.char_lstm(_symbols)),
   'transformer': _text(nets.transformer(_symbols, LENGTH)),
   'autoencoder': _autoencoder,
+  # Where `robust` is known to be behind.
+  'unlike_units': _alone(hard.unlike_units),
+  'embeddings': _alone(hard.embeddings),
+  'factorisation': _alone(hard.factorisation),
+  'sines': _sines,
+  'warm_start': _warm_start,
   # Larger.
   'large_dense': _digits(_mlp(512, 512, 512)),
   'large_resnet': _digits(nets.resnet(SIDE, CLASSES, (32, 64, 128))),

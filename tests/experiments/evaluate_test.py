@@ -157,7 +157,10 @@ class JudgingTest(absltest.TestCase):
 class TasksTest(parameterized.TestCase):
   @parameterized.named_parameters((name, name) for name in tasks.KINDS)
   def test_starts_and_has_gradients(self, name):
-    """At chance for images and text; every parameter has some gradient."""
+    """At chance for images and text, where nothing has been learned before.
+
+    Every parameter has some gradient.
+    """
     task = tasks.make(name)
     f, key = task.optimizee, jax.random.key(0)
 
@@ -173,7 +176,8 @@ class TasksTest(parameterized.TestCase):
     if task.held_out is not None:
       held_out, accuracy = jax.jit(lambda h, x: h(x))(task.held_out, params)
       self.assertTrue(np.isfinite(held_out))
-      self.assertTrue(np.isnan(accuracy) or accuracy < 0.35)
+      begun = name == 'warm_start' and accuracy > 0.85
+      self.assertTrue(np.isnan(accuracy) or accuracy < 0.35 or begun)
 
 
 class ContendersTest(absltest.TestCase):
