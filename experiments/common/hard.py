@@ -42,8 +42,8 @@ def embeddings(words=2000, size=16, topics=40) -> Optimizee:
   contexts are words of its topic.  A minibatch of 32 words moves few rows of
   the two matrices.
   """
-  log_frequency = -jnp.log(jnp.arange(1.0, words + 1))
-  of_topic = -jnp.log(jnp.arange(0.5, words // topics))
+  frequency = 1 / jnp.arange(1.0, words + 1)
+  of_topic = 1 / jnp.arange(0.5, words // topics)
 
   def init(key):
     start = 0.1 * jax.random.normal(key, (2, words, size))
@@ -51,12 +51,13 @@ def embeddings(words=2000, size=16, topics=40) -> Optimizee:
 
   def of_batch(params, key, batch):
     keys = jax.random.split(key, 3)
-    word = jax.random.categorical(keys[0], log_frequency, shape=(batch,))
-    near = jax.random.categorical(keys[1], of_topic, shape=(batch,))
-    near = word % topics + topics * near
-    far = jax.random.categorical(
-      keys[2], 0.75 * log_frequency, shape=(batch, 4)
+    # It looks the words up; `categorical` would draw a number for each word.
+    draw = lambda key, p, *shape: jax.random.choice(
+      key, len(p), (batch, *shape), p=p / p.sum()
     )
+    word = draw(keys[0], frequency)
+    near = word % topics + topics * draw(keys[1], of_topic)
+    far = draw(keys[2], frequency**0.75, 4)
     of_word = params['words'][word]  # [batch, size]
     score = lambda context: jnp.einsum(
       'bd,b...d->b...', of_word, params['contexts'][context]
