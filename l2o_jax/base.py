@@ -84,7 +84,8 @@ class Features(NamedTuple):
   Attributes:
     size: F, the number of features of a coordinate.
     init: x [...] -> memory.
-    update: memory, x [...], g [...], value [] or None -> memory, [..., F].
+    update: memory, x [...], g [...], value -> memory, [..., F].  The
+      value is a number for each coordinate of x, or None.
     needs: which of 'params' and 'value' `update` must be given.  With 'leaf'
       `init` and `update` see a whole leaf [*s] of the parameters, not each
       coordinate by itself.  They may count it and take means over it; what the

@@ -51,6 +51,25 @@ def several_keys(who: str, keys) -> None:
   require(jnp.ndim(keys) >= 1 + raw, several)
 
 
+def same_arrays(what: str, found, wanted, kind) -> None:
+  """Raises a ValueError with the first array that is not of the wanted kind.
+
+  Args:
+    what: the trees are, and must be.
+    found: a tree.
+    wanted: a tree of the same arrays.
+    kind: what is compared, for example `jnp.shape`.
+  """
+  kinds = lambda tree: {
+    jax.tree_util.keystr(path): kind(x)
+    for path, x in jax.tree.leaves_with_path(tree)
+  }
+  found, wanted = kinds(found), kinds(wanted)
+  for path in wanted | found:
+    here, there = found.get(path, 'missing'), wanted.get(path, 'none')
+    require(here == there, f'{what}: {path} is {here}, expected {there}')
+
+
 def pair(found):
   """What `Optimizee.init` returned; a TypeError unless (params, task)."""
   both = isinstance(found, tuple) and len(found) == 2
@@ -59,15 +78,24 @@ def pair(found):
   return found
 
 
+def given(**values):
+  """The values that are not None, to be checked."""
+  return {name: x for name, x in values.items() if x is not None}
+
+
 def positive(who: str, **sizes) -> None:
-  """Raises a ValueError unless all are whole numbers of at least 1."""
-  for name, size in sizes.items():
-    try:
-      operator.index(size)
-    except TypeError:
-      whole = f'{who}: {name} must be a whole number, got {size!r}'
-      raise ValueError(whole) from None
-    require(size >= 1, f'{who}: {name} must be positive, got {size}')
+  """Raises a ValueError unless all are whole numbers of at least 1.
+
+  A tuple stands for all numbers in it.
+  """
+  for name, found in sizes.items():
+    for size in found if isinstance(found, tuple) else (found,):
+      try:
+        operator.index(size)
+      except TypeError:
+        whole = f'{who}: {name} must be a whole number, got {size!r}'
+        raise ValueError(whole) from None
+      require(size >= 1, f'{who}: {name} must be positive, got {size}')
 
 
 def above_zero(who: str, **numbers) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from l2o_jax.base import Cell, Features, LearnedOptimizer
-from l2o_jax.checks import require
+from l2o_jax.checks import require, same_arrays
 from l2o_jax.leaves import (
   check_real,
   check_shape,
@@ -99,24 +99,6 @@ def _cast(tree, dtype):
   return jax.tree.map(cast, tree)
 
 
-def _check(what, shape, wanted):
-  found = f'of shape {shape} for coordinates of shape {wanted}'
-  require(shape == wanted, f'coordinatewise: {what} {found}')
-
-
-def _check_theta(theta, like):
-  """Raises a ValueError with the first array that another theta would have."""
-  shapes = lambda tree: {
-    jax.tree_util.keystr(path): jnp.shape(x)
-    for path, x in jax.tree.leaves_with_path(tree)
-  }
-  found, wanted = shapes(theta), shapes(like)
-  other = 'coordinatewise: theta is not for these features and this cell'
-  for p in wanted | found:
-    here, there = found.get(p, 'missing'), wanted.get(p, 'none')
-    require(here == there, f'{other}: {p} is {here}, expected {there}')
-
-
 def _as_before(new, old):
   """The new state in the dtype of the old; refused if its shape has changed."""
   new = jnp.asarray(new)
@@ -194,10 +176,10 @@ def _rule(features, cell, theta, state_dtype):
       value = _of_each(value, g, dtype)
     g, x = _finite(g, dtype), _finite(g if x is None else x, dtype)
     memory, inputs = look(old.memory[0], x, g, value)
-    _check('features', inputs.shape, (features.size, *g.shape))
+    check_shape('array of features', inputs.shape, (features.size, *g.shape))
     state = _cast(old.cell[0], dtype)  # [H, *s]
     delta, state = cell.step(theta, inputs.astype(dtype), state)
-    _check('step', jnp.shape(delta), g.shape)  # [*s]
+    check_shape('step', jnp.shape(delta), g.shape)
     new = type(old)((memory,), (state,))
     kinds = [jax.tree.structure(x) for x in (old, new)]
     began = f'coordinatewise: memory and state began as {kinds[0]}'
@@ -280,7 +262,8 @@ def coordinatewise(
 
   def transform(theta):
     key = jax.eval_shape(jax.random.key, 0)  # of shapes alone: nothing is run
-    _check_theta(theta, jax.eval_shape(init_theta, key))
+    other = 'coordinatewise: theta is not for these features and this cell'
+    same_arrays(other, theta, jax.eval_shape(init_theta, key), jnp.shape)
     rule = _rule(features, cell, theta, state_dtype)
     over_leaves = _all_at_once if cell.communicates else leaf_by_leaf
     init, move = over_leaves(*rule)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from l2o_jax.base import Features
-from l2o_jax.checks import above_zero, positive, require, traced
+from l2o_jax.checks import above_zero, given, positive, require, traced
 
 
 def gradient() -> Features:
@@ -160,10 +160,8 @@ def adam_ratios(
   b1 = tuple(b1) if isinstance(b1, Sequence) else (b1,)
   decays = b1 and all(0 <= b < 1 for b in (*b1, b2))
   require(decays, f'adam_ratios: decays must be in [0, 1): {b1}, {b2}')
-  others = {'eps': eps, 'age': age, 'window': window, 'size': size}
-  others = {**others, 'agreement': agreement}
-  given = {name: x for name, x in others.items() if x is not None}
-  above_zero('adam_ratios', **given)
+  others = given(age=age, window=window, size=size, agreement=agreement)
+  above_zero('adam_ratios', eps=eps, **others)
   dated = agreement is None or age is not None
   require(dated, 'adam_ratios: agreement needs an age')
 

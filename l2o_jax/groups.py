@@ -11,7 +11,6 @@ import optax
 
 from l2o_jax.base import LearnedOptimizer
 from l2o_jax.checks import require
-from l2o_jax.cpu import draw_all
 from l2o_jax.leaves import to_array, to_tree
 
 
@@ -174,12 +173,11 @@ def sample(groups: Groups, tree, key, count: int) -> list[chex.Array]:
 
   A group with fewer coordinates repeats them.
   """
-  sizes = [x.size for x in split(groups, tree)]
-  large = [m for m, size in enumerate(sizes) if size > count]
-  indices = [jnp.arange(count) % size for size in sizes]
-  if large:
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.array(large))
-    draws = draw_all(jax.random.uniform, keys, [(sizes[m],) for m in large])
-    for m, drawn in zip(large, draws, strict=True):
-      indices[m] = jax.lax.top_k(-drawn, count)[1]
-  return indices
+
+  def of_group(m, size):
+    if size <= count:
+      return jnp.arange(count) % size
+    drawn = jax.random.uniform(jax.random.fold_in(key, m), (size,))
+    return jax.lax.top_k(-drawn, count)[1]
+
+  return [of_group(m, x.size) for m, x in enumerate(split(groups, tree))]

@@ -132,17 +132,16 @@ def guarded(
     how |= {'value': y_value, 'grad': y_grads}
     y_moves, guard_state = guard.update(y_grads, state.guard_state, y, **how)
 
-    phase = state.step
-    late = phase < 0
+    late = state.step < 0
     ahead = optax.apply_updates(params, moves)  # a finite step may overflow x
     lost = late | ~(jnp.isfinite(value) & _all_finite(ahead))
     held = jnp.isfinite(y_value) & _all_finite(y_moves)
     both = jnp.stack([value, y_value]).astype(state.losses.dtype)
-    counted = jnp.where(phase >= every - average, both, 0)
+    counted = jnp.where(state.step >= every - average, both, 0)
     losses = state.losses + counted
-    compare = (phase == every - 1) | lost | ~held
-    better = held & ((losses[1] < losses[0]) | lost)
-    reject, accept = compare & better, compare & ~better & ~lost
+    compare = (state.step == every - 1) | lost | ~held
+    reject = compare & held & (lost | (losses[1] < losses[0]))
+    accept = compare & ~reject & ~lost
     # What was compared is x and y before this step.  On rejection the guarded
     # run goes where the guard goes now; else the guard starts again at x.
     to_guard = jax.tree.map(lambda y, m, x: y + m - x, y, y_moves, params)

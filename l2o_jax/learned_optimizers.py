@@ -202,7 +202,8 @@ def robust_optimizer(
   It sees ratios of Adam's moments (RNNprop, Lv et al. 2017) and makes bounded
   steps; the parameters lie between where these steps lead and their average
   over time: see `adam_ratios`, `gated_cell` and `schedule_free`.  Each leaf
-  finds the length of its steps; a constant factor of the loss changes nothing.
+  finds the length of its steps; a constant factor of the loss changes nothing
+  while gradients are far above 1e-8.
 
   Args:
     hidden: units of an LSTM in the gate; 0: none.

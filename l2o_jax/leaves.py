@@ -49,8 +49,8 @@ def _flatten_as(outer, tree, what):
 
 
 def check_shape(what: str, found, wanted):
-  """Raises a ValueError unless the shapes of a leaf are the same."""
-  wrong = f'the {what} of a leaf has shape {found}, its gradient {wanted}'
+  """Raises a ValueError unless what belongs to a leaf has the wanted shape."""
+  wrong = f'the {what} of a leaf has shape {found}, expected {wanted}'
   require(found == wanted, f'coordinatewise: {wrong}')
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from l2o_jax import checkpoint
 from l2o_jax.base import LearnedOptimizer
-from l2o_jax.checks import require
+from l2o_jax.checks import require, same_arrays
 from l2o_jax.learned_optimizers import BY_NAME, LATER
 
 
@@ -51,11 +51,9 @@ def save_learned(path, learned: LearnedOptimizer, theta, metadata=None) -> None:
   free = isinstance(metadata, dict) and 'optimizer' not in metadata
   named = "metadata must be a dict without the key 'optimizer'"
   require(free, f'save_learned: {named}')
-  found, wanted = map(_kinds, (theta, _shapes_of_theta(learned)))
   other = f'save_learned: theta is not for {spelled(learned.call)}'
-  for p in wanted | found:
-    here, there = found.get(p, 'missing'), wanted.get(p, 'none')
-    require(here == there, f'{other}: {p} is {here}, expected {there}')
+  kind = lambda x: f'{jnp.result_type(x)}{[*jnp.shape(x)]}'
+  same_arrays(other, theta, _shapes_of_theta(learned), kind)
   metadata = {'optimizer': learned.call, **metadata}
   checkpoint.save(path, theta, metadata=metadata)
 
@@ -88,13 +86,6 @@ def load_learned(path, expected: LearnedOptimizer | None = None):
       f'{path}: is for {spelled(learned.call)}, not {spelled(expected.call)}'
     )
   return learned, checkpoint.load(path, _shapes_of_theta(learned))
-
-
-def _kinds(theta):
-  """{path: type and shape} of the arrays."""
-  kind = lambda x: f'{jnp.result_type(x)}{[*jnp.shape(x)]}'
-  leaves = jax.tree.leaves_with_path(theta)
-  return {jax.tree_util.keystr(path): kind(x) for path, x in leaves}
 
 
 def _shapes_of_theta(learned):

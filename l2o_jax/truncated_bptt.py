@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from l2o_jax.base import Info, LearnedOptimizer, MetaTrainer, Optimizee
-from l2o_jax.checks import above_zero, one_of, pair, positive, require
+from l2o_jax.checks import above_zero, given, one_of, pair, positive, require
 from l2o_jax.leaves import check_real, to_array, to_tree
 from l2o_jax.unroll import REMAT, scalar
 from l2o_jax.unroll import unroll as plain_unroll
@@ -228,16 +228,6 @@ def _spread(sharding, count):
   return lambda batch: jax.lax.with_sharding_constraint(batch, sharding)
 
 
-def _differentiated(learned, optimizee, weights, clip_each, count, how):
-  """theta, *batch -> ((L, aux), meta-gradient), see `meta_loss`."""
-
-  def loss_of(theta, *batch):
-    return meta_loss(theta, learned, optimizee, *batch, weights=weights, **how)
-
-  both = jax.value_and_grad(loss_of, has_aux=True)
-  return both if clip_each is None else _clipped(both, clip_each, count)
-
-
 def truncated_bptt(
   learned: LearnedOptimizer,
   meta_optimizer: optax.GradientTransformation,
@@ -295,8 +285,7 @@ def truncated_bptt(
   sizes = unroll_length, num_unrolls, num_optimizees
   weights = checked_weights('truncated_bptt', weights, *sizes)
   one_of('truncated_bptt', REMAT, remat=remat)
-  if clip_each is not None:
-    above_zero('truncated_bptt', clip_each=clip_each)
+  above_zero('truncated_bptt', **given(clip_each=clip_each))
   spread = _spread(sharding, num_optimizees)
   # [U, T + 1]: an unroll's last loss and the next unroll's first are at the
   # same x.
@@ -317,10 +306,14 @@ def truncated_bptt(
     def meta_step(carry, inputs):
       state, params, states = carry
       keys, weights = inputs
-      which = learned, optimizee, weights, clip_each, num_optimizees
-      differentiated = _differentiated(*which, how)
+      loss_of = lambda theta, *batch: meta_loss(
+        theta, learned, optimizee, *batch, weights=weights, **how
+      )
+      differentiate = jax.value_and_grad(loss_of, has_aux=True)
+      if clip_each is not None:
+        differentiate = _clipped(differentiate, clip_each, num_optimizees)
       batch = tasks, params, states, spread(keys)
-      (loss, (*carry, losses)), gradient = differentiated(state.theta, *batch)
+      (loss, (*carry, losses)), gradient = differentiate(state.theta, *batch)
       state, skipped, norm = meta_update(meta_optimizer, state, loss, gradient)
       return (state, *carry), (losses, loss, skipped, norm)
 

@@ -88,7 +88,8 @@ def gated_cell(
       not positive, or (from `init`) all features are even or none is
       `direction`.
   """
-  positive('gated_cell', hidden=hidden or 1, even=even)
+  units = () if hidden == 0 else hidden
+  positive('gated_cell', hidden=units, even=even)
   above_zero('gated_cell', slope=slope)
   within = f'gated_cell: rate must be in (0, {scale * slope}), got {rate!r}'
   known = traced(rate, scale, slope) or 0 < rate < scale * slope < math.inf

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from l2o_jax.base import Cell
 from l2o_jax.cells.layers import linear, linear_init, truncated_normal
-from l2o_jax.checks import positive, require
+from l2o_jax.checks import given, positive, require
 from l2o_jax.cpu import sigmoid, tanh
 
 
@@ -111,21 +111,21 @@ def lstm_cell(
       larger than a layer.
   """
   hidden = tuple(hidden)
-  units = 1 if projection is None else projection
-  positive('lstm_cell', hidden=min(hidden, default=1), projection=units)
+  positive('lstm_cell', hidden=hidden, **given(projection=projection))
   within = f'lstm_cell: averaged must fit the layers {hidden}, got {averaged}'
   require(0 <= averaged <= min(hidden, default=0), within)
 
   def init(key, num_features):
-    sizes, first = (num_features,) + hidden, {}
+    theta = {}
     if projection is not None:
       key, key_first = jax.random.split(key)
-      first = {'projection': linear_init(key_first, num_features, projection)}
-      sizes = (projection,) + hidden
+      theta['projection'] = linear_init(key_first, num_features, projection)
+      num_features = projection
     keys = jax.random.split(key, len(hidden) + 1)
-    layers = list(map(lstm_layer_init, keys, sizes, hidden))
-    last = linear_init(keys[-1], sizes[-1], 1)
-    return {**first, 'lstm': layers, 'linear': last}
+    sizes = (num_features, *hidden)
+    theta['lstm'] = list(map(lstm_layer_init, keys, sizes, hidden))
+    theta['linear'] = linear_init(keys[-1], sizes[-1], 1)
+    return theta
 
   def initial_state(n):
     return lstm_state(hidden, n)

@@ -35,7 +35,7 @@ def mlp_cell(
     ValueError: a size is not positive.
   """
   hidden, outputs = tuple(hidden), 1 if coordinates is None else coordinates
-  positive('mlp_cell', hidden=min(hidden, default=1), coordinates=outputs)
+  positive('mlp_cell', hidden=hidden, coordinates=outputs)
 
   def init(key, num_features):
     keys = jax.random.split(key, len(hidden) + 1)

@@ -11,7 +11,7 @@ import numpy as np
 from l2o_jax.base import Cell
 from l2o_jax.cells.layers import linear_init
 from l2o_jax.cells.lstm import lstm_layer_init, lstm_layers, lstm_state
-from l2o_jax.checks import above_zero, positive, require
+from l2o_jax.checks import above_zero, given, positive, require
 from l2o_jax.cpu import tanh
 
 # What the heads emit: eta, mu, alpha, phi, gamma.  These values are BFGS.
@@ -119,11 +119,11 @@ def _pair(s, y, z, state):
   raised = jnp.maximum(_FLATTEST * eps * largest - flat, 0)
   y = y + jnp.where(flat > 0, raised, 0) * s
   # Whether (s, y) is worth writing.
-  sy, lengths = jnp.sum(s * y), _norm(s) * _norm(y)
-  steepest = jnp.maximum(largest, _norm(y) / _norm(s))
+  sy, length_y = jnp.sum(s * y), _norm(y)
+  steepest = jnp.maximum(largest, length_y / length)
   known = jnp.where(largest > 0, largest, steepest)
   rounding = 8 * eps * known * _norm(state.moved)
-  write = ~first & (sy > 1e-4 * lengths) & (_norm(y) > rounding)
+  write = ~first & (sy > 1e-4 * (length * length_y)) & (length_y > rounding)
   unit = jnp.stack([s, y]) * jax.lax.rsqrt(jnp.where(write, sy, 1))
   start = jnp.where(jnp.any(z != 0), max(len(z), 1) ** -0.5, 0)
   taught = jnp.where(write, unit, jnp.where(first, start, 0))
@@ -208,8 +208,7 @@ def ntm_bfgs_cell(
       `averaged` is negative or larger than a layer.
   """
   hidden, form = tuple(hidden), _WHOLE if pairs is None else _last(pairs)
-  given = {} if pairs is None else {'pairs': pairs}
-  positive('ntm_bfgs_cell', hidden=min(hidden, default=0), **given)
+  positive('ntm_bfgs_cell', hidden=hidden or 0, **given(pairs=pairs))
   above_zero('ntm_bfgs_cell', scale=scale)
   within = f'ntm_bfgs_cell: averaged must fit {hidden}, got {averaged}'
   require(0 <= averaged <= min(hidden), within)

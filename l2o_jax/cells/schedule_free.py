@@ -105,6 +105,7 @@ def constant_factor(factor: float) -> optax.GradientTransformation:
 
   def update(updates, state, params=None):
     del state, params
+    # Not the old state: `inject_hyperparams` may change the factor.
     return optax.tree.scale(factor, updates), init(updates)
 
   return optax.GradientTransformation(init, update)

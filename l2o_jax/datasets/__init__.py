@@ -12,6 +12,7 @@ import importlib.resources
 import io
 import os
 import pathlib
+import re
 
 import numpy as np
 
@@ -55,8 +56,9 @@ def find_prepared(name, root):
   On an unprepared one tensorflow-datasets itself goes to the network for
   minutes, or raises an error about TFRECORD.
   """
-  found = sorted(root.glob(f'{name}/*/dataset_info.json'))
-  return found[-1].parent if found else None
+  found = [x.parent for x in root.glob(f'{name}/*/dataset_info.json')]
+  numbers = lambda path: [int(n) for n in re.findall(r'\d+', path.name)]
+  return max(found, key=numbers, default=None)  # the latest version
 
 
 def load(name: str, split: str, data_dir: str | None = None):

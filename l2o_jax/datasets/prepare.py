@@ -14,6 +14,8 @@ import os
 import pathlib
 import shutil
 import threading
+import urllib.error
+import urllib.parse
 import urllib.request
 
 from l2o_jax.datasets import (
@@ -42,7 +44,7 @@ def _check_network(url, seconds=4.0):
   thread = threading.Thread(target=ask, daemon=True)
   thread.start()
   thread.join(seconds)
-  host = urllib.request.urlparse(url).netloc
+  host = urllib.parse.urlparse(url).netloc
   todo = 'download the archives elsewhere and give their directory with --from'
   check(reached.is_set(), f'no network to {host}; {todo} DIR')
 

@@ -7,7 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from l2o_jax.checks import above_zero, require
+from l2o_jax.checks import above_zero, positive, require
 from l2o_jax.gps import costs, iteration
 from l2o_jax.gps.dynamics import fit_controller
 from l2o_jax.gps.iteration import choose, guide_actions
@@ -73,8 +73,7 @@ def _improve_one(cost, blend, samples, mu, guide, dual, kl_step, limits):
   new, info = constrained_step(*task, psi, bound, dual.eta)
   kl = _divergence_of_policy(mu, pi_variance, new, model.states)
   dual = Dual(lam / model.action_unit, _adapted(nu, kl), info.eta)
-  fall = 1 - info.cost / info.previous_cost
-  report = iteration.Report(info.kl, jnp.sum(kl), fall)
+  report = iteration.Report(info.kl, jnp.sum(kl), info.fall)
   return unscaled(new, model), dual, report
 
 
@@ -115,11 +114,16 @@ def badmm(
 
   Raises:
     ValueError: the cost gives each sample its own terms (`of_samples`), or the
-      penalty is not positive.
+      penalty or the number of alternations is not positive, or a share is not
+      in 0 ... 1.
   """
   why = 'the cost gives each sample its own actions, no guide to roll out'
   require(not cost.of_samples, f'badmm: {why}: it needs mirror_descent')
   above_zero('badmm', penalty=penalty)
+  positive('badmm', inner_iterations=inner_iterations)
+  shares = 0 <= blend <= 1 and 0 <= policy_rollouts <= 1
+  found = f'{blend!r} and {policy_rollouts!r}'
+  require(shares, f'badmm: blend and policy_rollouts must be 0 ... 1: {found}')
   improve_one = functools.partial(_improve_one, cost, blend)
 
   def init(shape):
@@ -147,10 +151,10 @@ def badmm(
         improve_one, samples, mu, iterate.guide, now.dual, *evidence.trust
       )
       last = inner == inner_iterations - 1
-      nu = jnp.where(last, dual.penalties, nu)
-      new, old = (guide, dual._replace(penalties=nu)), (now.guide, now.dual)
-      kept = choose(evidence.accept, new, old)
-      return iteration.Iterate(theta, *kept), (report, error)
+      dual = dual._replace(penalties=jnp.where(last, dual.penalties, nu))
+      guide = choose(evidence.accept, guide, now.guide)
+      dual = choose(evidence.accept, dual, now.dual)
+      return iteration.Iterate(theta, guide, dual), (report, error)
 
     inner = jnp.arange(inner_iterations)
     iterate, reports = jax.lax.scan(alternate, iterate, inner)

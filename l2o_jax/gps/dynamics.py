@@ -116,15 +116,8 @@ def fit_dynamics(states, actions, blend, step_ratios, curvature, alone=False):
   """
   D, A = states.shape[-1], actions.shape[-1]
   now, after = states[:, :-1], states[:, 1:]
-  W, b, _ = regress(jnp.concatenate([now, actions], -1), after, blend)
-  state, action = W[..., :D], W[..., D:]  # [T, D, D], [T, D, A]
-  x, g, u = (slice(i * A, (i + 1) * A) for i in range(3))
-  eye = jnp.eye(A)
-  for rows, ratio in zip((x, u), step_ratios, strict=True):
-    state = state.at[:, rows].set(0)
-    action = action.at[:, rows].set(ratio * eye)
-    b = b.at[:, rows].set(0)
-  state = state.at[:, x, x].set(eye)
+  phi, g = after[..., 3 * A :], slice(A, 2 * A)
+  W, w, _ = regress(jnp.concatenate([now, actions], -1), phi, blend)
   inverted = inverse(curvature)  # [T + 1, A, A]
   scaled = jnp.einsum('tij,stj->sti', inverted, states[..., g])
   rest = scaled[:, 1:] - scaled[:, :-1] - actions
@@ -132,10 +125,15 @@ def fit_dynamics(states, actions, blend, step_ratios, curvature, alone=False):
     r, R = jnp.mean(rest, 0), jnp.zeros((rest.shape[1], A, D), rest.dtype)
   else:
     R, r, _ = regress(now, rest, blend)
-  R = R.at[:, :, g].add(inverted[:-1])
-  state = state.at[:, g].set(curvature[1:] @ R)
-  action = action.at[:, g].set(curvature[1:])
-  b = b.at[:, g].set(jnp.einsum('tij,tj->ti', curvature[1:], r))
+  R, H = R.at[:, :, g].add(inverted[:-1]), curvature[1:]
+  Hr, zero = jnp.einsum('tij,tj->ti', H, r), jnp.zeros_like(r)
+  # Rows of x, g, u and Φ.
+  always = lambda z: jnp.broadcast_to(z, (len(H), *z.shape))
+  eye, (r_x, r_u) = always(jnp.eye(A)), step_ratios
+  x, u = always(jnp.eye(A, D)), always(jnp.zeros((A, D)))
+  state = jnp.concatenate([x, H @ R, u, W[..., :D]], 1)  # [T, D, D]
+  action = jnp.concatenate([r_x * eye, H, r_u * eye, W[..., D:]], 1)
+  b = jnp.concatenate([zero, Hr, zero, w], 1)
   moved = jnp.einsum('tij,stj->sti', action, actions)
   error = after - jnp.einsum('tij,stj->sti', state, now) - moved - b
   noise = jnp.einsum('sti,stj->tij', error, error) / error.shape[0]

@@ -68,10 +68,10 @@ def _resized(kl_scale, accept):
 
 def _take_back(state, keep, by_policy):
   """The iterate to improve: what was rolled out, or the last accepted one."""
-  now, before = Iterate(*state[:3]), state.accepted
-  rest = choose(keep, tuple(now[1:]), tuple(before[1:]))
-  theta = choose(keep[0] | (not by_policy), now.theta, before.theta)
-  return Iterate(theta, *rest)
+  before = state.accepted
+  theta = choose(keep[0] | (not by_policy), state.theta, before.theta)
+  guide = choose(keep, state.guide, before.guide)
+  return Iterate(theta, guide, choose(keep, state.dual, before.dual))
 
 
 def guided_policy_search(
@@ -181,7 +181,8 @@ def guided_policy_search(
     accepted = _take_back(state, accept | jnp.isinf(before), by_policy)
     samples = runs.to_samples(found, state_features, policy.features, joint)
     samples = choose(accept, samples, optax.tree.zeros_like(samples))
-    units = calibrated(policy, accepted.theta, *samples[1:3])
+    seen, moved = samples.observations, samples.actions
+    units = calibrated(policy, accepted.theta, seen, moved)
     theta = choose(first & jnp.any(accept), units, accepted.theta)
 
     kl_scale = _resized(state.kl_scale, accept)

@@ -96,13 +96,10 @@ def for_each_guide(step: Callable, *args) -> Any:
   Returns:
     What `step` returns, with leaves [P, M, ...], in float32 again.
   """
-  shape = jax.tree.leaves(args)[0].shape[:2]
-  flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), args)
   with jax.enable_x64(True):
-    flat = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), flat)
-    out = jax.vmap(step)(*flat)
-    back = lambda x: x.reshape(*shape, *x.shape[1:]).astype(jnp.float32)
-    return jax.tree.map(back, out)
+    args = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), args)
+    out = jax.vmap(jax.vmap(step))(*args)
+    return jax.tree.map(lambda x: x.astype(jnp.float32), out)
 
 
 def choose(condition: chex.Array, new: Any, old: Any) -> Any:

@@ -181,14 +181,13 @@ class StepInfo(NamedTuple):
   Attributes:
     eta: η of the guide; where to start the next search.
     kl: sum_t E[KL(psi ‖ psi°)].
-    cost: sum_t E[c_t(s_t)] that the model predicts for psi.
-    previous_cost: the same for psi°.
+    fall: of sum_t E[c_t(s_t)] from psi° to psi, as the model predicts it, as a
+      share of what it is for psi°.
   """
 
   eta: chex.Scalar
   kl: chex.Scalar
-  cost: chex.Scalar
-  previous_cost: chex.Scalar
+  fall: chex.Scalar
 
 
 def constrained_step(dynamics, cost, lam, nu, policy, previous, bound, eta):
@@ -221,10 +220,9 @@ def constrained_step(dynamics, cost, lam, nu, policy, previous, bound, eta):
     return guide, jnp.where(valid & jnp.isfinite(kl), kl, jnp.inf)
 
   guide, eta, kl = search_eta(attempt, previous, bound, eta)
-  both = jax.tree.map(lambda *x: jnp.stack(x), guide, previous)
   total = lambda psi: jnp.sum(expected_cost(cost, *forward(dynamics, psi)))
-  after, before = jax.vmap(total)(both)
-  return guide, StepInfo(eta, kl, after, before)
+  fall = 1 - total(guide) / total(previous)
+  return guide, StepInfo(eta, kl, fall)
 
 
 class Search(NamedTuple):
@@ -309,11 +307,12 @@ def untied_step(dynamics, cost, previous, bound, eta):
   tied = Cost(cost.quadratic, zero(cost.linear[0]), zero(cost.constant[0]))
   previous = previous._replace(offset=zero(previous.offset))
   none = (previous.offset, zero(previous.offset[:, 0]), previous)  # no λ, ν
-  size = lambda precision, k: (  # k^T G⁻¹ k, sum over t, mean over samples
-    jnp.einsum('tsa,tab,tsb->', k, precision, k) / k.shape[1]
-  )
   precision = inverse(previous.noise)
   slopes = cost.linear.swapaxes(0, 1)  # [T + 1, S, D]
+
+  def size(precision, k):
+    """k^T G⁻¹ k, sum over t, mean over samples."""
+    return jnp.einsum('tsa,tab,tsb->', k, precision, k) / k.shape[1]
 
   def attempt(eta):
     guide, valid = backward(dynamics, tied, *none, eta, previous)
@@ -334,5 +333,5 @@ def untied_step(dynamics, cost, previous, bound, eta):
   otherwise = (nothing, previous.noise)
   (k, G), eta, kl = search_eta(attempt, otherwise, bound, eta)
   before = jnp.mean(jnp.sum(cost.constant, -1))
-  fall = eta / 2 * size(inverse(G), k)
-  return k.swapaxes(0, 1), G, StepInfo(eta, kl, before - fall, before)
+  fall = eta / 2 * size(inverse(G), k) / before
+  return k.swapaxes(0, 1), G, StepInfo(eta, kl, fall)

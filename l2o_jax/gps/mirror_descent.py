@@ -48,8 +48,7 @@ def mirror_descent(
       none = (jnp.zeros_like(variance), jnp.zeros(len(variance)), pi)  # no λ, ν
       new, info = constrained_step(*task, *none, pi, bound, eta)
       change = guide_actions(optax.tree.sub(new, pi), states)
-    fall = 1 - info.cost / info.previous_cost
-    report = iteration.Report(info.kl, info.kl, fall)
+    report = iteration.Report(info.kl, info.kl, info.fall)
     return unscaled(new, model), change * model.action_unit, info.eta, report
 
   def step(policy, iterate, evidence):
@@ -63,12 +62,13 @@ def mirror_descent(
     guide = choose(evidence.first, iterate.guide, guide)
     precision = 1 / jnp.mean(jnp.linalg.diagonal(guide.noise), -1)  # [P, M, T]
     lesson = Lesson(samples.observations, targets, precision, evidence.accept)
-    knobs, old = evidence.regression, (iterate.guide, iterate.dual)
-    theta, error = learn(policy, iterate.theta, lesson, knobs, evidence.key)
+    knobs, key = evidence.regression, evidence.key
+    theta, error = learn(policy, iterate.theta, lesson, knobs, key)
     # One theta serves all functions, so all of them are accepted, or none.
     theta = choose(evidence.accept[0], theta, iterate.theta)
-    kept = choose(evidence.accept, (guide, eta), old)
-    return iteration.Iterate(theta, *kept), report, error
+    guide = choose(evidence.accept, guide, iterate.guide)
+    eta = choose(evidence.accept, eta, iterate.dual)
+    return iteration.Iterate(theta, guide, eta), report, error
 
   init = lambda shape: jnp.ones(shape[:2])
   return iteration.Improve(init, step, cost, 1.0, judges_policy=True)

@@ -130,17 +130,12 @@ def _unstack(policy: Policy, stacked: Theta) -> Theta:
 
 def _pool(policy: Policy, x: chex.Array) -> chex.Array:
   """[P, M, S, ...] -> one axis of samples for each theta, [M or 1, S', ...]."""
-  if policy.shared:
-    return x.reshape(1, -1, *x.shape[3:])
-  x = jnp.swapaxes(x, 0, 1)
-  return x.reshape(x.shape[0], -1, *x.shape[3:])
+  x = jnp.swapaxes(x, 0, 1)  # [M, P, S, ...]
+  return x.reshape(1 if policy.shared else len(x), -1, *x.shape[3:])
 
 
-def _unpool(policy: Policy, x: chex.Array, shape) -> chex.Array:
-  """The inverse of `_pool`; shape [P, M, S]."""
-  P, M, S = shape
-  if policy.shared:
-    return x.reshape(P, M, S, *x.shape[2:])
+def _unpool(x: chex.Array, P: int, M: int, S: int) -> chex.Array:
+  """The inverse of `_pool`: [P, M, S, ...]."""
   return jnp.swapaxes(x.reshape(M, P, S, *x.shape[2:]), 0, 1)
 
 
@@ -201,7 +196,7 @@ def policy_actions(policy, theta, observations) -> chex.Array:
   """`actions_along` for all guides, [P, M, S, T, F A] -> [P, M, S, T, A]."""
   along = lambda theta, o: actions_along(policy, theta, o)
   mu = jax.vmap(along)(_stack(policy, theta), _pool(policy, observations))
-  return _unpool(policy, mu, observations.shape[:3])
+  return _unpool(mu, *observations.shape[:3])
 
 
 def fit_cell(policy, theta, observations, targets, weights, key, knobs):

@@ -130,12 +130,13 @@ def rollout(knobs, policy, optimizee, make_opt, keys, with_hessian=False):
     return pick(jax.tree.map(jnp.multiply, probe, product))
 
   def record(step):
-    exact = (step.loss, step.gradients)
+    objective, exact = step.loss, step.gradients
     if minibatches:
-      exact = jax.value_and_grad(f)(step.params)
-    found = pick(step.params), pick(step.gradients), pick(exact[1])
-    moved = pick(step.updates)
-    return Rollout(*found, hessian(step.params), step.loss, exact[0], moved)
+      objective, exact = jax.value_and_grad(f)(step.params)
+    trees = step.params, step.gradients, exact, step.updates
+    x, g, exact, moved = map(pick, trees)
+    curvature = hessian(step.params)
+    return Rollout(x, g, exact, curvature, step.loss, objective, moved)
 
   opt = make_opt(jax.grad(f) if minibatches else None)
   # One extra step, whose action is dropped, so that x_T is recorded by the same

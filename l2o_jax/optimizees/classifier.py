@@ -10,7 +10,7 @@ import optax
 from jax.tree_util import Partial
 
 from l2o_jax.base import Optimizee
-from l2o_jax.checks import one_of, positive, require
+from l2o_jax.checks import given, one_of, positive, require
 from l2o_jax.cpu import draw_all
 
 ACTIVATIONS = {
@@ -135,20 +135,19 @@ def classifier(
   """
   labels = jnp.asarray(labels)
   _check(images, labels, net)
-  size = 1 if objective_size is None else objective_size
-  sizes = {'batch_size': batch_size, 'objective_size': size}
-  own = {'smallest_part': smallest_part, 'smallest_batch': smallest_batch}
-  own = {name: k for name, k in own.items() if k is not None}
-  positive('classifier', **sizes, **own)
+  own = given(smallest_part=smallest_part, smallest_batch=smallest_batch)
+  others = given(objective_size=objective_size, **own)
+  positive('classifier', batch_size=batch_size, **others)
   init_net, apply = net
 
   def init(key):
     if not own:
       return init_net(key), ()
-    N, (key_net, *keys) = images.shape[0], jax.random.split(key, 4)
-    start = jax.random.randint(keys[0], (), 0, N)
-    n = _log_uniform(keys[1], smallest_part, N)
-    size = _log_uniform(keys[2], smallest_batch, batch_size)
+    key_net, key_start, key_n, key_size = jax.random.split(key, 4)
+    N = images.shape[0]
+    start = jax.random.randint(key_start, (), 0, N)
+    n = _log_uniform(key_n, smallest_part, N)
+    size = _log_uniform(key_size, smallest_batch, batch_size)
     return init_net(key_net), (start, n, size)
 
   def cross_entropy(params, images, labels):

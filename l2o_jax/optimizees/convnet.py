@@ -44,14 +44,15 @@ def convnet(
     the two groups of the paper: `labels={'conv': 'conv', 'fc': 'fc'}`.
 
   Raises:
-    ValueError: the image is too small to be halved so often, or a size is not
-      positive.
+    ValueError: an image has neither two nor three sizes or is too small to be
+      halved so often, or a size is not positive.
   """
+  form = f'(height, width) or (height, width, channels), got {image_shape!r}'
+  require(len(image_shape) in (2, 3), f'convnet: image_shape must be {form}')
   height, width, depth = (*image_shape, 1)[:3]
-  positive('convnet', outputs=outputs, hidden=hidden, size=size)
+  sizes = {'outputs': outputs, 'hidden': hidden, 'size': size}
+  positive('convnet', channels=tuple(channels) or 0, **sizes)
   halvings = len(channels)
-  some = f'convnet: channels must be positive numbers, got {channels!r}'
-  require(halvings and min(channels) > 0, some)
   small = f'convnet: {height} x {width} images are too small to be halved'
   require(min(height, width) >= 2**halvings, f'{small} {halvings} times')
   seen = (height >> halvings) * (width >> halvings) * channels[-1]

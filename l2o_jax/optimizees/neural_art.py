@@ -69,7 +69,7 @@ def neural_art(
   _check('style', style, 3, '[H, W, 3]')
   weights = content_weight, style_weight, smoothness
   named = f'neural_art: weights must not be negative, got {weights}'
-  require(min(weights) >= 0, named)
+  require(all(weight >= 0 for weight in weights), named)
   size = contents.shape[1:]
   net = net if isinstance(net, Partial) else Partial(net)
 

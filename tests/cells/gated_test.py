@@ -78,6 +78,8 @@ class GatedCellTest(parameterized.TestCase):
   def test_bad_arguments(self):
     with self.assertRaisesRegex(ValueError, 'hidden must be positive, got -'):
       gated_cell(-1)
+    with self.assertRaisesRegex(ValueError, 'whole number, got None'):
+      gated_cell(None)
     with self.assertRaisesRegex(ValueError, r'rate must be in \(0, 0.1\)'):
       gated_cell(scale=0.1, rate=0.2)
     with self.assertRaisesRegex(ValueError, r'rate must be in \(0, 0.05\)'):

@@ -84,6 +84,7 @@ class LstmTest(parameterized.TestCase):
     (lambda: lstm_cell(averaged=21), 'averaged must .* got 21'),
     (lambda: lstm_cell((), averaged=1), 'got 1'),
     (lambda: lstm_cell((2.5,)), 'hidden must be a whole number, got 2.5'),
+    (lambda: lstm_cell((2, 2.5)), 'hidden must be a whole number, got 2.5'),
     (lambda: lstm_cell(projection=0), 'projection must be positive, got 0'),
   )
   def test_bad_arguments(self, make, message):

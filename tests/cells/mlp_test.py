@@ -65,6 +65,7 @@ class MlpTest(parameterized.TestCase):
 
   @parameterized.parameters(
     (lambda: mlp_cell((5, 0)), 'hidden must be positive, got 0'),
+    (lambda: mlp_cell((2, 2.5)), 'hidden must be a whole number, got 2.5'),
     (
       lambda: mlp_cell((5,), coordinates=0),
       'coordinates must be positive, got 0',

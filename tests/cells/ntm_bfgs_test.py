@@ -153,6 +153,7 @@ class NtmBfgsTest(parameterized.TestCase):
   @parameterized.parameters(
     ({'hidden': ()}, 'hidden must be positive'),
     ({'hidden': (4, 0)}, 'hidden must be positive, got 0'),
+    ({'hidden': (3, 3.5)}, 'hidden must be a whole number, got 3.5'),
     ({'scale': 0.0}, 'scale must be positive, got 0.0'),
     ({'averaged': 21}, 'averaged must fit'),
     ({'pairs': 0}, 'pairs must be positive, got 0'),

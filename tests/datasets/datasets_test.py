@@ -44,6 +44,16 @@ class LoadTest(parameterized.TestCase):
     with self.assertRaisesRegex(datasets.DatasetError, "got 'validation'"):
       datasets.load('mnist', 'validation')
 
+  def test_the_latest_version(self):
+    """10 is later than 3."""
+    for version in ('10.0.0', '3.0.2', '3.0.10'):
+      folder = self.directory / 'mnist' / version
+      folder.mkdir(parents=True)
+      (folder / 'dataset_info.json').write_text('{}')
+    found = datasets.find_prepared('mnist', self.directory)
+    self.assertEqual(found.name, '10.0.0')
+    self.assertIsNone(datasets.find_prepared('cifar10', self.directory))
+
   @parameterized.parameters(
     'PIL', 'importlib_resources', 'tensorflow_datasets', 'array_record'
   )

@@ -88,6 +88,12 @@ class BadmmTest(absltest.TestCase):
         badmm(cost)
     with self.assertRaisesRegex(ValueError, 'penalty must be positive, got 0'):
       badmm(penalty=0)
+    with self.assertRaisesRegex(
+      ValueError, 'inner_iterations must be positive'
+    ):
+      badmm(inner_iterations=0)
+    with self.assertRaisesRegex(ValueError, r'0 \.\.\. 1: 3.0 and 0.0'):
+      badmm(blend=3.0)
 
 
 if __name__ == '__main__':

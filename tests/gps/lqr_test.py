@@ -258,8 +258,7 @@ class LqrTest(parameterized.TestCase):
       / 2
     )
     self.assertBetween(info.kl, least, 2 * least)
-    self.assertEqual(info.previous_cost, T + 1)
-    self.assertLess(info.cost, info.previous_cost)
+    self.assertGreater(info.fall, 0)
 
   def test_untied_offsets_without_curvature_follow_the_gradient(self):
     """k_t = -G°_t (dJ/da_t)^T / η along psi°'s own loop, and G = G°."""

@@ -70,6 +70,8 @@ class ConvnetTest(absltest.TestCase):
       convnet((8, 8), 10, channels=())
     with self.assertRaisesRegex(ValueError, 'hidden'):
       convnet((8, 8), 10, hidden=0)
+    with self.assertRaisesRegex(ValueError, r'image_shape must .* got \(8,\)'):
+      convnet((8,), 10)
 
 
 if __name__ == '__main__':
