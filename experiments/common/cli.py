@@ -147,6 +147,8 @@ def _check(experiment, settings, given: dict[str, Any]) -> None:
     several = value if isinstance(value, tuple) else (value,)
     if any(isinstance(v, float) and not math.isfinite(v) for v in several):
       raise UsageError(f'--{name} must be finite, got {value}')
+    if isinstance(value, tuple) and '' in value:
+      raise UsageError(f'--{name} must not be empty')
   unused = settings_lib.unused(experiment, settings)
   for name in given:
     if name in unused:
