@@ -164,13 +164,14 @@ def show(path) -> None:
   infinite = lambda x: np.inf if x is None else x
   final = lambda net, name: infinite(rows[net][name]['final'])
   for title, of in groups(summary).items():
-    nets, first = list(of.values()), rows[next(iter(of.values()))]
+    across = list(of.values())  # the nets, a column each
+    first = rows[across[0]]
     names = sorted(first, key=lambda name: first[name]['rank_by_final'])
-    lines = [[n, *(f'{final(net, n):.4g}' for net in nets)] for n in names]
+    lines = [[n, *(f'{final(net, n):.4g}' for net in across)] for n in names]
     tuned = [n for n in names if n not in learned]
     for name in learned if tuned else ():
-      least = [min(final(net, n) for n in tuned) for net in nets]
-      over = [f'{final(net, name) / y:.2f}' for net, y in zip(nets, least)]
+      least = [min(final(net, n) for n in tuned) for net in across]
+      over = [f'{final(net, name) / y:.2f}' for net, y in zip(across, least)]
       lines.append([f'{name} / best tuned', *over])
     cli.say(tables.columns(title, ['mean final loss', *of], lines))
   cli.say(f'\nwritten: {path}/architectures.png summary.json curves.csv')

@@ -1,4 +1,4 @@
-"""Tasks on which tuned Adam is ahead of `robust`: known ways to fail."""
+"""Tasks on which `robust` is known to do badly, most of them against Adam."""
 
 import jax
 import jax.numpy as jnp
