@@ -220,7 +220,7 @@ def robust_optimizer(
       and are too long for layers of many thousand weights.
     agreement: how quickly the steps of a leaf get longer while its gradients
       agree with the last ones, and shorter while they do not, > 0; needs a
-      size.  If parameters are sharded, one number a leaf is exchanged.  None:
+      size.  If parameters are sharded, two numbers a leaf are exchanged.  None:
       lengths do not depend on it, and nothing is exchanged.
     warmup: steps after which a step is half as long as without a warm-up, >= 0.
 

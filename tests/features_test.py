@@ -324,22 +324,23 @@ class AdamRatiosTest(parameterized.TestCase):
     learned = coordinatewise(features, cell)
     self.assertTrue(learned.communicates)
     opt, found = learned.transform(()), []
-    x = {'a': jnp.zeros((2, 1)), 'b': jnp.zeros(())}
+    x = {'a': jnp.zeros((3, 1)), 'b': jnp.zeros(())}
     state = opt.init(x)
-    for g in ((2, 2, 1), (4, -8, 1), (4, -8, -1), (-1, -1, 1)):
-      first, second, b = map(float, g)
-      g = {'a': jnp.array([[first], [second]]), 'b': jnp.array(b)}
+    of_a = (2, 1, 5), (4, -2, 0), (4, -2, 0), (-1, -1, 0), (0, 0, 0)
+    for a, b in zip(of_a, (1.0, 1.0, -1.0, 1.0, 0.0)):
+      g = {'a': jnp.array(a, jnp.float32)[:, None], 'b': jnp.array(b)}
       steps, state = opt.update(g, state, x)
       found.append((*np.ravel(steps['a']), float(steps['b'])))
-    # Means of 0.5 and -0.25, of 1 and 1, and of -1 and 1 (clipped); the scalar
-    # has 1, -1 and -1, and a lower bound.
-    of_a, of_b = np.array([0, 0.125, 1, 0]), np.array([0, 1, -1, -1])
-    rate = 2 / np.sqrt(1 + np.arange(4) / 3)
+    # (4 x 0.5 - 2 x 0.5) / 6, then 1 twice, then -1 and 1 (clipped); the third
+    # coordinate has no gradient and does not count.  The scalar has 1, -1 and
+    # -1, and a lower bound.  Without any gradient nothing changes.
+    of_a, of_b = np.array([0, 1 / 6, 1, 0, 0]), np.array([0, 1, -1, -1, 0])
+    rate = 2 / np.sqrt(1 + np.arange(5) / 3)
     want = np.cumsum(of_a * rate)
-    np.testing.assert_allclose([row[0] for row in found], want, rtol=1e-6)
-    np.testing.assert_allclose([row[1] for row in found], want, rtol=1e-6)
+    for i in range(3):
+      np.testing.assert_allclose([r[i] for r in found], want, rtol=1e-6)
     want = np.maximum(np.cumsum(of_b * rate), -0.5)
-    np.testing.assert_allclose([row[2] for row in found], want, rtol=1e-6)
+    np.testing.assert_allclose([row[3] for row in found], want, rtol=1e-6)
     self.assertEqual(state.memory[0].length['a'].shape, ())
 
   def test_a_memory_that_grows(self):

@@ -1,7 +1,7 @@
 """Learned optimizers on eight devices: `python -m tests.contracts.on_devices`.
 
 State is made where the parameters are and stays there, and coordinates that do
-not communicate never do.  Those of `robust` exchange one number a leaf.  A
+not communicate never do.  Those of `robust` exchange two numbers a leaf.  A
 program of its own, as the number of devices is fixed once a process has any.
 """
 
@@ -93,7 +93,7 @@ def main():
     for sharded in found:
       for key, want in updates.items():
         np.testing.assert_allclose(sharded[key], want, rtol=1e-5)
-    what = 'one number a leaf' if name == 'robust' else 'nothing'
+    what = 'two numbers a leaf' if name == 'robust' else 'nothing'
     print(f'{name}: where the parameters are, exchanges {what}', flush=True)
 
 
