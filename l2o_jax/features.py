@@ -352,11 +352,9 @@ def state_features(lag: int = 5, depth: int = 25) -> Features:
     Features with F = 3 L + 1; memory of P (L + 1) + 1 values.
 
   Raises:
-    ValueError: lag or depth is too small.
+    ValueError: lag or depth is no whole number, or too small.
   """
-  enough = lag >= 1 and depth >= 0
-  sizes = 'lag must be positive and depth not negative'
-  require(enough, f'state_features: {sizes}, got {lag} and {depth}')
+  positive('state_features', lag=lag, depth=() if depth == 0 else depth)
   length = lag * (depth + 1) + 1
 
   def init(x):

@@ -241,8 +241,10 @@ class FeaturesTest(parameterized.TestCase):
     (lambda: log_and_sign(88.1), 'got 88.1'),
     (lambda: log_and_sign(float('nan')), 'got nan'),
     (lambda: history(0), 'got 0'),
-    (lambda: state_features(0, 3), 'got 0 and 3'),
-    (lambda: state_features(5, -1), 'got 5 and -1'),
+    (lambda: state_features(0, 3), 'lag must be positive, got 0'),
+    (lambda: state_features(5, -1), 'depth must be positive, got -1'),
+    (lambda: state_features(1.5, 2), 'lag must be a whole number, got 1.5'),
+    (lambda: state_features(2, 1.5), 'depth must be a whole number, got 1.5'),
   )
   def test_bad_arguments(self, make, message):
     with self.assertRaisesRegex(ValueError, message):

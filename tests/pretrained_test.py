@@ -79,7 +79,7 @@ class PretrainedTest(parameterized.TestCase):
     ]
     self.assertEqual(*kinds)
     bad = -1.0, float('nan'), float('inf'), np.float32(-1), jnp.array(jnp.nan)
-    for rate in *bad, None, '0.1':
+    for rate in *bad, None, '0.1', True:
       with self.assertRaisesRegex(ValueError, '^pretrained_optimizer: learni'):
         l2o_jax.pretrained_optimizer('robust', rate)
 

@@ -73,7 +73,8 @@ def pretrained_optimizer(
   learned, theta = pretrained(name)
   if not (callable(learning_rate) or traced(learning_rate)):
     factor = plain_number(learning_rate)
-    sane = isinstance(factor, float | int) and 0 <= factor < math.inf
+    number = isinstance(factor, float | int) and not isinstance(factor, bool)
+    sane = number and 0 <= factor < math.inf
     within = f'a finite number >= 0, 1 by default; got {learning_rate!r}'
     require(sane, f'pretrained_optimizer: learning_rate must be {within}')
   planned = callable(learning_rate)
