@@ -21,6 +21,7 @@ steps, milliseconds and FLOPs, all of the longest runs.
 import itertools
 import json
 import pathlib
+import time
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -252,6 +253,7 @@ def judge_all(s: Judgement, rivals, made: dict[str, Task], file) -> dict:
 
 def main(s: Settings) -> None:
   """Judges what is not judged yet, then shows everything."""
+  began = time.monotonic()
   rivals = contenders(s.run)
   made = {
     name: tasks.make(name, s.run.dataset, s.run.data_dir)
@@ -271,7 +273,7 @@ def main(s: Settings) -> None:
     cli.say(verdict.text(results, summary, judging.EVERY))
     files = 'summary.json results.jsonl ratios.png curves.png'
     cli.say(f'\nwritten: {path}/{files}')
-    run.note(path, finished=True)
+    comparison.finish(path, began)
 
 
 if __name__ == '__main__':

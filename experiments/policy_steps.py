@@ -11,6 +11,7 @@ layer.  Writes policy_steps.png and policy_steps.json to --workdir.
 """
 
 import pathlib
+import time
 from typing import Literal, NamedTuple
 
 import jax
@@ -176,6 +177,7 @@ def measure(s: Steps, contenders: dict[str, tuple], data) -> tuple[dict, dict]:
 
 def main(s: Settings) -> None:
   """Runs and draws."""
+  began = time.monotonic()
   data = images.read(s.run.dataset, data_dir=s.run.data_dir)
   data = projected.few(data, s.run.images)
   contenders = policies(s.run)
@@ -185,7 +187,7 @@ def main(s: Settings) -> None:
     panels.draw(path / 'policy_steps.png', PICTURE, curves, styles)
     run.write_json(path / 'policy_steps.json', ends)
     cli.say(f'written: {path}/policy_steps.png policy_steps.json')
-    run.note(path, finished=True)
+    comparison.finish(path, began)
 
 
 if __name__ == '__main__':

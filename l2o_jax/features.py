@@ -88,14 +88,13 @@ def _second_moment(v, g, t, b2, window):
   return v, v
 
 
-def _length(memory, g, ratio, root, b, agreement, age):
-  """ℓ after a gradient g that is `ratio` in units of `root`; b is β₁."""
+def _length(memory, ratio, root, b, agreement, age):
+  """ℓ after a gradient that is `ratio` in units of `root`; b is β₁."""
   t = memory.step.astype(ratio.dtype)  # gradients before this one
   before = memory.m[0] / (_rest(b, jnp.maximum(t, 1)) * root)
   agreed = jnp.clip(before, -1, 1) * jnp.clip(ratio, -1, 1)  # [*s]
-  weight = jnp.abs(g)
-  total = jnp.sum(weight)  # 0: the whole leaf has no gradient
-  a = jnp.sum(weight * agreed) / jnp.where(total > 0, total, 1)
+  total = jnp.sum(jnp.where(ratio == 0, 0, root))  # 0: there is no gradient
+  a = jnp.sum(root * agreed) / jnp.where(total > 0, total, 1)
   length = memory.length + agreement * a * jax.lax.rsqrt(1 + t / age)
   return jnp.clip(length, -0.5, 3.5)
 
@@ -132,13 +131,13 @@ def adam_ratios(
   steps.  It rises while new gradients agree with the last ones, since steps are
   then too short, and falls while they do not (Jacobs 1988, over leaves):
 
-      a = Σ |g| clip(m / √v) clip(g / √v) / Σ |g|   over the leaf
+      a = Σ √v clip(m / √v) clip(g / √v) / Σ √v   where g ≠ 0, over the leaf
       ℓ ← clip(ℓ + η a / √(1 + (t - 1) / A), -0.5, 3.5)
 
-  m / √v is the first ratio with m before this update; clip is to ±1.  Adam's
-  steps are equally long in all coordinates, so |g| is what a coordinate's step
-  changes f by.  Words that a minibatch lacks have no say, and where inputs are
-  in unlike units the weak ones have little.
+  m / √v is the first ratio with m before this update; clip is to ±1.  √v
+  weighs a coordinate by what one of Adam's steps, which are equally long in
+  all, changes f by: where inputs are in unlike units, weak ones have little
+  say.  Words that a minibatch lacks have none.
 
   Args:
     b1: β₁; several values give one ratio of this kind each.
@@ -190,7 +189,7 @@ def adam_ratios(
     seen = [m / _rest(b, t) / root for b, m in zip(b1, m)] + [g / root]
     length, of_all = memory.length, []
     if agreement is not None:
-      length = _length(memory, g, seen[-1], root, b1[0], agreement, age)
+      length = _length(memory, seen[-1], root, b1[0], agreement, age)
       of_all.append(length)
     if size is not None:
       of_all.append(jnp.log1p(jnp.asarray(g.size / size, g.dtype)))

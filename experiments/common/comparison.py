@@ -238,7 +238,7 @@ def kept(
 
 
 def finish(path, began: float) -> None:
-  """Says in run.json that all results are there, and what they took."""
+  """Says in run.json that all results are there, and what this session took."""
   seconds = round(time.monotonic() - began, 1)
   unit = 1 if sys.platform == 'darwin' else 1024  # bytes on macOS, else kB
   mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit >> 20
