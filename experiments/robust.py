@@ -57,7 +57,7 @@ class Optimizer(NamedTuple):
 
   hidden: Annotated[int, 0, 1000] = 0
   bound: Annotated[float, 0.091, 10.0] = 0.9
-  agreement: Annotated[float, 0.0, 100.0] = 2.0
+  agreement: Annotated[float, 0.0, 100.0] = 1.0
   warmup: Annotated[float, 0.0, 1e6] = 10.0
 
 

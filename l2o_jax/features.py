@@ -93,8 +93,9 @@ def _length(memory, ratio, root, b, agreement, age):
   t = memory.step.astype(ratio.dtype)  # gradients before this one
   before = memory.m[0] / (_rest(b, jnp.maximum(t, 1)) * root)
   agreed = jnp.clip(before, -1, 1) * jnp.clip(ratio, -1, 1)  # [*s]
-  total = jnp.sum(jnp.where(ratio == 0, 0, root))  # 0: there is no gradient
-  a = jnp.sum(root * agreed) / jnp.where(total > 0, total, 1)
+  weight = jnp.sqrt(root)
+  total = jnp.sum(jnp.where(ratio == 0, 0, weight))  # 0: there is no gradient
+  a = jnp.sum(weight * agreed) / jnp.where(total > 0, total, 1)
   length = memory.length + agreement * a * jax.lax.rsqrt(1 + t / age)
   return jnp.clip(length, -0.5, 3.5)
 
@@ -131,13 +132,14 @@ def adam_ratios(
   steps.  It rises while new gradients agree with the last ones, since steps are
   then too short, and falls while they do not (Jacobs 1988, over leaves):
 
-      a = Σ √v clip(m / √v) clip(g / √v) / Σ √v   where g ≠ 0, over the leaf
+      a = Σ w clip(m / √v) clip(g / √v) / Σ w   where g ≠ 0; w = v^¼
       ℓ ← clip(ℓ + η a / √(1 + (t - 1) / A), -0.5, 3.5)
 
-  m / √v is the first ratio with m before this update; clip is to ±1.  √v
-  weighs a coordinate by what one of Adam's steps, which are equally long in
-  all, changes f by: where inputs are in unlike units, weak ones have little
-  say.  Words that a minibatch lacks have none.
+  The sums are over the leaf; m / √v is the first ratio with m before this
+  update; clip is to ±1.  Equal weights would count the weak inputs of a layer,
+  whose gradients always agree, like the strong ones that bound the length, and
+  words that a minibatch lacks; √v, by which a step of Adam's changes f, would
+  leave the choice to a few coordinates.
 
   Args:
     b1: β₁; several values give one ratio of this kind each.

@@ -194,7 +194,7 @@ def robust_optimizer(
   labels=None,
   long_memory: bool = True,
   size: float | None = 1000.0,
-  agreement: float | None = 2.0,
+  agreement: float | None = 1.0,
   warmup: float = 10.0,
 ) -> LearnedOptimizer:
   """Schedule-free Adam with a learned gate on the length of its steps.

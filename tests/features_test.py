@@ -328,14 +328,15 @@ class AdamRatiosTest(parameterized.TestCase):
     opt, found = learned.transform(()), []
     x = {'a': jnp.zeros((3, 1)), 'b': jnp.zeros(())}
     state = opt.init(x)
-    of_a = (2, 1, 5), (4, -2, 0), (4, -2, 0), (-1, -1, 0), (0, 0, 0)
+    of_a = (2, 0.5, 5), (4, -1, 0), (4, -1, 0), (-1, -1, 0), (0, 0, 0)
     for a, b in zip(of_a, (1.0, 1.0, -1.0, 1.0, 0.0)):
       g = {'a': jnp.array(a, jnp.float32)[:, None], 'b': jnp.array(b)}
       steps, state = opt.update(g, state, x)
       found.append((*np.ravel(steps['a']), float(steps['b'])))
-    # (4 x 0.5 - 2 x 0.5) / 6, then 1 twice, then -1 and 1 (clipped); the third
-    # coordinate has no gradient and does not count.  The scalar has 1, -1 and
-    # -1, and a lower bound.  Without any gradient nothing changes.
+    # Weights are the roots of 4 and 1: (2 x 0.5 - 0.5) / 3, then 1, then -1 and
+    # 1 (clipped); the third coordinate has no gradient and does not count.  The
+    # scalar has 1, -1 and -1, and a lower bound.  Without any gradient nothing
+    # changes.
     of_a, of_b = np.array([0, 1 / 6, 1, 0, 0]), np.array([0, 1, -1, -1, 0])
     rate = 2 / np.sqrt(1 + np.arange(5) / 3)
     want = np.cumsum(of_a * rate)

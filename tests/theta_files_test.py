@@ -173,7 +173,7 @@ class FilesTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, 'agreement needs a size'):
       robust_optimizer(size=None)
     start = {}
-    for agreement in (None, 2.0):
+    for agreement in (None, 1.0):
       learned = robust_optimizer(agreement=agreement)
       opt = learned.transform(learned.init(jax.random.key(0)))
       params = {'same': jnp.zeros((4, 4)), 'alternate': jnp.zeros((4, 4))}
@@ -185,8 +185,8 @@ class FilesTest(parameterized.TestCase):
         }
         steps, state = opt.update(g, state, params)
       start[agreement] = jax.tree.map(lambda x: abs(float(x[0, 0])), steps)
-    self.assertGreater(start[2.0]['same'], 3 * start[None]['same'])
-    self.assertLess(start[2.0]['alternate'], 0.9 * start[None]['alternate'])
+    self.assertGreater(start[1.0]['same'], 3 * start[None]['same'])
+    self.assertLess(start[1.0]['alternate'], 0.9 * start[None]['alternate'])
 
   def test_a_warm_up_shortens_first_steps(self):
     none = robust_optimizer(warmup=0.0)

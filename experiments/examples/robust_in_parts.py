@@ -24,7 +24,7 @@ AGE = 100.0  # steps after which the length of steps begins to fall
 SIZE = 1000.0  # coordinates of a leaf above which its steps are shorter
 WARMUP = 10.0  # steps until a step has half of its length
 ADAM = functools.partial(
-  l2o_jax.adam_ratios, 0.95, age=AGE, size=SIZE, agreement=2.0
+  l2o_jax.adam_ratios, 0.95, age=AGE, size=SIZE, agreement=1.0
 )
 
 
