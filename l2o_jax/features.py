@@ -132,14 +132,15 @@ def adam_ratios(
   steps.  It rises while new gradients agree with the last ones, since steps are
   then too short, and falls while they do not (Jacobs 1988, over leaves):
 
-      a = Σ w clip(m / √v) clip(g / √v) / Σ w   where g ≠ 0; w = v^¼
+      a = Σ u clip(m / √v) clip(g / √v) / Σ u   where g ≠ 0; u = v^¼
       ℓ ← clip(ℓ + η a / √(1 + (t - 1) / A), -0.5, 3.5)
 
-  The sums are over the leaf; m / √v is the first ratio with m before this
-  update; clip is to ±1.  Equal weights would count the weak inputs of a layer,
-  whose gradients always agree, like the strong ones that bound the length, and
-  words that a minibatch lacks; √v, by which a step of Adam's changes f, would
-  leave the choice to a few coordinates.
+  The sums are over the leaf, m / √v is the first ratio with m before this
+  update, and clip is to ±1.  The weights u lie between 1 and √v, by which one
+  of Adam's steps changes f.  With equal weights the weak inputs of a layer,
+  whose gradients always agree, would lengthen the steps of the strong ones;
+  with √v a few coordinates would decide.  A word that a minibatch lacks has no
+  say.
 
   Args:
     b1: β₁; several values give one ratio of this kind each.

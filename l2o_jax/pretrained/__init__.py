@@ -27,7 +27,7 @@ def pretrained(
 
   Args:
     name: 'robust' is the one to try first, 'robust_coordinatewise' with
-      minibatches of a few examples or sharded parameters; `from
+      minibatches of one or two examples or sharded parameters; `from
       l2o_jax.pretrained import names` for all of them.
     expected: see `load_learned`.
 
