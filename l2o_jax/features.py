@@ -136,11 +136,11 @@ def adam_ratios(
       ℓ ← clip(ℓ + η a / √(1 + (t - 1) / A), -0.5, 3.5)
 
   The sums are over the leaf, m / √v is the first ratio with m before this
-  update, and clip is to ±1.  The weights u lie between 1 and √v, by which one
-  of Adam's steps changes f.  With equal weights the weak inputs of a layer,
-  whose gradients always agree, would lengthen the steps of the strong ones;
-  with √v a few coordinates would decide.  A word that a minibatch lacks has no
-  say.
+  update, and clip is to ±1.  The weights u are a compromise.  With equal ones
+  the weak inputs of a layer, whose gradients always agree, would lengthen the
+  steps of the strong ones; with √v, to which the change of f by one of Adam's
+  steps is proportional, a few coordinates would decide.  A word that a
+  minibatch lacks has no say.
 
   Args:
     b1: β₁; several values give one ratio of this kind each.
