@@ -48,14 +48,7 @@ from l2o_jax.checkpoint import CheckpointError, load, metadata, save
 from l2o_jax.coordinatewise import coordinatewise
 from l2o_jax.evaluation import learning_curves
 from l2o_jax.evolution import evolution
-from l2o_jax.features import (
-  adam_ratios,
-  gradient,
-  history,
-  log_and_sign,
-  relative_changes,
-  state_features,
-)
+from l2o_jax.features import adam_ratios, gradient, log_and_sign
 from l2o_jax.gps.guided_policy_search import guided_policy_search
 from l2o_jax.groups import Groups, grouped
 from l2o_jax.guard import guarded
@@ -72,6 +65,7 @@ from l2o_jax.learned_optimizers import (
   rnnprop,
   robust_optimizer,
 )
+from l2o_jax.policy_features import history, relative_changes, state_features
 from l2o_jax.pretrained import pretrained, pretrained_optimizer
 from l2o_jax.scale_free import scale_free
 from l2o_jax.theta_files import load_learned, save_learned

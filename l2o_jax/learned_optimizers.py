@@ -13,14 +13,9 @@ from l2o_jax.cells.schedule_free import schedule_free
 from l2o_jax.cells.standardised import standardised
 from l2o_jax.checks import one_of, plain_number, require, traced
 from l2o_jax.coordinatewise import coordinatewise
-from l2o_jax.features import (
-  adam_ratios,
-  gradient,
-  history,
-  log_and_sign,
-  relative_changes,
-)
+from l2o_jax.features import adam_ratios, gradient, log_and_sign
 from l2o_jax.groups import by_label, grouped, sized
+from l2o_jax.policy_features import history, relative_changes
 from l2o_jax.scale_free import scale_free
 
 # The constructors that a file of theta may name; nothing else in a file selects

@@ -14,9 +14,10 @@ from l2o_jax import blocks
 from l2o_jax.blocks import chunked
 from l2o_jax.cells.lstm import lstm_cell
 from l2o_jax.coordinatewise import coordinatewise
-from l2o_jax.features import gradient, log_and_sign, relative_changes
+from l2o_jax.features import gradient, log_and_sign
 from l2o_jax.learned_optimizers import robust_optimizer
 from l2o_jax.optimizees.quadratic import quadratic
+from l2o_jax.policy_features import relative_changes
 from l2o_jax.truncated_bptt import truncated_bptt
 from l2o_jax.unroll import unroll
 from tests import quick

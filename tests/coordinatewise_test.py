@@ -15,8 +15,9 @@ from l2o_jax.coordinatewise import (
   coordinatewise,
   each,
 )
-from l2o_jax.features import gradient, history, relative_changes
+from l2o_jax.features import gradient
 from l2o_jax.learned_optimizers import lstm_raw, robust_optimizer
+from l2o_jax.policy_features import history, relative_changes
 from tests import quick
 
 

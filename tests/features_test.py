@@ -9,14 +9,8 @@ from absl.testing import absltest, parameterized
 
 from l2o_jax.base import Cell
 from l2o_jax.coordinatewise import coordinatewise
-from l2o_jax.features import (
-  adam_ratios,
-  gradient,
-  history,
-  log_and_sign,
-  relative_changes,
-  state_features,
-)
+from l2o_jax.features import adam_ratios, gradient, log_and_sign
+from l2o_jax.policy_features import history, relative_changes, state_features
 from l2o_jax.scale_free import scale_free
 from tests import quick
 

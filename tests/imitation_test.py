@@ -11,11 +11,12 @@ from absl.testing import absltest, parameterized
 
 from l2o_jax.base import Optimizee
 from l2o_jax.cells.lstm import lstm_cell
-from l2o_jax.features import gradient, log_and_sign, relative_changes
+from l2o_jax.features import gradient, log_and_sign
 from l2o_jax.gps.policy import Regression, make_policy
 from l2o_jax.gps.rollouts import Rollouts
 from l2o_jax.imitation import imitation, steps_along
 from l2o_jax.optimizees.quadratic import quadratic
+from l2o_jax.policy_features import relative_changes
 from l2o_jax.unroll import unroll
 from tests.gps.problems import BY_NAME, QUICKLY, bowls
 

@@ -21,6 +21,7 @@ FLOORS = (
     'features',
     'guard',
     'leaves',
+    'policy_features',
     'scale_free',
     'unroll',
   ),

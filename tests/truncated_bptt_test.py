@@ -15,10 +15,11 @@ from l2o_jax.base import Optimizee
 from l2o_jax.cells.lstm import lstm_cell
 from l2o_jax.coordinatewise import coordinatewise
 from l2o_jax.evaluation import learning_curves
-from l2o_jax.features import gradient, log_and_sign, relative_changes
+from l2o_jax.features import gradient, log_and_sign
 from l2o_jax.groups import Groups, grouped
 from l2o_jax.learned_optimizers import lstm_raw
 from l2o_jax.optimizees.quadratic import quadratic
+from l2o_jax.policy_features import relative_changes
 from l2o_jax.truncated_bptt import (
   MetaState,
   initial_state,

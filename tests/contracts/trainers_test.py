@@ -17,7 +17,7 @@ from l2o_jax.base import Info, MetaTrainer, Optimizee
 from l2o_jax.cells.lstm import lstm_cell
 from l2o_jax.coordinatewise import coordinatewise
 from l2o_jax.evolution import evolution
-from l2o_jax.features import gradient, log_and_sign, state_features
+from l2o_jax.features import gradient, log_and_sign
 from l2o_jax.gps import costs
 from l2o_jax.gps.badmm import badmm
 from l2o_jax.gps.guided_policy_search import guided_policy_search
@@ -25,6 +25,7 @@ from l2o_jax.gps.mirror_descent import mirror_descent
 from l2o_jax.gps.policy import Regression, make_policy
 from l2o_jax.gps.rollouts import Rollouts
 from l2o_jax.imitation import imitation
+from l2o_jax.policy_features import state_features
 from l2o_jax.truncated_bptt import truncated_bptt
 from tests import quick
 

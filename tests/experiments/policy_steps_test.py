@@ -12,8 +12,8 @@ from absl.testing import absltest
 from experiments import policy_steps
 from experiments.common import cli, policies
 from experiments.common.settings import UsageError
-from l2o_jax.features import relative_changes
 from l2o_jax.learned_optimizers import predicted_step_descent
+from l2o_jax.policy_features import relative_changes
 from l2o_jax.pretrained import pretrained
 from l2o_jax.theta_files import save_learned
 from tests.contracts.subjects import theta_of

@@ -7,7 +7,7 @@ import pytest
 from absl.testing import absltest
 
 from l2o_jax.cells.mlp import mlp_cell
-from l2o_jax.features import gradient, state_features
+from l2o_jax.features import gradient
 from l2o_jax.gps import badmm as module
 from l2o_jax.gps import costs
 from l2o_jax.gps.badmm import badmm
@@ -15,6 +15,7 @@ from l2o_jax.gps.guided_policy_search import guided_policy_search
 from l2o_jax.gps.policy import Regression, make_policy
 from l2o_jax.gps.rollouts import Rollouts
 from l2o_jax.optimizees.quadratic import quadratic
+from l2o_jax.policy_features import state_features
 from tests.gps.problems import QUICKLY
 
 

@@ -6,10 +6,10 @@ import numpy as np
 import optax
 from absl.testing import absltest, parameterized
 
-from l2o_jax.features import state_features
 from l2o_jax.gps.controller import controller, exploration, momentum_guide
 from l2o_jax.gps.lqr import Controller
 from l2o_jax.optimizees.quadratic import quadratic
+from l2o_jax.policy_features import state_features
 from l2o_jax.unroll import unroll
 from tests.gps.problems import ALL, BY_NAME
 

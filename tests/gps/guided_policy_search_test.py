@@ -10,7 +10,7 @@ from absl.testing import absltest, parameterized
 
 from l2o_jax.base import Optimizee
 from l2o_jax.cells.lstm import lstm_cell
-from l2o_jax.features import gradient, state_features
+from l2o_jax.features import gradient
 from l2o_jax.gps import costs
 from l2o_jax.gps.badmm import badmm
 from l2o_jax.gps.guided_policy_search import guided_policy_search
@@ -18,6 +18,7 @@ from l2o_jax.gps.mirror_descent import mirror_descent
 from l2o_jax.gps.policy import Regression, make_policy
 from l2o_jax.gps.rollouts import Rollouts
 from l2o_jax.imitation import imitation
+from l2o_jax.policy_features import state_features
 from l2o_jax.unroll import unroll
 from tests.gps.problems import BY_NAME, QUICKLY, bowls
 

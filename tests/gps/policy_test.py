@@ -8,14 +8,10 @@ from absl.testing import absltest, parameterized
 from l2o_jax.base import Cell
 from l2o_jax.cells.lstm import lstm_cell
 from l2o_jax.cells.mlp import mlp_cell
-from l2o_jax.features import (
-  adam_ratios,
-  gradient,
-  relative_changes,
-  state_features,
-)
+from l2o_jax.features import adam_ratios, gradient
 from l2o_jax.gps import policy, rollouts
 from l2o_jax.optimizees.quadratic import quadratic
+from l2o_jax.policy_features import relative_changes, state_features
 from tests.gps.problems import BY_NAME, bowls
 
 
