@@ -88,6 +88,12 @@ def positive(who: str, **sizes) -> None:
 
   A tuple stands for all numbers in it.
   """
+  at_least(1, who, **sizes)
+
+
+def at_least(least: int, who: str, **sizes) -> None:
+  """The same for whole numbers of at least 0 or 1."""
+  must = 'be positive' if least else 'not be negative'
   for name, found in sizes.items():
     for size in found if isinstance(found, tuple) else (found,):
       try:
@@ -95,7 +101,7 @@ def positive(who: str, **sizes) -> None:
       except TypeError:
         whole = f'{who}: {name} must be a whole number, got {size!r}'
         raise ValueError(whole) from None
-      require(size >= 1, f'{who}: {name} must be positive, got {size}')
+      require(size >= least, f'{who}: {name} must {must}, got {size}')
 
 
 def above_zero(who: str, **numbers) -> None:

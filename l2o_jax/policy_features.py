@@ -6,7 +6,7 @@ import chex
 import jax.numpy as jnp
 
 from l2o_jax.base import Features
-from l2o_jax.checks import positive
+from l2o_jax.checks import at_least, positive
 
 
 class Recent(NamedTuple):
@@ -158,7 +158,8 @@ def state_features(lag: int = 5, depth: int = 25) -> Features:
   Raises:
     ValueError: lag or depth is no whole number, or too small.
   """
-  positive('state_features', lag=lag, depth=() if depth == 0 else depth)
+  positive('state_features', lag=lag)
+  at_least(0, 'state_features', depth=depth)
   length = lag * (depth + 1) + 1
 
   def init(x):

@@ -22,6 +22,10 @@ class ChecksTest(absltest.TestCase):
         checks.positive('f', n=bad)
     with self.assertRaisesRegex(ValueError, '^f: n must be positive, got 0$'):
       checks.positive('f', n=0)
+    checks.at_least(0, 'f', n=0)
+    negative = '^f: n must not be negative, got -1$'
+    with self.assertRaisesRegex(ValueError, negative):
+      checks.at_least(0, 'f', n=-1)
 
   def test_above_zero(self):
     checks.above_zero('f', n=0.5, m=jnp.float32(1))

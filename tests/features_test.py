@@ -236,7 +236,7 @@ class FeaturesTest(parameterized.TestCase):
     (lambda: log_and_sign(float('nan')), 'got nan'),
     (lambda: history(0), 'got 0'),
     (lambda: state_features(0, 3), 'lag must be positive, got 0'),
-    (lambda: state_features(5, -1), 'depth must be positive, got -1'),
+    (lambda: state_features(5, -1), 'depth must not be negative, got -1'),
     (lambda: state_features(1.5, 2), 'lag must be a whole number, got 1.5'),
     (lambda: state_features(2, 1.5), 'depth must be a whole number, got 1.5'),
   )

@@ -11,7 +11,7 @@ import numpy as np
 from l2o_jax.base import Cell
 from l2o_jax.cells.layers import linear_init
 from l2o_jax.cells.lstm import lstm_layer_init, lstm_layers, lstm_state
-from l2o_jax.checks import above_zero, given, positive, require
+from l2o_jax.checks import above_zero, at_least, given, positive, require
 from l2o_jax.cpu import tanh
 
 # What the heads emit: eta, mu, alpha, phi, gamma.  These values are BFGS.
@@ -205,13 +205,14 @@ def ntm_bfgs_cell(
 
   Raises:
     ValueError: there is no layer, a size or the scale is not positive, or
-      `averaged` is negative or larger than a layer.
+      `averaged` is no whole number >= 0 or larger than a layer.
   """
   hidden, form = tuple(hidden), _WHOLE if pairs is None else _last(pairs)
   positive('ntm_bfgs_cell', hidden=hidden or 0, **given(pairs=pairs))
+  at_least(0, 'ntm_bfgs_cell', averaged=averaged)
   above_zero('ntm_bfgs_cell', scale=scale)
   within = f'ntm_bfgs_cell: averaged must fit {hidden}, got {averaged}'
-  require(0 <= averaged <= min(hidden), within)
+  require(averaged <= min(hidden), within)
 
   def init(key, num_features):
     keys = jax.random.split(key, len(hidden) + 1)

@@ -76,7 +76,7 @@ class GatedCellTest(parameterized.TestCase):
     self.assertGreater(np.abs(there).max(), 0.02)
 
   def test_bad_arguments(self):
-    with self.assertRaisesRegex(ValueError, 'hidden must be positive, got -'):
+    with self.assertRaisesRegex(ValueError, 'hidden must not be negative'):
       gated_cell(-1)
     with self.assertRaisesRegex(ValueError, 'whole number, got None'):
       gated_cell(None)

@@ -156,6 +156,7 @@ class NtmBfgsTest(parameterized.TestCase):
     ({'hidden': (3, 3.5)}, 'hidden must be a whole number, got 3.5'),
     ({'scale': 0.0}, 'scale must be positive, got 0.0'),
     ({'averaged': 21}, 'averaged must fit'),
+    ({'averaged': 0.1}, 'averaged must be a whole number, got 0.1'),
     ({'pairs': 0}, 'pairs must be positive, got 0'),
     ({'pairs': -2}, 'pairs must be positive, got -2'),
   )
