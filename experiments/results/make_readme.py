@@ -4,7 +4,8 @@ Copy and paste:
   python -m experiments.results.make_readme
 
 A row of the table is an entry of a run's `headline`: figure, ours, best_tuned,
-paper.  All else on the page stands in make_readme.md.
+paper, and `notes`, a heading of NOTES.md, if another command than the run's
+makes it.  All else on the page stands in make_readme.md.
 """
 
 import json
@@ -57,7 +58,11 @@ def rows(path):
   for i, entry in enumerate(run['headline']):
     figure = f'[{entry["figure"]}]({link})'
     numbers = [entry[name] or '–' for name in ('ours', 'best_tuned', 'paper')]
-    yield figure, *(cells if i == 0 else ('the same', '', '')), *numbers
+    how = cells if i == 0 else ('the same', '', '')
+    if 'notes' in entry:
+      see = f'see [NOTES.md]({link}/NOTES.md#{entry["notes"]})'
+      how = f'{command}, then {see}' if i == 0 else see, *how[1:]
+    yield figure, *how, *numbers
 
 
 def readme() -> str:
