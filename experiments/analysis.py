@@ -122,7 +122,7 @@ EXPERIMENT = settings.Experiment(
 )
 
 
-class Task(NamedTuple):
+class Subject(NamedTuple):
   """What is analysed on, and where baselines are tuned for it."""
 
   optimizee: Optimizee
@@ -130,7 +130,7 @@ class Task(NamedTuple):
   tuning: Problem
 
 
-def make_task(s: Analysis) -> Task:
+def make_task(s: Analysis) -> Subject:
   """The function to be minimized, the key of the run."""
   if s.task == 'quadratic':
     f = tuned_on = quadratic(10)
@@ -141,7 +141,7 @@ def make_task(s: Analysis) -> Task:
     f, tuned_on = (mnist.net_on(d, base, images) for d in (test, held_out))
   keys = problems.keys('tuning', s.num_tuning)
   tuning = Problem(tuned_on, keys, s.num_steps, 1, s.num_steps, objective=True)
-  return Task(f, problems.keys('test', 1)[0], tuning)
+  return Subject(f, problems.keys('test', 1)[0], tuning)
 
 
 def learned_optimizers(s: Analysis, optimizee) -> dict[str, tuple]:
@@ -162,7 +162,7 @@ def learned_optimizers(s: Analysis, optimizee) -> dict[str, tuple]:
   return found
 
 
-def analyse(s: Analysis, task: Task, learned: dict) -> tuple[dict, dict]:
+def analyse(s: Analysis, task: Subject, learned: dict) -> tuple[dict, dict]:
   """({picture: {panel: {name: curve}}}, summary) of all.
 
   Args:

@@ -64,7 +64,7 @@ class Functions(NamedTuple):
   horizons: Annotated[int, 1, 100] = 4
 
 
-class Policy(NamedTuple):
+class GpsSettings(NamedTuple):
   """Guided policy search.
 
   Attributes:
@@ -125,14 +125,14 @@ class Settings(NamedTuple):
     num_validation=512,
   )
   functions: Functions = Functions()
-  gps: Policy = Policy()
+  gps: GpsSettings = GpsSettings()
   badmm: Badmm = Badmm()
   comparison: Comparison = Comparison(
     num_test=100, tune='all', baselines=(*FIRST_ORDER, *QUASI_NEWTON)
   )
 
 
-def cost_of(gps: Policy) -> str:
+def cost_of(gps: GpsSettings) -> str:
   """--cost, or what it is by default."""
   each = gps.trainer == 'mdgps' and gps.policy == 'coordinatewise'
   return gps.cost or ('sample_taylor' if each else 'gradient_share')

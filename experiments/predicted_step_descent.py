@@ -26,7 +26,9 @@ grey pixels of 7 expressions, which you put into an .npz
 
 from typing import Annotated, Literal, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
+import optax
 
 from experiments.common import (
   bptt,
@@ -134,7 +136,7 @@ class Settings(NamedTuple):
     num_validation=8,
   )
   images: Images = Images()
-  policy: policies.Policy = policies.Policy()
+  policy: policies.PolicySettings = policies.PolicySettings()
   imitation: policies.Imitation = policies.Imitation()
   search: policies.Search = policies.Search()
   bptt: settings.Bptt = settings.Bptt(unroll_length=10)
@@ -313,7 +315,8 @@ def meta_train(s: Settings, t, tuning: Problem):
   if s.policy.trainer == 'bptt':
     if t.theta is None:
       start = t.learned.init(training.first_keys(s.run.seed)[0])
-      t = t._replace(theta=policies.scaled(start, s.scale.output_scale))
+      scale = jnp.float32(s.scale.output_scale)  # of every group's policy
+      t = t._replace(theta=optax.tree.set(start, output=scale))
     return bptt.train(t, s.bptt)
   tuned = {'rate': 1.0, 'momentum': 0.0}
   if s.run.num_epochs:  # otherwise nobody starts from it

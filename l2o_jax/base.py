@@ -27,7 +27,6 @@ Task = chex.ArrayTree
 Theta = chex.ArrayTree
 CellState = chex.ArrayTree
 Memory = chex.ArrayTree
-MetaState = Any
 
 
 _ARGUMENTS = {
@@ -175,5 +174,5 @@ class MetaTrainer(NamedTuple):
       optimizee runs once from x_0 to its end.  Pure: jit it.
   """
 
-  init: Callable[[chex.PRNGKey], MetaState]
-  step: Callable[[MetaState, Optimizee, chex.PRNGKey], tuple[MetaState, Info]]
+  init: Callable[[chex.PRNGKey], Any]
+  step: Callable[[Any, Optimizee, chex.PRNGKey], tuple[Any, Info]]

@@ -53,11 +53,8 @@ def _names_and_leaves(tree):
   paths = {}  # {name: path}
   for path, _ in leaves:
     name, shown = _name(path), jax.tree_util.keystr(path)
-    if name in paths:
-      raise ValueError(
-        f'checkpoint: the arrays {paths[name]} and {shown} of the tree would '
-        f'both be named {name!r}'
-      )
+    both = f'the arrays {paths.get(name)} and {shown} of the tree would both be'
+    require(name not in paths, f'checkpoint: {both} named {name!r}')
     long = f'checkpoint: a name of {len(name)} characters'
     require(len(name) <= MAX_NAME, long)
     paths[name] = shown

@@ -37,12 +37,8 @@ def tanh(x):
 def _rational(x):
   x = jnp.clip(x, -_LIMIT, _LIMIT)
   y = x * x
-  p, q = _P[-1], _Q[-1]
-  for a in _P[-2::-1]:
-    p = p * y + a
-  for a in _Q[-2::-1]:
-    q = q * y + a
-  return x * p / q
+  horner = lambda c: functools.reduce(lambda p, a: p * y + a, c[::-1])
+  return x * horner(_P) / horner(_Q)
 
 
 @tanh.defjvp

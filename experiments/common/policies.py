@@ -3,7 +3,6 @@
 from typing import Annotated, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
 import l2o_jax
@@ -28,7 +27,7 @@ COSTS = {
 LABELS = [{'w': 'w0', 'b': 'b0'}, {'w': 'w1', 'b': 'b1'}]
 
 
-class Policy(NamedTuple):
+class PolicySettings(NamedTuple):
   """Policy and trainer.
 
   Attributes:
@@ -117,7 +116,7 @@ class Scale(NamedTuple):
   output_scale: settings.Positive = 0.01
 
 
-def learned_optimizer(policy: Policy, optimizee: Optimizee):
+def learned_optimizer(policy: PolicySettings, optimizee: Optimizee):
   """The policy as an optimizer, by its name in the library.
 
   Args:
@@ -135,7 +134,9 @@ def learned_optimizer(policy: Policy, optimizee: Optimizee):
   return l2o_jax.predicted_step_descent(*parts)
 
 
-def make_policy(policy: Policy, learned: LearnedOptimizer) -> gps.Policy:
+def make_policy(
+  policy: PolicySettings, learned: LearnedOptimizer
+) -> gps.Policy:
   """The policy in parts, as guided policy search trains it."""
   if policy.features == 'log_and_sign':
     parts = l2o_jax.log_and_sign(), l2o_jax.lstm_cell(scale=1.0)
@@ -194,11 +195,3 @@ def make_stages(s, learned, tuned: dict) -> list[training.Stage]:
     tolerance=own.tolerance,
   )
   return [*stages, training.Stage([trainer], total - count)]
-
-
-def scaled(theta, scale: float):
-  """Theta of a `standardised` policy whose steps are so many times as large."""
-  is_output = lambda path: path and getattr(path[-1], 'key', '') == 'output'
-  return jax.tree.map_with_path(
-    lambda path, x: jnp.float32(scale) * x if is_output(path) else x, theta
-  )

@@ -74,6 +74,12 @@ def _take_back(state, keep, by_policy):
   return Iterate(theta, guide, choose(keep, state.dual, before.dual))
 
 
+def _means(report, accept):
+  """{name: mean over the accepted functions [P] of what is finite}."""
+  mean = lambda x: jnp.mean(x, where=accept[:, None] & jnp.isfinite(x))
+  return {name: mean(x) for name, x in report._asdict().items()}
+
+
 def guided_policy_search(
   policy: Policy,
   state_features: Features,
@@ -194,10 +200,8 @@ def guided_policy_search(
     iterate = accepted._replace(theta=theta)
     iterate, report, error = improve.step(policy, iterate, evidence)
 
-    mean = lambda x: jnp.mean(x, where=accept[:, None] & jnp.isfinite(x))
     values = jnp.where(accept, values, before)
-    summary = {name: mean(x) for name, x in report._asdict().items()}
-    summary |= {
+    summary = _means(report, accept) | {
       'accepted_cost': jnp.mean(values),
       'policy_cost': jnp.mean(jnp.mean(costs, -1, where=use_policy)),
       'rejected': 1 - jnp.mean(accept),

@@ -225,7 +225,7 @@ def constrained_step(dynamics, cost, lam, nu, policy, previous, bound, eta):
   return guide, StepInfo(eta, kl, fall)
 
 
-class Search(NamedTuple):
+class Bisection(NamedTuple):
   """For η, between two trials: the next η, its brackets, the best so far."""
 
   eta: chex.Scalar
@@ -260,13 +260,13 @@ def search_eta(attempt, otherwise, bound: chex.Scalar, eta: chex.Scalar):
     eta = jnp.clip(jnp.sqrt(below * above), eta / 10, eta * 10)
     # The middle comes ever closer to the lower end, but never there.
     eta = jnp.where(eta < 1.1 * LOWEST_ETA, LOWEST_ETA, eta)
-    return Search(eta, below, above, best, search.trials + 1, done)
+    return Bisection(eta, below, above, best, search.trials + 1, done)
 
   dtype = jax.tree.leaves(otherwise)[0].dtype
   low, high = (jnp.asarray(x, dtype) for x in (LOWEST_ETA, HIGHEST_ETA))
   eta = jnp.clip(jnp.asarray(eta, dtype), low, high)
   best = (otherwise, eta, jnp.zeros_like(eta))
-  start = Search(eta, low, high, best, jnp.int32(0), jnp.bool_(False))
+  start = Bisection(eta, low, high, best, jnp.int32(0), jnp.bool_(False))
   more = lambda search: ~search.done & (search.trials < MAX_TRIALS)
   found = jax.lax.while_loop(more, trial, start)
   return found.best

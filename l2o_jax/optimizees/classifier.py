@@ -93,6 +93,15 @@ def _log_uniform(key, low, high):
   return jnp.round(jnp.exp(log)).astype(jnp.int32)
 
 
+def _cross_entropy(apply, params, images, labels):
+  x = images.reshape(images.shape[0], -1)
+  if images.dtype == jnp.uint8:
+    x = x.astype(jnp.float32) / 255
+  logits = apply(params, x)
+  losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+  return jnp.mean(losses)
+
+
 def classifier(
   images: chex.Array,
   labels: chex.Array,
@@ -150,21 +159,13 @@ def classifier(
     size = _log_uniform(key_size, smallest_batch, batch_size)
     return init_net(key_net), (start, n, size)
 
-  def cross_entropy(params, images, labels):
-    x = images.reshape(images.shape[0], -1)
-    if images.dtype == jnp.uint8:
-      x = x.astype(jnp.float32) / 255
-    logits = apply(params, x)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    return jnp.mean(losses)
-
   def loss(images, labels, params, task, key):
     start, n, size = task or (0, images.shape[0], batch_size)
     rows = jax.random.randint(key, (batch_size,), 0, n)
     if task:  # the first `size` again and again
       rows = rows[jnp.arange(batch_size) % size]
       rows = (start + rows) % images.shape[0]
-    return cross_entropy(params, images[rows], labels[rows])
+    return _cross_entropy(apply, params, images[rows], labels[rows])
 
   def objective(images, labels, params, task):
     rows = slice(objective_size)
@@ -172,7 +173,7 @@ def classifier(
       N = images.shape[0]
       rows = jnp.arange(N)[rows]
       rows = (task[0] + rows % task[1]) % N
-    return cross_entropy(params, images[rows], labels[rows])
+    return _cross_entropy(apply, params, images[rows], labels[rows])
 
   data = jnp.asarray(images), labels
   return Optimizee(init, Partial(loss, *data), Partial(objective, *data))

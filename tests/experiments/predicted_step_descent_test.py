@@ -131,16 +131,6 @@ class PredictedStepDescentTest(parameterized.TestCase):
     same = psd.make_trained_on(self.settings(), DATA, OPTIMIZEE)
     self.assertIs(same, OPTIMIZEE)
 
-  def test_a_smaller_scale(self):
-    """Only the output of each group's policy."""
-    how = policies.Policy(lstm_units=2)
-    learned = policies.learned_optimizer(how, OPTIMIZEE)
-    theta = learned.init(jax.random.key(0))
-    small = policies.scaled(theta, 0.01)
-    self.assertEqual(float(small['w0']['output']), np.float32(0.01))
-    small['w0']['output'] = theta['w0']['output']
-    jax.tree.map(np.testing.assert_array_equal, small['w0'], theta['w0'])
-
   @pytest.mark.slow
   def test_a_run_by_back_propagation(self):
     """With two --test_data of one stem, told apart (D.1)."""
