@@ -13,8 +13,7 @@ from l2o_jax.cells.mlp import mlp_cell
 from l2o_jax.cells.ntm_bfgs import ntm_bfgs_cell
 from l2o_jax.cells.schedule_free import schedule_free
 from l2o_jax.cells.standardised import standardised
-from l2o_jax.coordinatewise import coordinatewise, each
-from l2o_jax.features import log_and_sign
+from l2o_jax.coordinatewise import each
 from tests import quick
 from tests.contracts.subjects import gru_cell, theta_of
 
@@ -121,29 +120,6 @@ class CellTest(parameterized.TestCase):
     self.assertEqual((delta.shape, delta.dtype), (shape[1:], jnp.float32))
     for s in jax.tree.leaves(state) if n else []:
       self.assertEqual(s.shape[-1], n)
-
-  @subjects(APART)
-  def test_whole_or_not_is_the_same_optimizer(self, name):
-    """The library's cell, declared as a cell of one coordinate."""
-    cell = APART[name]
-    one = lambda tree: jax.tree.map(lambda s: s[..., 0], tree)
-    plain = cell._replace(
-      initial_state=lambda: one(cell.initial_state(1)), whole=False
-    )
-    params = {'w': jnp.ones((2, 3)), 's': jnp.ones(())}
-    weights = theta_of(coordinatewise(log_and_sign(), cell))
-
-    @quick.jit
-    def run(weights):
-      runs = []
-      for cell_or_plain in (cell, plain):
-        opt = coordinatewise(log_and_sign(), cell_or_plain).transform(weights)
-        runs.append(opt.update(params, opt.init(params)))
-      return runs
-
-    whole, vmapped = run(weights)
-    chex.assert_trees_all_close(whole, vmapped, rtol=1e-5, atol=1e-7)
-    chex.assert_trees_all_equal_shapes_and_dtypes(whole, vmapped)
 
 
 if __name__ == '__main__':
