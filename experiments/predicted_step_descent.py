@@ -155,16 +155,20 @@ def check(s: Settings) -> None:
   whole = s.policy.shared or s.policy.features == 'log_and_sign'
   named = '--sized needs a theta for each layer, not --shared or log_and_sign'
   settings.refuse({named: s.policy.sized and whole})
-  epochs = s.imitation.imitation_epochs
+  admm = s.policy.trainer == 'badmm'  # it imitates nobody
+  epochs = 0 if admm else s.imitation.imitation_epochs
   if s.policy.trainer == 'bptt':
     apart = s.bptt.remat == 'blocks' and not s.policy.shared
     return settings.refuse({'--remat=blocks needs --shared': apart})
-  samples = cost and COSTS[cost].of_samples and s.policy.trainer == 'badmm'
+  samples = cost and COSTS[cost].of_samples and admm
   settings.refuse(
     {
       '--num_steps must be 2 or more without --trainer=bptt': s.run.num_steps
       < 2,
       f'--cost={cost} needs --trainer=mdgps': samples,
+      f'--trainer=badmm needs --initial=momentum, not {initial}': (
+        admm and initial != 'momentum'
+      ),
       f'--initial={initial} needs --imitation_epochs': (
         initial != 'momentum' and not epochs
       ),

@@ -272,7 +272,8 @@ def _check_dtype(name, found, want, leaf):
     fits = found == want and (for_numpy or x64 or not wide)
   todo = f'give a tree of {found}, or save the array as {want}'
   if wide and not x64 and not for_numpy:
-    todo = f'switch jax_enable_x64 on to load {found}'
+    on = f'switch jax_enable_x64 on to load {found}'
+    todo = on if found == want else f'{on}, or save the array as {want}'
   _check(fits, f'{name} is {found}, expected {want}; {todo}')
 
 
@@ -288,9 +289,10 @@ def load(path, like):
       numbers, random keys or `jax.ShapeDtypeStruct`.
 
   Returns:
-    The tree.  Arrays are of numpy where `like`'s are, else of jax, with the
-    sharding of `like`'s where it names devices.  They keep the file's dtype:
-    float32 where `like` has float64 because of jax_enable_x64 stays float32.
+    The tree.  Arrays are of numpy where `like` has arrays of numpy or numbers
+    of Python, else of jax, with the sharding of `like`'s where it names
+    devices.  They keep the file's dtype: float32 where `like` has float64
+    because of jax_enable_x64 stays float32.
 
   Raises:
     CheckpointError: the file is missing or damaged, or holds other names,

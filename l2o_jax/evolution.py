@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from l2o_jax.base import Info, LearnedOptimizer, MetaTrainer
-from l2o_jax.checks import above_zero
+from l2o_jax.checks import above_zero, ready
 from l2o_jax.truncated_bptt import (
   checked_weights,
   first_state,
@@ -74,7 +74,9 @@ def evolution(
   Raises:
     ValueError: a size or σ is not positive, or weights have a wrong shape or
       are not finite.
+    TypeError: the meta-optimizer is no optax transformation.
   """
+  ready('evolution', meta_optimizer=meta_optimizer)
   sizes = unroll_length, num_unrolls, num_optimizees
   weights = checked_weights('evolution', weights, *sizes)[1:]
   above_zero('evolution', std=std)

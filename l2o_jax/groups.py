@@ -74,8 +74,11 @@ def grouped(learned: LearnedOptimizer, groups: Groups) -> LearnedOptimizer:
     opt = optax.partition(rules, groups.labels)
 
     def start(params):
-      _label_tree(groups, params)  # the error in one line
-      return opt.init(params)
+      try:
+        return opt.init(params)
+      except ValueError:
+        _label_tree(groups, params)  # the error in one line
+        raise
 
     return opt._replace(init=start)
 

@@ -18,7 +18,8 @@ class GuardedState(NamedTuple):
       and x has not reached it yet.
     opt_state: of the guarded optimizer.
     guard_state: of the guard.
-    guard_params: where the guard is; like the parameters.
+    guard_params: where the guard is; where step is 0, the point that the last
+      comparison chose; like the parameters.
     losses: sums of the losses of the guarded run and of the guard over the last
       steps before a comparison [2].
     rejected: how often the guard was better.
@@ -44,6 +45,12 @@ def _rounding(tree):
   return max([jnp.finfo(dtype).eps for dtype in types], default=0)
 
 
+def _norm(tree):
+  """In float32, where the norm of many numbers of 16 bits does not overflow."""
+  wide = lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  return optax.tree.norm(jax.tree.map(wide, tree))
+
+
 def guarded(
   opt: optax.GradientTransformation,
   guard: optax.GradientTransformation,
@@ -60,19 +67,22 @@ def guarded(
   step that is not finite is compared at once; where neither run's is finite, as
   on a minibatch with a NaN, the step is left out.
 
-  Guarantee: with losses over all data and n = 1, the loss after a comparison is
-  at most the loss that N - 1 steps of the guard reach from the point that the
-  comparison before it chose.  Whatever the guarded optimizer does, the run has
+  Guarantee: with losses over all data and n = 1, the loss at
+  `state.guard_params` after a comparison is at most the loss that N - 1 steps
+  of the guard reach from the point that the comparison before it chose; or it
+  is the loss after N of them.  Whatever the guarded optimizer does, the run has
   the guard's rate of convergence per N steps; gradient descent with a rate of
   at most 1 / L never ascends and converges to a stationary point of any f with
   L-Lipschitz gradients.  With minibatches the guarantee holds up to the error
   of a mean over n of them.  Where x is so far from the guard's x that rounding
   makes the step miss it, the next step goes to the guard again.
 
-  Between two comparisons the guarded run is on its own: stop where `state.step`
-  is 0, which is after a multiple of N steps unless a loss or a step was not
-  finite, or x was that far away.  What lies outside the parameters, such as the
-  running averages of batch normalisation, is not guarded.
+  The guarded run itself is on its own from each comparison to the next, its
+  step right after one included.  So stop where `state.step` is 0 and take
+  `state.guard_params`, the point that the comparison chose.  `state.step` is 0
+  after a multiple of N steps unless a loss or a step was not finite, or x was
+  that far away.  What lies outside the parameters, such as the running averages
+  of batch normalisation, is not guarded.
 
   It must come last in a chain: what follows would change the step to the
   guard's x.  It must not be masked, as `value_fn` needs all parameters.  What
@@ -148,8 +158,8 @@ def guarded(
     moves = optax.tree.where(reject, to_guard, moves)
     moved = optax.apply_updates(params, moves)
     there = optax.apply_updates(y, y_moves)
-    off = optax.tree.norm(optax.tree.sub(moved, there))
-    far = reject & ~(off <= 16 * _rounding(params) * optax.tree.norm(there))
+    off = _norm(optax.tree.sub(moved, there))
+    far = reject & ~(off <= 16 * _rounding(params) * _norm(there))
     new = GuardedState(
       jnp.where(compare, jnp.where(far, -1, 0), state.step + 1),
       optax.tree.where(reject, opt.init(moved), opt_state),

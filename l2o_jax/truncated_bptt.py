@@ -11,7 +11,15 @@ import numpy as np
 import optax
 
 from l2o_jax.base import Info, LearnedOptimizer, MetaTrainer, Optimizee
-from l2o_jax.checks import above_zero, given, one_of, pair, positive, require
+from l2o_jax.checks import (
+  above_zero,
+  given,
+  one_of,
+  pair,
+  positive,
+  ready,
+  require,
+)
 from l2o_jax.leaves import check_real, to_array, to_tree
 from l2o_jax.unroll import REMAT, scalar
 from l2o_jax.unroll import unroll as plain_unroll
@@ -222,6 +230,9 @@ def _spread(sharding, count):
   """A function that puts the axis B on the devices, if there is a sharding."""
   if sharding is None:
     return lambda batch: batch
+  # `jax.make_mesh` gives axes of another type, which a constraint refuses.
+  mesh = jax.sharding.Mesh(sharding.mesh.devices, sharding.mesh.axis_names)
+  sharding = jax.sharding.NamedSharding(mesh, sharding.spec)
   devices = sharding.num_devices
   even = f'truncated_bptt: num_optimizees must be a multiple of the {devices}'
   require(not count % devices, f'{even} devices, got {count}')
@@ -281,7 +292,9 @@ def truncated_bptt(
     ValueError: a size or `clip_each` is not positive, `remat` is unknown,
       weights have the wrong length or are not finite, or B is not a multiple of
       the number of devices in `sharding`.
+    TypeError: the meta-optimizer is no optax transformation.
   """
+  ready('truncated_bptt', meta_optimizer=meta_optimizer)
   sizes = unroll_length, num_unrolls, num_optimizees
   weights = checked_weights('truncated_bptt', weights, *sizes)
   one_of('truncated_bptt', REMAT, remat=remat)

@@ -4,6 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from absl.testing import absltest, parameterized
 
 from l2o_jax.cells.lstm import lstm_cell
@@ -18,7 +19,7 @@ from l2o_jax.groups import (
   sized,
   split,
 )
-from l2o_jax.learned_optimizers import lstm_raw
+from l2o_jax.learned_optimizers import lstm_log_and_sign, lstm_raw
 from tests import quick
 
 LINEAR = coordinatewise(gradient(), lstm_cell((), scale=1.0))
@@ -152,6 +153,14 @@ class GroupsTest(parameterized.TestCase):
     for i in range(60):
       counts[draw(jax.random.key(i))[0]] += 1
     np.testing.assert_allclose(counts / 60, 5 / 6, atol=0.2)
+
+  def test_state_is_recognised_as_of_the_parameters(self):
+    """As `optax.partition` has it: no names beside it."""
+    learned = lstm_log_and_sign(labels={'w': 'one', 'b': 'two'})
+    opt = learned.transform(learned.init(jax.random.key(0)))
+    state = opt.init({'w': jnp.ones((2, 3)), 'b': jnp.ones(3)})
+    mapped = optax.tree.map_params(opt, lambda x: 'P', state)
+    self.assertEqual(set(jax.tree.leaves(mapped)), {'P'})
 
 
 if __name__ == '__main__':

@@ -53,6 +53,37 @@ class GuardTest(parameterized.TestCase):
     self.assertLess(found[-1], trusted[0])
     self.assertAlmostEqual(min(found), trusted[-1], delta=2e-2)
 
+  @parameterized.parameters(1, 2, 10)
+  def test_where_to_stop(self, every):
+    """After each comparison its choice is no higher; the run itself may be."""
+    rate = lambda t: jnp.where(t % 10 == 9, 1e3, 0.05)  # now and then a leap
+    opt = guarded(optax.sgd(rate), optax.sgd(0.02), every=every)
+    _, found, states = losses(opt)
+    stops = np.flatnonzero(np.asarray(states.step) == 0)
+    chosen = jax.vmap(lambda x: loss(x, None))(states.guard_params[stops])
+    self.assertLessEqual(np.diff(chosen).max(), 1e-5)
+    self.assertGreater(np.diff(found[stops]).max(), 0.1)
+
+  def test_many_numbers_of_16_bits(self):
+    """Their norm overflows; the run comes back to the guard all the same."""
+    f = lambda x: jnp.mean((x.astype(jnp.float32) - 1) ** 2)
+    leap = optax.GradientTransformation(
+      lambda x: (), lambda g, s, x: (jnp.full_like(g, 700), s)
+    )
+    tx = guarded(leap, optax.sgd(2e4), every=20)
+    x = jnp.zeros(70_000, jnp.float16)
+
+    def step(carry, _):
+      x, state = carry
+      value, g = jax.value_and_grad(f)(x)
+      updates, state = tx.update(g, state, x, value=value, value_fn=f)
+      x = optax.apply_updates(x, updates)
+      return (x, state), (f(x), state.step)
+
+    run = quick.jit(lambda carry: jax.lax.scan(step, carry, length=50)[1])
+    found, steps = run((x, tx.init(x)))
+    self.assertLess(found[steps == 0].max(), 0.1)
+
   @parameterized.parameters(jnp.float32, jnp.bfloat16)
   def test_a_run_far_away_comes_back_to_the_guard(self, dtype):
     """x + (y - x) is not y where x has hidden it; the next step mends this."""

@@ -78,6 +78,31 @@ class TruncatedBpttTest(parameterized.TestCase):
       np.testing.assert_allclose(cost, 0.7325327, atol=1e-7)
       np.testing.assert_allclose(jnp.sqrt(cost), 0.8559, atol=5e-5)
 
+  def test_any_mesh(self):
+    """Also one of explicit axes, which is what `jax.make_mesh` makes."""
+    kinds = jax.sharding.AxisType.Explicit, jax.sharding.AxisType.Auto
+    found = []
+    for kind in kinds:
+      mesh = jax.make_mesh((1,), ('a',), axis_types=(kind,))
+      spec = jax.sharding.PartitionSpec('a')
+      trainer = truncated_bptt(
+        linear_only(),
+        optax.sgd(0.1),
+        unroll_length=2,
+        num_unrolls=1,
+        sharding=jax.sharding.NamedSharding(mesh, spec),
+      )
+      state = trainer.init(jax.random.key(0))
+      step = quick.jit(trainer.step)
+      found.append(step(state, parabola(), jax.random.key(1))[0].theta)
+    chex.assert_trees_all_equal(*found)
+
+  def test_arguments_in_another_order(self):
+    with self.assertRaisesRegex(TypeError, 'meta_optimizer is no optax trans'):
+      truncated_bptt(
+        optax.adam(0.1), linear_only(), unroll_length=2, num_unrolls=1
+      )
+
   def test_converges_as_the_original(self):
     """Cost under 1e-5 within 500 epochs of 5 unrolls of 20."""
     optimizer = optax.adam(0.01)

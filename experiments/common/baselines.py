@@ -76,6 +76,8 @@ TABLE = {
   'L-BFGS': Baseline(_lbfgs, {'memory': (10, 5)}),
   'L-BFGS, line search': Baseline(_lbfgs_search, {'memory': (10,)}, True),
 }
+# What treats every coordinate by itself, at a rate.
+COORDINATEWISE = tuple(n for n in TABLE if not n.startswith(('CG', 'L-BFGS')))
 
 
 def _schedule_free(rate, num_steps):

@@ -7,7 +7,7 @@ import optax
 
 import l2o_jax
 from experiments.common import problems, settings, training
-from experiments.common.baselines import TABLE
+from experiments.common.baselines import COORDINATEWISE
 from l2o_jax import LearnedOptimizer, Optimizee
 from l2o_jax.gps import costs
 from l2o_jax.gps import policy as gps
@@ -91,7 +91,7 @@ class Search(NamedTuple):
     batch_size: Coordinate sequences in each of its steps, >= 1.
   """
 
-  initial: Literal[tuple(TABLE)] = 'momentum'
+  initial: Literal[COORDINATEWISE] = 'momentum'
   initial_rate: Annotated[float, 1e-6, 1.0] = 0.25
   cost: Literal[tuple(COSTS)] | None = None
   kl_step: settings.Positive = 1.0

@@ -68,6 +68,25 @@ def write_theta(t, progress):
     save_learned(t.path / 'theta.npz', t.learned, progress.best_theta, facts)
 
 
+def refuse_kept(path):
+  """A run without checkpoints must not have trained weights to lose.
+
+  Raises:
+    UsageError: it has.
+  """
+  try:
+    epochs = checkpoint.metadata(path / 'theta.npz')['epochs']
+  except (checkpoint.CheckpointError, LookupError, TypeError):
+    return
+  record = path / 'run.json'
+  kept = record.exists() and run_lib.read_record(path).get('finished')
+  if epochs or kept:
+    raise UsageError(
+      f'{path} has trained weights, but no checkpoints to resume from: they '
+      'would be overwritten; choose another --workdir'
+    )
+
+
 def open_metrics(path, first):
   """metrics.jsonl, open for the lines from epoch `first` on."""
   if not run_lib.is_writer():

@@ -15,6 +15,8 @@ import contextlib
 import fcntl
 import hashlib
 import importlib
+import inspect
+import itertools
 import json
 import math
 import os
@@ -167,18 +169,25 @@ def provenance() -> dict:
   }
 
 
-def _thetas(settings) -> dict[str, str]:
-  """{path: digest} of what --theta and --rivals name, where it is a file."""
+# Flags that may name a file, or the directory or package that holds it.
+_INPUTS = 'theta', 'rivals', 'dataset', 'test_data', 'style', 'new_style'
+_INPUTS += ('net_weights',)
+
+
+def _inputs(settings) -> dict[str, str]:
+  """{name: digest} of the weights and data that flags name."""
   flags = settings_lib.flat(settings)
-  theta = flags.get('theta') or ()
-  named = (theta,) if isinstance(theta, str) else theta
-  digest = lambda file: hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+  values = [flags.get(flag) or () for flag in _INPUTS]
+  lists = [(v,) if isinstance(v, str) else v for v in values]
   found = {}
-  for name in (*named, *flags.get('rivals', ())):
+  for name in itertools.chain(*lists):
     path = pathlib.Path(name)
     file = path / 'theta.npz' if path.is_dir() else path
+    if name in names():  # the package comes before files of that name
+      file = pathlib.Path(inspect.getfile(pretrained)).with_name(f'{name}.npz')
     if file.is_file():
-      found[name] = digest(file)
+      with open(file, 'rb') as f:
+        found[name] = hashlib.file_digest(f, 'sha256').hexdigest()[:16]
   return found
 
 
@@ -208,8 +217,8 @@ def _check(path, experiment, settings) -> bool:
     for k in sorted({*there, *here})
     if there.get(k) != here.get(k)
   ]
-  now = _thetas(settings)
-  for name, digest in record.get('thetas', now).items():
+  now = _inputs(settings)
+  for name, digest in record.get('inputs', now).items():
     if now.get(name) != digest:
       different.append(f'{name} was another file')
   if record['experiment'] != experiment.name:
@@ -271,7 +280,7 @@ def opened(experiment: Experiment, settings):
         'command': settings_lib.command(experiment, settings),
         'flags': settings_lib.recorded(experiment, settings),
         'seed': getattr(settings.run, 'seed', None),
-        'thetas': _thetas(settings),
+        'inputs': _inputs(settings),
         **provenance(),
         'seconds': 0.0,
       }

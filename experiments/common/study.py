@@ -34,6 +34,11 @@ def opened(experiment, s, learned, families, like=None, **parts):
   unused = settings.unused(experiment, s)
   if hasattr(s, 'bptt') and 'num_optimizees' not in unused:
     parts['sharding'] = bptt.sharding(s.bptt.num_optimizees)
+    if s.bptt.remat == 'blocks' and learned.communicates:
+      raise settings.UsageError(
+        '--remat=blocks needs one theta for all coordinates, which must not '
+        'depend on each other or on their array'
+      )
   others = comparison.rivals(s.comparison.rivals, like or families[0])
   with run_lib.opened(experiment, s) as path:
     t = training.prepare(experiment, s, path, learned, families, **parts)

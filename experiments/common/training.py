@@ -116,6 +116,8 @@ def meta_train(t: Training) -> Progress:
   key_init, key_epochs = first_keys(t.run.seed)
   first, progress = _resume(t, key_init)
   total = sum(stage.num_epochs for stage in t.stages)
+  if _hopeless(t, progress):  # this is where the last session ended
+    raise _no_gradient(t, first, total, progress)
   steps, clock = {}, Clock()
   with progress_lib.open_metrics(t.path, first) as metrics:
     for epoch in range(first, total + 1):
@@ -212,6 +214,7 @@ def _resume(t, key_init):
     return epochs, progress
   if damaged:
     raise UsageError(f'no checkpoint can be read: {damaged}')
+  progress_lib.refuse_kept(t.path)
   return 0, start(0)
 
 
@@ -301,8 +304,7 @@ def _leave_if_asked(t, epoch, total, progress, metrics, clock):
   """Saves when it is time to; raises where the run is to end here."""
   if epoch == total:
     return
-  stop, in_a_row = signals.received(), progress.skipped_in_a_row
-  hopeless = in_a_row >= t.run.max_nonfinite
+  stop, hopeless = signals.received(), _hopeless(t, progress)
   late = time.monotonic() - clock.saved > SAVE_PERIOD
   if stop or hopeless or late:
     progress_lib.save(t, epoch + 1, progress, metrics, clock)
@@ -310,8 +312,16 @@ def _leave_if_asked(t, epoch, total, progress, metrics, clock):
     _announce(epoch + 1, total, saving=True)
     raise signals.Stopped
   if hopeless:
-    raise NonFinite(
-      f'no finite meta-gradient in the last {in_a_row} meta-steps, at epoch '
-      f'{epoch + 1} of {total}; the last good theta is in '
-      f'{t.path / "checkpoints"}'
-    )
+    raise _no_gradient(t, epoch + 1, total, progress)
+
+
+def _hopeless(t, progress) -> bool:
+  return progress.skipped_in_a_row >= t.run.max_nonfinite
+
+
+def _no_gradient(t, epoch, total, progress) -> NonFinite:
+  return NonFinite(
+    f'no finite meta-gradient in the last {progress.skipped_in_a_row} '
+    f'meta-steps, at epoch {epoch} of {total}; the last good theta is in '
+    f'{t.path / "checkpoints"}'
+  )

@@ -23,12 +23,15 @@ def interquartile_mean(x) -> float:
 
 
 def _losses(values):
-  """Losses that were not finite are null in the file; they are read as inf."""
-  return np.array([np.inf if v is None else v for v in values], float)
+  """Losses, with inf for what is not finite; in the file it is null."""
+  found = np.array([np.inf if v is None else v for v in values], float)
+  return np.where(np.isfinite(found), found, np.inf)
 
 
 def ratios(results: dict, horizon: int) -> dict[str, np.ndarray]:
   """{optimizer: losses over the mean of tuned Adam, [tasks, seeds]}.
+
+  Where tuned Adam has diverged nothing is known: all ratios are 1.
 
   Args:
     results: {task: {optimizer: {horizon: what `judging.judged` found}}}.
@@ -38,7 +41,8 @@ def ratios(results: dict, horizon: int) -> dict[str, np.ndarray]:
   for of_task in results.values():
     adam = np.mean(_losses(of_task[REFERENCE][horizon]['loss']))
     for name, ends in of_task.items():
-      row = _losses(ends[horizon]['loss']) / adam
+      losses = _losses(ends[horizon]['loss'])
+      row = losses / adam if np.isfinite(adam) else np.ones_like(losses)
       found.setdefault(name, []).append(row)
   return {name: np.array(rows) for name, rows in found.items()}
 
@@ -137,7 +141,7 @@ def _mean(end, key):
 
 def _task_table(task, of_task, horizons, every):
   """Loss at each horizon, then what the last one says beside it."""
-  last = horizons[-1]
+  last = max(horizons)
   extra = ['held out', 'accuracy', 'norm', 'ms/step', "to Adam's"]
   head = ['optimizer', *map(str, horizons), 'rate', *extra]
   rows = []

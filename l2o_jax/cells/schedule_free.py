@@ -148,7 +148,8 @@ def eval_params(theta, opt_state, params, learning_rate: float | None = None):
   order = 'arguments are theta, opt_state, params'
   require(averages, f'eval_params: theta is not of robust_optimizer; {order}')
   injected = _states(opt_state, optax.InjectStatefulHyperparamsState)
-  schedules = _states(opt_state, optax.ScaleByScheduleState)
+  plateau = optax.contrib.ReduceLROnPlateauState
+  schedules = _states(opt_state, (optax.ScaleByScheduleState, plateau))
   schedules += [s for s in injected if s.hyperparams_states]
   planned = callable(learning_rate) or (learning_rate is None and schedules)
   schedule = 'eval_params: with a schedule, judge at the parameters themselves'

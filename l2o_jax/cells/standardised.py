@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from l2o_jax.base import Cell
+from l2o_jax.checks import above_zero, positive
 
 
 def standardised(cell: Cell, limit: float = 10.0, coordinates: int = 1) -> Cell:
@@ -26,7 +27,12 @@ def standardised(cell: Cell, limit: float = 10.0, coordinates: int = 1) -> Cell:
   Returns:
     Cell with theta {'mean' [F], 'std' [F], 'output' [], 'cell': of `cell`};
     with `coordinates`, F n replaces F.
+
+  Raises:
+    ValueError: the limit or the number of coordinates is not positive.
   """
+  above_zero('standardised', limit=limit)
+  positive('standardised', coordinates=coordinates)
 
   def init(key, num_features):
     mean = jnp.zeros(num_features * coordinates, jnp.float32)

@@ -18,7 +18,8 @@ def main(argv=None) -> int:
   parser.add_argument('name', help=', '.join(PREPARABLE))
   what = 'directory with the archives or unpacked files; default: download them'
   parser.add_argument('--from', dest='source', metavar='DIR', help=what)
-  what = f'where to write; default: {default_data_dir()}'
+  default = default_data_dir().replace('%', '%%')  # argparse formats it
+  what = f'where to write; default: {default}'
   parser.add_argument('--data_dir', metavar='DIR', help=what)
   arguments = parser.parse_args(argv)
   say = lambda text: print(text, file=sys.stderr, flush=True)

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import optax
 
+from l2o_jax.checks import require
 from l2o_jax.gps import costs, iteration
 from l2o_jax.gps.dynamics import fit_controller
 from l2o_jax.gps.iteration import choose, guide_actions
@@ -31,7 +32,12 @@ def mirror_descent(
 
   Returns:
     Improve; its dual is η [P, M], where to start the search.
+
+  Raises:
+    ValueError: `blend` is not in 0 ... 1.
   """
+  share = f'mirror_descent: blend must be 0 ... 1, got {blend!r}'
+  require(0 <= blend <= 1, share)
 
   def improve_one(samples, mu, guide, eta, kl_step, limits):
     """The guide step: new guide, change of action [S, T, A], η, Report."""

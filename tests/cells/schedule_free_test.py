@@ -125,6 +125,13 @@ class EvalParamsTest(parameterized.TestCase):
       np.testing.assert_allclose(found, x, rtol=1e-4, atol=1e-4)
     self.assertGreater(np.abs(x - y).max(), 1e-2 * learning_rate)
 
+  def test_a_plateau_is_a_schedule(self):
+    theta, x = l2o_jax.pretrained('robust')[1], jnp.ones(3)
+    plateau = optax.contrib.reduce_on_plateau()
+    opt = optax.chain(l2o_jax.pretrained_optimizer(), plateau)
+    with self.assertRaisesRegex(ValueError, 'judge at the parameters'):
+      eval_params(theta, opt.init(x), x)
+
   @parameterized.named_parameters(
     ('chain', lambda tx: optax.chain(optax.clip(1.0), tx)),
     ('masked', lambda tx: optax.masked(tx, {'w': True, 'b': False})),

@@ -77,6 +77,13 @@ class PrepareTest(parameterized.TestCase):
     self.assertEqual(self.command(), (0, out, ''))
     self.assertNotIn('tensorflow', sys.modules)
 
+  def test_help_where_the_directory_has_a_percent_sign(self):
+    with mock.patch.dict(os.environ, {'TFDS_DATA_DIR': '/tmp/100%/x'}):
+      out = self.enterContext(contextlib.redirect_stdout(io.StringIO()))
+      with self.assertRaisesRegex(SystemExit, '^0$'):
+        main(['--help'])
+    self.assertIn('/tmp/100%/x', out.getvalue())
+
   def test_errors_are_one_line_and_leave_nothing(self):
     path = self.source / 'train-labels-idx1-ubyte.gz'
     labels = np.full(20, 77, np.uint8)

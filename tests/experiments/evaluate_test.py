@@ -34,7 +34,7 @@ def end(*losses, diverged=0, rose=0):
   return {'loss': list(losses), 'diverged': diverged, 'rose': rose}
 
 
-class VerdictTest(absltest.TestCase):
+class VerdictTest(parameterized.TestCase):
   def test_interquartile_mean(self):
     self.assertEqual(verdict.interquartile_mean([0, 1, 2, 100]), 1.5)
     x = [0, 1, 2, 3, 4, 5, np.inf, np.nan]
@@ -62,6 +62,25 @@ class VerdictTest(absltest.TestCase):
     self.assertEqual(rows['mine']['interval'], [1.25, np.inf])
     ratios = verdict.mean_ratios(results, [100])
     self.assertEqual(ratios[100]['a'], {'ADAM': 1.0, 'mine': 0.5})
+
+  @parameterized.parameters(np.nan, np.inf, None)
+  def test_tuned_adam_has_diverged(self, lost):
+    """Then nobody is ahead of it; nan, inf and null are one."""
+    of_task = {'ADAM': {100: end(1.0, lost)}, 'mine': {100: end(1.0, 2.0)}}
+    rows = verdict.aggregate({'a': of_task}, [100])[100]
+    self.assertEqual(rows['mine']['interquartile_mean'], 1.0)
+    self.assertEqual(rows['mine']['ahead_of_adam'], 0)
+    of_task['mine'], of_task['ADAM'] = of_task['ADAM'], of_task['mine']
+    rows = verdict.aggregate({'a': of_task}, [100])[100]
+    self.assertEqual(rows['mine']['worst'], np.inf)
+
+  def test_horizons_in_any_order(self):
+    """What stands beside the losses is of the longest."""
+    more = {'rate': 1.0, 'ms': 1.0, 'curve': [2.0, 2.0, 1.0]}
+    of_task = {'ADAM': {h: end(1.0) | more for h in (200, 100)}}
+    text = verdict._task_table('a', of_task, (200, 100), 100)
+    self.assertIn('the rest at 200', text)
+    self.assertEqual(text.split()[-1], '200')
 
   def test_a_diverged_optimizer_in_the_table(self):
     """inf, neither nan nor the largest float."""

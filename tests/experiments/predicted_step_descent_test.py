@@ -20,6 +20,7 @@ from experiments.common import (
   report,
   training,
 )
+from experiments.common.settings import UsageError
 from l2o_jax.datasets import DatasetError
 from l2o_jax.gps.policy import calibrated
 from tests.experiments import toy
@@ -103,6 +104,12 @@ class PredictedStepDescentTest(parameterized.TestCase):
     np.testing.assert_array_equal(units['w0']['mean'], np.zeros(7))
     np.testing.assert_array_equal(units['w0']['std'], np.ones(7))
     self.assertEqual(float(units['w0']['output']), 3)
+
+  def test_admm_starts_from_momentum(self):
+    how = {'trainer': 'badmm', 'imitation_epochs': 2}
+    with self.assertRaisesRegex(UsageError, 'badmm needs --initial=momentum'):
+      psd.check(self.settings(**how, initial='ADAM_decaying'))
+    psd.check(self.settings(**how))
 
   def test_validation_on_other_problems(self):
     """The mean of the logarithms, relative to the start of each."""

@@ -96,6 +96,12 @@ class QuadraticsTest(absltest.TestCase):
         self.run_it()
     self.assertFalse(self.path.exists())
 
+  def test_blocks_where_coordinates_communicate(self):
+    how = {'optimizer': 'averaging', 'num_problems': 1, 'remat': 'blocks'}
+    with self.assertRaisesRegex(settings.UsageError, 'remat=blocks needs one'):
+      self.run_it(**how)
+    self.assertFalse(self.path.exists())
+
   def test_a_bad_rival_is_found_first(self):
     """Before anything is made or trained (D.1)."""
     with self.assertRaisesRegex(settings.UsageError, '--rivals=/nowhere'):

@@ -1,8 +1,12 @@
 """Run directories: whose they are, what is lost, what is found again."""
 
+import contextlib
+import hashlib
+import inspect
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +20,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from experiments.common import cli, progress, run, settings, signals, training
-from l2o_jax.checkpoint import CheckpointError
+from l2o_jax.checkpoint import CheckpointError, metadata
 from l2o_jax.pretrained import pretrained
 from l2o_jax.theta_files import load_learned, save_learned
 from tests.experiments import toy
@@ -247,6 +251,26 @@ class RunTest(parameterized.TestCase):
       toy.train(self.path, skipping, max_nonfinite=3)
     self.assertEqual(self.lines()[-1]['skipped'], 3)
 
+  def test_the_last_meta_gradients_were_not_finite(self):
+    """Started again it ends the same way, though no epoch is left."""
+    skipping = [(toy.trainer(skipped=True), 4)]
+    for _ in range(2):
+      with self.assertRaisesRegex(cli.NonFinite, 'at epoch 4 of 4'):
+        toy.train(self.path, skipping, max_nonfinite=4)
+
+  @parameterized.parameters(4, 0)
+  def test_trained_weights_without_checkpoints(self, selected):
+    """As in a kept result: nothing is overwritten."""
+    worse = lambda theta: -toy.validate(theta)
+    toy.train(self.path, validate=worse if selected == 0 else toy.validate)
+    run.note(self.path, finished=True)
+    shutil.rmtree(self.path / 'checkpoints')
+    before = (self.path / 'theta.npz').read_bytes()
+    self.assertEqual(metadata(self.path / 'theta.npz')['epochs'], selected)
+    with self.assertRaisesRegex(settings.UsageError, 'would be overwritten'):
+      toy.train(self.path)
+    self.assertEqual((self.path / 'theta.npz').read_bytes(), before)
+
   @parameterized.parameters(1, 2, 3, 5)
   def test_two_trainers_in_a_row(self, stop):
     """Theta goes over; stopped and resumed anywhere it is the same run."""
@@ -294,6 +318,22 @@ class RunTest(parameterized.TestCase):
     message = f'{start} was another file'
     with self.assertRaisesRegex(settings.UsageError, message):
       toy.train(other, **flags)
+
+  def test_what_flags_name(self):
+    """Weights of the package come before files; data count as well."""
+    data = self.path.parent / 'images.npz'
+    data.write_bytes(b'one')
+    named = {'theta': 'robust', 'dataset': str(data), 'rivals': ('mnist',)}
+    with contextlib.chdir(self.path.parent):
+      pathlib.Path('robust').mkdir()
+      pathlib.Path('robust/theta.npz').write_bytes(b'other')
+      with mock.patch.object(run.settings_lib, 'flat', lambda s: named):
+        found = run._inputs(None)
+    package = pathlib.Path(inspect.getfile(pretrained)).parent
+    digest = lambda b: hashlib.sha256(b).hexdigest()[:16]
+    weights = (package / 'robust.npz').read_bytes()
+    want = {'robust': digest(weights), str(data): digest(b'one')}
+    self.assertEqual(found, want)
 
   def test_stale_temporaries(self):
     """What a killed save has left goes away with the next (B.7)."""
