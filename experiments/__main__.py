@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import sys
 
 HERE = pathlib.Path(__file__).parent
 
@@ -15,6 +16,8 @@ def programs() -> dict[str, str]:
 
 
 if __name__ == '__main__':
+  status = 2 if sys.argv[1:] else 0  # python -m experiments NAME
   print('python -m experiments.NAME, which takes --help; NAME is one of\n')
   for name, what in programs().items():
     print(f'  {name:22} {what}')
+  sys.exit(status)

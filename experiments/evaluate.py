@@ -34,6 +34,7 @@ from experiments.common import (
   plots,
   run,
   settings,
+  signals,
   tasks,
   verdict,
 )
@@ -262,6 +263,7 @@ def main(s: Settings) -> None:
   for name, task in made.items():
     check_theta(s.run, name, task.optimizee)
   with run.opened(EXPERIMENT, s) as path:
+    signals.announce('stopped; the same command goes on', saving=False)
     results = judge_all(s.run, rivals, made, path / 'results.jsonl')
     summary = verdict.aggregate(results, s.run.horizons)
     run.write_json(path / 'summary.json', summary)

@@ -114,7 +114,7 @@ def ratios(path, panels: dict, learned: Sequence[str]) -> None:
   """
   tasks = list(next(iter(panels.values())))
   names = list(next(iter(panels.values()))[tasks[0]])
-  height = 1.2 + 0.28 * len(tasks)
+  height = 1.2 + 0.28 * max(len(tasks), len(names))  # the legend fits
   titles, size = [f'{horizon} steps' for horizon in panels], (3.2, height)
   figure, axes = grid(titles, len(panels), size, letters=False, sharey=True)
   styles, low, high = looks(names, learned), 0.02, 20.0

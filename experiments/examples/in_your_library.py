@@ -3,7 +3,8 @@
   python -m experiments.examples.in_your_library
 
 Each function is the shortest form of a training loop in that library.  At its
-end the net has the average of its parameters, which is what to judge and save.
+end it judges the average of the iterates, which is what to use.  Training goes
+on from the parameters: never write the average into a net that is trained on.
 Without that line `tx` may be any optax optimizer.
 """
 
@@ -36,8 +37,8 @@ def flax_linen(tx, theta, num_steps):
   for _ in range(num_steps):
     state, value = step(state)
     losses.append(float(value))
-  params = l2o_jax.eval_params(theta, state.opt_state, state.params)
-  return losses, float(loss(params))
+  average = l2o_jax.eval_params(theta, state.opt_state, state.params)
+  return losses, float(loss(average))
 
 
 def flax_nnx(tx, theta, num_steps):
@@ -56,9 +57,9 @@ def flax_nnx(tx, theta, num_steps):
     return value
 
   losses = [float(step(net, optimizer)) for _ in range(num_steps)]
-  params = nnx.state(net, nnx.Param)
-  nnx.update(net, l2o_jax.eval_params(theta, optimizer.opt_state, params))
-  return losses, float(loss(net))
+  params, average = nnx.state(net, nnx.Param), nnx.clone(net)
+  nnx.update(average, l2o_jax.eval_params(theta, optimizer.opt_state, params))
+  return losses, float(loss(average))
 
 
 def equinox(tx, theta, num_steps):
@@ -79,8 +80,8 @@ def equinox(tx, theta, num_steps):
   for _ in range(num_steps):
     net, state, value = step(net, state)
     losses.append(float(value))
-  net = l2o_jax.eval_params(theta, state, net)
-  return losses, float(loss(net))
+  average = l2o_jax.eval_params(theta, state, net)
+  return losses, float(loss(average))
 
 
 def haiku(tx, theta, num_steps):
@@ -103,8 +104,8 @@ def haiku(tx, theta, num_steps):
   for _ in range(num_steps):
     params, state, value = step(params, state)
     losses.append(float(value))
-  params = l2o_jax.eval_params(theta, state, params)
-  return losses, float(loss(params))
+  average = l2o_jax.eval_params(theta, state, params)
+  return losses, float(loss(average))
 
 
 LIBRARIES = {

@@ -4,9 +4,11 @@
 
 `fine_tune` is all it takes.  It starts from the package's `robust`,
 meta-trains it on runs of the task, draws it beside tuned Adam, and returns an
-optax transformation.  A task is an Optimizee: here a net of Flax with batch
-norm, and a net of Equinox.  Writes flax.npz, flax.png, equinox.npz and
-equinox.png.
+optax transformation; `l2o_jax.load_learned('flax.npz')` has theta for
+`eval_params`.  Theta is for runs of about as many steps: judge it on held-out
+data, with weight decay in front of it.  A task is an Optimizee: here a net of
+Flax with batch norm, and a net of Equinox.  Writes flax.npz, flax.png,
+equinox.npz and equinox.png.
 """
 
 import functools
@@ -16,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import optax
+import tqdm
 from jax.tree_util import Partial
 
 import l2o_jax
@@ -31,7 +34,7 @@ def fine_tune(task, name, num_steps=100, num_epochs=40):
   )
   state, step = trainer.init(jax.random.key(0)), jax.jit(trainer.step)
   state = state._replace(theta=theta)
-  for key in jax.random.split(jax.random.key(1), num_epochs):
+  for key in tqdm.tqdm(jax.random.split(jax.random.key(1), num_epochs), name):
     state, info = step(state, task, key)
   l2o_jax.save_learned(f'{name}.npz', learned, state.theta)
   return compare(task, name, learned.transform(state.theta), num_steps)

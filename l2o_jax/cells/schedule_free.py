@@ -122,10 +122,11 @@ def eval_params(theta, opt_state, params, learning_rate: float | None = None):
 
       x = y - η (1 - β) / β o     y: the parameters, o: see `schedule_free`
 
-  The loss at x is often lower than at y, and x is what to save.  Training goes
-  on from y.  Running averages of batch normalisation are of y; let a few
-  minibatches update them at x.  `optax.contrib.schedule_free_eval_params` is
-  the same for optax's form.
+  The loss at x is often lower than at y, and x is what to judge and to use in
+  the end.  Training goes on from y: a run whose parameters are replaced by x
+  diverges.  Running averages of batch normalisation are of y; let some
+  3 / (1 - μ) minibatches update them at x, μ their momentum.
+  `optax.contrib.schedule_free_eval_params` is the same for optax's form.
 
   Args:
     theta: of `robust_optimizer` without labels; `pretrained` returns it.
@@ -160,6 +161,7 @@ def eval_params(theta, opt_state, params, learning_rate: float | None = None):
     learning_rate = given[0] if given else 1.0
   states = _states(opt_state, CoordinatewiseState)
   one = f'eval_params: needs one state of the optimizer, found {len(states)}'
+  one += '; of optax.partition take the inner_states one after the other'
   require(len(states) == 1, one)
   _, offsets = states[0].cell[0]  # a tree like the parameters, leaves [1, *s]
   leaves = jax.tree.leaves_with_path(offsets)

@@ -32,10 +32,16 @@ BINARIES = {
 class ListTest(absltest.TestCase):
   def test_python_m_experiments_lists_every_binary(self):
     with contextlib.redirect_stdout(io.StringIO()) as seen:
-      runpy.run_module('experiments', run_name='__main__')
-    rows = [line.split() for line in seen.getvalue().splitlines()[2:]]
+      for argv, status in (['experiments'], 0), (['experiments', 'mnist'], 2):
+        with mock.patch.object(sys, 'argv', argv):
+          with self.assertRaisesRegex(SystemExit, f'^{status}$'):
+            runpy.run_module('experiments', run_name='__main__')
+        if not status:
+          first = seen.getvalue()
+    self.assertEqual(seen.getvalue(), 2 * first)
+    rows = [line.split() for line in first.splitlines()[2:]]
     self.assertEqual({row[0] for row in rows}, {*BINARIES, 'policy_steps'})
-    self.assertIn('on random quadratics (Andrychowicz', seen.getvalue())
+    self.assertIn('on random quadratics (Andrychowicz', first)
 
 
 def parse(name, *flags):
