@@ -157,7 +157,7 @@ def learned_optimizers(s: Analysis, optimizee) -> dict[str, tuple]:
     of = comparison.rivals((name,), optimizee, flag='theta')
     learned, theta = next(iter(of.values()))
     path = pathlib.Path(name)
-    label = comparison.free_label(found, '/'.join(path.parts[-2:]), path)
+    label = comparison.free_label(found, comparison.label_of(path), path)
     found[label] = learned, theta
   return found
 

@@ -171,8 +171,10 @@ def show(path) -> None:
     tuned = [n for n in names if n not in learned]
     for name in learned if tuned else ():
       least = [min(final(net, n) for n in tuned) for net in across]
-      over = [f'{final(net, name) / y:.2f}' for net, y in zip(across, least)]
-      lines.append([f'{name} / best tuned', *over])
+      mine = np.array([final(net, name) for net in across])
+      with np.errstate(divide='ignore', invalid='ignore'):  # losses of 0
+        over = mine / np.array(least)
+      lines.append([f'{name} / best tuned', *(f'{x:.2f}' for x in over)])
     cli.say(tables.columns(title, ['mean final loss', *of], lines))
   cli.say(f'\nwritten: {path}/architectures.png summary.json curves.csv')
 

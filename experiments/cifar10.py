@@ -117,6 +117,12 @@ EXPERIMENT = settings.Experiment(
 )
 
 
+_OF = dict.fromkeys(
+  ('validation', 'tuning'), 'the last tenth of the training images'
+)
+_OF |= {'test': 'the test images', 'meta-training': 'the training images'}
+
+
 def of_labels(data, labels, what) -> tuple[np.ndarray, np.ndarray]:
   """The images of these labels, which become 0, 1 ...
 
@@ -126,7 +132,7 @@ def of_labels(data, labels, what) -> tuple[np.ndarray, np.ndarray]:
   images, found = data
   missing = sorted(set(labels) - set(found.tolist()))
   if missing:
-    raise UsageError(f'{what}: no image has label {missing[0]}')
+    raise UsageError(f'{_OF.get(what, what)}: no image has label {missing[0]}')
   rows = np.isin(found, labels)
   return images[rows], np.searchsorted(labels, found[rows]).astype(np.int32)
 
@@ -194,15 +200,16 @@ def main(s: Settings) -> None:
   validation = problem(held_out, known, 'validation', s.run.num_steps)
   validate = problems.mean_curve(validation, learned)
 
+  panels, steps = [], s.images.test_steps
+  sizes = dict.fromkeys(min(PANELS[n], count) for n in s.images.panels)
+  for labels in map(range, sizes):
+    tuned = problem(held_out, labels, 'tuning', steps)
+    unseen = problem(test, labels, 'test', steps)
+    panels.append(Panel(f'images of {len(labels)} labels', tuned, unseen))
+
   opened = study.opened(EXPERIMENT, s, learned, [base], validate=validate)
   with opened as (t, compare):
     progress, facts = bptt.train(t, s.bptt)
-    panels, steps = [], s.images.test_steps
-    sizes = dict.fromkeys(min(PANELS[n], count) for n in s.images.panels)
-    for labels in map(range, sizes):
-      tuned = problem(held_out, labels, 'tuning', steps)
-      unseen = problem(test, labels, 'test', steps)
-      panels.append(Panel(f'images of {len(labels)} labels', tuned, unseen))
     compare(progress, facts, panels)
 
 

@@ -164,7 +164,7 @@ def learned_contenders(s: Judgement) -> dict[str, Contender]:
   for name in dict.fromkeys(s.theta):  # each once
     _, learned, theta = run.find_theta(name)
     path = pathlib.Path(name)
-    label = comparison.free_label(found, '/'.join(path.parts[-2:]), path)
+    label = comparison.free_label(found, comparison.label_of(path), path)
     make, points = _stepped(learned), {label: None}
     if s.average and 'momentum' in theta:
       points[f'{label}, average'] = at_average

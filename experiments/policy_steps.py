@@ -133,23 +133,26 @@ def end(z) -> float:
   return float(np.median(np.abs(z[-1])))
 
 
-def policies(s: Steps) -> dict[str, tuple]:
+def policies(s: Steps, optimizee) -> dict[str, tuple]:
   """{name: (optimizer, its features, the number of that with the gradient)}.
 
   Raises:
-    UsageError: a theta is not of Predicted Step Descent.
+    UsageError: a theta is not of Predicted Step Descent, or for other
+      parameters than the optimizee's.
     CheckpointError: it cannot be read.
   """
   found = {}
-  for path in map(pathlib.Path, s.theta):
-    _, learned, theta = run.find_theta(path)
+  for name in s.theta:
+    path = pathlib.Path(name)
+    _, learned, theta = run.find_theta(name)
     if learned.call['name'] != 'predicted_step_descent':
       what = f'is of {learned.call["name"]}, not of predicted_step_descent'
-      raise settings.UsageError(f'--theta={path} {what}')
+      raise settings.UsageError(f'--theta={name} {what}')
+    comparison.rivals((name,), optimizee, flag='theta')
     call = learned.call['arguments']
     kind = call.get('features', 'changes')
     features = policy_parts(call['hidden'], kind)[0]
-    label = f'policy, {"/".join(path.parts[-2:])}'
+    label = f'policy, {comparison.label_of(path)}'
     title = comparison.free_label(found, label, path)
     found[title] = learned.transform(theta), features, SLOPE[kind]
   return found
@@ -180,12 +183,13 @@ def main(s: Settings) -> None:
   began = time.monotonic()
   data = images.read(s.run.dataset, data_dir=s.run.data_dir)
   data = projected.few(data, s.run.images)
-  contenders = policies(s.run)
+  optimizee, _ = make_optimizee(PSD.defaults, data, PANELS[s.run.panel])
+  contenders = policies(s.run, optimizee)
   with run.opened(EXPERIMENT, s) as path:
     curves, ends = measure(s.run, contenders, data)
     styles = plots.looks([*contenders, *RIVALS], list(contenders))
-    panels.draw(path / 'policy_steps.png', PICTURE, curves, styles)
     run.write_json(path / 'policy_steps.json', ends)
+    panels.draw(path / 'policy_steps.png', PICTURE, curves, styles)
     cli.say(f'written: {path}/policy_steps.png policy_steps.json')
     comparison.finish(path, began)
 

@@ -152,7 +152,7 @@ def imitation(
     theta, error = policies.learn(policy, theta, lesson, knobs, key_policy)
 
     cost = jnp.mean(jnp.sum(exact.objective, -1))
-    finite = jnp.isfinite(cost)
+    finite = jnp.isfinite(cost) & jnp.isfinite(error)
     policy_cost = jnp.where(state.epoch > 0, cost, jnp.nan)
     summary = {'regression_error': error, 'policy_cost': policy_cost}
     info = Info(exact.objective, cost[None], ~finite[None], summary)

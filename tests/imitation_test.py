@@ -160,6 +160,30 @@ class ImitationTest(parameterized.TestCase):
     )
     self.assertTrue(np.isnan(info.summary['policy_cost']))
 
+  def test_a_minibatch_that_is_not_finite(self):
+    """It is recorded as the policy sees it, and spoils nothing."""
+    trainer = imitation(
+      make_policy(gradient(), LINEAR),
+      optax.sgd(0.05),
+      SMALL,
+      regression=Regression(20, batch_size=8),
+    )
+
+    def loss(share, x, task, key):
+      bad = jax.random.bernoulli(key, share)
+      return jnp.sum(x**2) * jnp.where(bad, jnp.nan, 1)
+
+    init = lambda key: (jnp.ones(3), ())
+    objective = lambda x, task: jnp.sum(x**2)
+    of = lambda share: jax.tree_util.Partial(loss, jnp.float32(share))
+    family = lambda share: Optimizee(init, of(share), objective)
+
+    state, _ = train(trainer, family(0), range(1))  # the teacher's runs
+    state, (info,) = train(trainer, family(0.3), range(1, 2), state)
+    self.assertFalse(info.skipped[0])
+    for x in jax.tree.leaves((state.theta, info.summary)):
+      self.assertTrue(np.isfinite(x).all())
+
   def test_scale_is_what_the_policy_sees_not_what_it_does(self):
     """An optimizer of the sign takes the same steps at every scale."""
     units = []
@@ -184,6 +208,14 @@ class ImitationTest(parameterized.TestCase):
   def test_bad_arguments(self):
     with self.assertRaisesRegex(ValueError, 'imitation: .* got 1 and 20'):
       imitation(make_policy(gradient(), LINEAR), optax.sgd(1.0), Rollouts(1))
+    for wrong, message in (
+      ({'noise': (0.6, 0.02)}, 'noise must be 0 <= low <= high'),
+      ({'initial_noise': -0.3}, 'initial_noise must be >= 0'),
+      ({'common_noise': 1.5}, 'common_noise must be 0 ... 1'),
+    ):
+      with self.assertRaisesRegex(ValueError, message):
+        how = SMALL._replace(**wrong)
+        imitation(make_policy(gradient(), LINEAR), optax.sgd(1.0), how)
     with self.assertRaisesRegex(ValueError, 'batch_size must be positive'):
       imitation(
         make_policy(gradient(), LINEAR),

@@ -29,6 +29,7 @@ from experiments.common.settings import Experiment, UsageError
 from l2o_jax.checkpoint import CheckpointError
 from l2o_jax.datasets import DatasetError
 
+_HARD_SPACE = '\u00a0'  # where no line may be broken
 # absl's way to define a flag, by the type of its field.
 _KINDS = {
   bool: flags.DEFINE_bool,
@@ -124,7 +125,7 @@ def parse(experiment: Experiment, argv: list[str]):
         _define(values, name, hints[name], default)
   try:
     rest = values(argv)[1:]
-  except (flags.Error, OSError, UnicodeError) as error:
+  except (flags.Error, OSError, ValueError) as error:
     raise UsageError(' '.join(str(error).split())) from None
   if rest:
     raise UsageError(f'unexpected arguments: {" ".join(rest)}')
@@ -198,12 +199,13 @@ def help_text(experiment: Experiment, settings) -> str:
     lines.append('')
   lines.append('Presets, the first by default:')
   for name, flags_of in experiment.presets.items():
-    text = shlex.join(
-      f'--{k}={one}'
+    words = shlex.join(
+      f'--{k}={one}'.replace(' ', _HARD_SPACE)
       for k, v in flags_of.items()
       for one in (v if isinstance(v, tuple) else (v,))
     )
-    lines.append(_fill(f'{name}: {text or "as shown above"}', 2))
+    text = _fill(f'{name}: {words or "as shown above"}', 2)
+    lines.append(text.replace(_HARD_SPACE, ' '))
   return '\n'.join(lines)
 
 

@@ -101,8 +101,10 @@ def rivals(
     CheckpointError: its theta cannot be read.
   """
   found: dict[str, tuple] = {}
-  for path in map(pathlib.Path, dict.fromkeys(paths)):  # each once
-    settings, learned, theta = run_lib.find_theta(path, flag)
+  for name in dict.fromkeys(paths):  # each once
+    # A path would lose the ./ that makes a name of the package a directory.
+    path = pathlib.Path(name)
+    settings, learned, theta = run_lib.find_theta(name, flag)
     try:
       params, _ = jax.eval_shape(optimizee.init, jax.random.key(0))
       state = jax.eval_shape(learned.transform(theta).init, params)
@@ -113,9 +115,15 @@ def rivals(
     numbers = f'its state has {size:.2g} numbers for {n:,} coordinates'
     if size > _MOST:
       raise UsageError(f'--{flag}={path}: {numbers}, more than {_MOST:.0e}')
-    name = name_of(learned, settings)
-    found[free_label(found, name, path)] = learned, theta
+    label = free_label(found, name_of(learned, settings), path)
+    found[label] = learned, theta
   return found
+
+
+def label_of(path: pathlib.Path) -> str:
+  """What a file or directory is called in pictures."""
+  text = '/'.join(path.parts[-2:] or path.resolve().parts[-1:])
+  return f'./{text}' if text.startswith('_') else text  # _: in no legend
 
 
 def free_label(names, name: str, path: pathlib.Path) -> str:

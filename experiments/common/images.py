@@ -25,7 +25,9 @@ def read(name: str, split: str = 'train', data_dir: str | None = None):
 def split_off(data, part: int) -> tuple:
   """Images and labels without one part of so many, and that part, the last."""
   images, labels = data
-  last = -(len(images) // part)
+  if len(images) < 2:
+    raise UsageError(f'too few images: {len(images)}, at least 2 are needed')
+  last = -max(len(images) // part, 1)
   return (images[:last], labels[:last]), (images[last:], labels[last:])
 
 

@@ -118,6 +118,6 @@ def _scale(axis, picture, title, curves):
     sizes = np.abs(values[values != 0])
     small = np.quantile(sizes, 0.2) if len(sizes) else 1.0
     axis.set_yscale('symlog', linthresh=small)
-    ticks = axis.get_yticks()  # those in the linear part overlap
+    ticks = np.asarray(axis.get_yticks())  # those in the linear part overlap
     axis.set_yticks(ticks[(ticks == 0) | (np.abs(ticks) >= small)])
     axis.yaxis.set_major_formatter('{x:g}')

@@ -171,7 +171,7 @@ def provenance() -> dict:
 
 # Flags that may name a file, or the directory or package that holds it.
 _INPUTS = 'theta', 'rivals', 'dataset', 'test_data', 'style', 'new_style'
-_INPUTS += ('net_weights',)
+_INPUTS += 'net_weights', 'contents'
 
 
 def _inputs(settings) -> dict[str, str]:
@@ -186,9 +186,18 @@ def _inputs(settings) -> dict[str, str]:
     if name in names():  # the package comes before files of that name
       file = pathlib.Path(inspect.getfile(pretrained)).with_name(f'{name}.npz')
     if file.is_file():
-      with open(file, 'rb') as f:
-        found[name] = hashlib.file_digest(f, 'sha256').hexdigest()[:16]
+      found[name] = _digest([file])
+    elif name == flags.get('contents'):  # pictures
+      found[name] = _digest(sorted(p for p in path.glob('*') if p.is_file()))
   return found
+
+
+def _digest(paths) -> str:
+  digest = hashlib.sha256()
+  for path in paths:
+    with open(path, 'rb') as f:
+      hashlib.file_digest(f, lambda: digest)
+  return digest.hexdigest()[:16]
 
 
 def _check(path, experiment, settings) -> bool:

@@ -11,6 +11,7 @@ import optax
 from jax.tree_util import Partial
 
 from experiments.common import hard, nets
+from experiments.common.settings import UsageError
 from l2o_jax import datasets, optimizees
 from l2o_jax.base import Optimizee
 
@@ -43,6 +44,8 @@ class Task(NamedTuple):
 def digits(split, dataset='mnist_5k', data_dir=None, side=SIDE) -> Data:
   """Images of any size and colour, averaged to grey squares, standardised."""
   x, y = datasets.load(dataset, split, data_dir)
+  if y.max() >= CLASSES:
+    raise UsageError(f'--dataset={dataset} has more than {CLASSES} classes')
   x = np.asarray(x, np.float32)
   x = x.mean(-1) if x.ndim == 4 else x
   grid = np.linspace(0, x.shape[1], side + 1).round().astype(int)

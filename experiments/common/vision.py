@@ -177,11 +177,20 @@ def _torchvision_vgg(weights):
 
 def _open(path, what):
   import PIL.Image
+  import PIL.ImageOps
 
   try:
     with one_line(f'{what}={path} cannot be read'):
       with open_regular(path) as f:
-        return PIL.Image.open(f).convert('RGB')
+        picture = PIL.ImageOps.exif_transpose(PIL.Image.open(f))
+        if picture.mode.startswith('I'):  # 16 bits of grey
+          grey = np.clip(np.asarray(picture, np.float64) / 257, 0, 255)
+          picture = PIL.Image.fromarray(grey.round().astype(np.uint8))
+        if picture.has_transparency_data:
+          picture = picture.convert('RGBA')
+          white = PIL.Image.new('RGBA', picture.size, 'white')
+          picture = PIL.Image.alpha_composite(white, picture)
+        return picture.convert('RGB')
   except ValueError as error:
     raise UsageError(str(error)) from None
 

@@ -154,9 +154,9 @@ def calibrated(policy: Policy, theta: Theta, observations, actions) -> Theta:
   output = jnp.sqrt(jnp.mean(a**2, (1, 2, 3)))
   units = {'output': jnp.where(output > 0, output, 1)}
   if not policy.in_units:
-    std = jnp.std(o, (1, 2))  # [M or 1, F A]
-    std = jnp.where(std > 1e-6, std, 1)
-    units |= {'mean': jnp.mean(o, (1, 2)), 'std': std}
+    mean, std = jnp.mean(o, (1, 2)), jnp.std(o, (1, 2))  # [M or 1, F A]
+    varies = std > 1e-6 * jnp.maximum(jnp.abs(mean), std)  # and not rounding
+    units |= {'mean': mean, 'std': jnp.where(varies, std, 1)}
   stacked = _stack(policy, theta)
   units = {name: z.astype(stacked[name].dtype) for name, z in units.items()}
   return _unstack(policy, {**stacked, **units})

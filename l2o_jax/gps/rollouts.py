@@ -48,6 +48,13 @@ def check(knobs: Rollouts, who: str) -> None:
   enough = f'{who}: num_steps and num_rollouts must be at least 2'
   require(T >= 2 and N >= 2, f'{enough}, got {T} and {N}')
   positive(who, num_coordinates=knobs.num_coordinates)
+  low, high = knobs.noise
+  noise = f'{who}: Rollouts.noise must be 0 <= low <= high, got {knobs.noise}'
+  require(0 <= low <= high < np.inf, noise)
+  first = f'{who}: Rollouts.initial_noise must be >= 0 and finite, got '
+  require(0 <= knobs.initial_noise < np.inf, f'{first}{knobs.initial_noise}')
+  common = f'{who}: Rollouts.common_noise must be 0 ... 1, got '
+  require(0 <= knobs.common_noise <= 1, f'{common}{knobs.common_noise}')
   if knobs.functions is not None:
     several_keys(f'{who}: Rollouts.functions', knobs.functions)
 
@@ -87,6 +94,12 @@ class Rollout(NamedTuple):
   values: chex.Array
   objective: chex.Array
   actions: chex.Array
+
+
+def _as_seen(x):
+  """Finite, and of at least 32 bits, as features see it."""
+  x = jnp.where(jnp.isfinite(x), x, 0)
+  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def rollout(knobs, policy, optimizee, make_opt, keys, with_hessian=False):
@@ -135,6 +148,7 @@ def rollout(knobs, policy, optimizee, make_opt, keys, with_hessian=False):
       objective, exact = jax.value_and_grad(f)(step.params)
     trees = step.params, step.gradients, exact, step.updates
     x, g, exact, moved = map(pick, trees)
+    x, g = map(_as_seen, (x, g))
     curvature = hessian(step.params)
     return Rollout(x, g, exact, curvature, step.loss, objective, moved)
 

@@ -1,5 +1,6 @@
 """Neural networks that classify images, trained on minibatches."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -94,12 +95,12 @@ def _log_uniform(key, low, high):
 
 
 def _cross_entropy(apply, params, images, labels):
+  """Of each image."""
   x = images.reshape(images.shape[0], -1)
   if images.dtype == jnp.uint8:
     x = x.astype(jnp.float32) / 255
   logits = apply(params, x)
-  losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-  return jnp.mean(losses)
+  return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
 def classifier(
@@ -124,7 +125,7 @@ def classifier(
     net: (init, apply), for example of `mlp`.
     batch_size: images per minibatch.
     objective_size: `objective` is the mean over the first `objective_size`
-      images; None: over all.  If a part has fewer images, they are repeated.
+      images, or over a part that has fewer; None: over all.
     smallest_part: k: every f has only a part of the images, n of them from a
       random place on, with log n uniform in log k ... log N.  A net can learn
       a small part by heart, so that f goes to 0.  None: all f have all images.
@@ -148,6 +149,7 @@ def classifier(
   others = given(objective_size=objective_size, **own)
   positive('classifier', batch_size=batch_size, **others)
   init_net, apply = net
+  cross_entropy = functools.partial(_cross_entropy, apply)
 
   def init(key):
     if not own:
@@ -165,15 +167,19 @@ def classifier(
     if task:  # the first `size` again and again
       rows = rows[jnp.arange(batch_size) % size]
       rows = (start + rows) % images.shape[0]
-    return _cross_entropy(apply, params, images[rows], labels[rows])
+    return jnp.mean(cross_entropy(params, images[rows], labels[rows]))
 
   def objective(images, labels, params, task):
     rows = slice(objective_size)
-    if task:
-      N = images.shape[0]
-      rows = jnp.arange(N)[rows]
-      rows = (task[0] + rows % task[1]) % N
-    return _cross_entropy(apply, params, images[rows], labels[rows])
+    if not task:
+      return jnp.mean(cross_entropy(params, images[rows], labels[rows]))
+    start, n, _ = task
+    N = images.shape[0]
+    rows = jnp.arange(N)[rows]
+    ours = rows < n
+    rows = (start + rows) % N
+    losses = cross_entropy(params, images[rows], labels[rows])
+    return jnp.mean(losses, where=ours)
 
   data = jnp.asarray(images), labels
   return Optimizee(init, Partial(loss, *data), Partial(objective, *data))

@@ -102,7 +102,9 @@ class Cifar10Test(absltest.TestCase):
     images, labels = cifar10.of_labels(data, [5, 7], 'test')
     self.assertEqual(images[:, 0].tolist(), [1, 2, 3, 5])
     self.assertEqual(labels.tolist(), [0, 1, 0, 1])
-    with self.assertRaisesRegex(UsageError, 'test: no image has label 6'):
+    with self.assertRaisesRegex(
+      UsageError, 'test images: no image has label 6'
+    ):
       cifar10.of_labels(data, [5, 6], 'test')
 
   def test_what_is_refused(self):
@@ -113,6 +115,25 @@ class Cifar10Test(absltest.TestCase):
     ):
       with self.assertRaisesRegex(UsageError, message):
         self.run_it(dataset=images, **flags)
+
+  def test_a_label_that_is_only_in_training(self):
+    """Found before anything is trained."""
+    images, labels = np.zeros((200, 16, 16, 3), np.uint8), np.arange(200) % 10
+    path = self.path.parent / 'own.npz'
+    arrays = {'train_images': images, 'train_labels': labels}
+    arrays |= {'test_images': images[:8], 'test_labels': labels[:8]}
+    np.savez(path, **arrays)
+    with mock.patch.object(cifar10.bptt, 'train') as train:
+      with self.assertRaisesRegex(UsageError, 'test images: no image has lab'):
+        self.run_it(dataset=str(path), side=0, panels=('ten',))
+    train.assert_not_called()
+
+  def test_few_images(self):
+    data = np.zeros((5, 1)), np.arange(5)
+    first, last = cifar10.split_off(data, 10)
+    self.assertEqual((len(first[0]), last[1].tolist()), (4, [4]))
+    with self.assertRaisesRegex(UsageError, 'too few images: 1'):
+      cifar10.split_off((data[0][:1], data[1][:1]), 10)
 
   def test_data_that_are_not_there(self):
     with self.assertRaisesRegex(DatasetError, 'prepare cifar10'):

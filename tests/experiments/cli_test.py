@@ -179,6 +179,16 @@ class ParseTest(parameterized.TestCase):
     first = next(iter(experiment.presets))
     self.assertRegex(presets, f'^  {first}: (--|as shown)')
 
+  def test_values_with_spaces_stand_on_one_line(self):
+    text = cli.help_text(BINARIES['evaluate'], parse('evaluate'))
+    for line in text.split('Presets, the first')[1].splitlines():
+      self.assertEqual(line.count("'") % 2, 0, line)
+    self.assertIn("'--baselines=ADAM, cosine'", text)
+
+  def test_a_value_for_a_flag_without_one(self):
+    with self.assertRaisesRegex(settings.UsageError, 'take an argument'):
+      parse('quadratics', '--nosecond_derivatives=1')
+
   def test_help_names_the_trainer(self):
     s = settings.preset(BINARIES['predicted_step_descent'])
     text = cli.help_text(BINARIES['predicted_step_descent'], s)

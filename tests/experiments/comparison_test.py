@@ -1,5 +1,6 @@
 """Tuning, statistics, tables and files of a comparison."""
 
+import contextlib
 import json
 import pathlib
 import tempfile
@@ -22,6 +23,7 @@ from l2o_jax.learned_optimizers import (
   predicted_step_descent,
   robust_optimizer,
 )
+from l2o_jax.optimizees.quadratic import quadratic
 from tests.experiments import toy
 
 
@@ -339,6 +341,25 @@ class CompareTest(absltest.TestCase):
       self.assertRaisesRegex(cli.UsageError, '--rivals=elsewhere: '),
     ):
       comparison.rivals(['elsewhere'], parabolas())
+
+
+class NamesTest(absltest.TestCase):
+  def test_a_directory_of_the_name_of_a_pretrained_optimizer(self):
+    """`robust` is the package's; `./robust` and `robust/` are not."""
+    folder = self.enterContext(tempfile.TemporaryDirectory())
+    with contextlib.chdir(folder):
+      toy.train('robust')
+      for name in './robust', 'robust/':
+        ((one, _),) = comparison.rivals([name], quadratic(2)).values()
+        self.assertEqual(one.call['name'], 'lstm_raw')
+      ((one, _),) = comparison.rivals(['robust'], quadratic(2)).values()
+    self.assertEqual(one.call['name'], 'robust_optimizer')
+
+  def test_labels(self):
+    label = lambda text: comparison.label_of(pathlib.Path(text))
+    self.assertEqual(label('a/b/c.npz'), 'b/c.npz')
+    self.assertEqual(label('_best.npz'), './_best.npz')
+    self.assertEqual(label('.'), pathlib.Path.cwd().name)
 
 
 if __name__ == '__main__':

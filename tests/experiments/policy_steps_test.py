@@ -5,6 +5,7 @@ import pathlib
 import tempfile
 from unittest import mock
 
+import jax
 import numpy as np
 import pytest
 from absl.testing import absltest
@@ -57,6 +58,17 @@ class PolicyStepsTest(absltest.TestCase):
     with self.assertRaisesRegex(UsageError, 'is of robust_optimizer, not of'):
       policy_steps.main(s)
     self.assertFalse((path / 'run').exists())
+
+  def test_a_theta_for_other_parameters(self):
+    path = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+    learned = predicted_step_descent({'w': 'a', 'b': 'b'}, 2)
+    theta = learned.init(jax.random.key(0))
+    save_learned(path / 'theta.npz', learned, theta)
+    s = toy.make_settings(
+      path / 'run', policy_steps.EXPERIMENT, theta=(str(path / 'theta.npz'),)
+    )
+    with self.assertRaisesRegex(UsageError, 'is for other parameters'):
+      policy_steps.main(s)
 
   @pytest.mark.slow
   def test_a_run(self):

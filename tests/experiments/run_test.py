@@ -334,6 +334,14 @@ class RunTest(parameterized.TestCase):
     weights = (package / 'robust.npz').read_bytes()
     want = {'robust': digest(weights), str(data): digest(b'one')}
     self.assertEqual(found, want)
+    folder = self.path.parent / 'pictures'
+    folder.mkdir()
+    named, seen = {'contents': str(folder)}, set()
+    for text in b'a', b'b':
+      (folder / '1.png').write_bytes(text)
+      with mock.patch.object(run.settings_lib, 'flat', lambda s: named):
+        seen.add(run._inputs(None)[str(folder)])
+    self.assertLen(seen, 2)
 
   def test_stale_temporaries(self):
     """What a killed save has left goes away with the next (B.7)."""

@@ -159,6 +159,25 @@ class PicturesTest(absltest.TestCase):
       with self.assertRaisesRegex(UsageError, 'cannot be read: No such file'):
         vision.read_contents(path / 'nowhere')
 
+  def test_as_a_viewer_shows_them(self):
+    """16 bits, transparent, and turned."""
+    import PIL.Image
+
+    path = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+    grey = np.full((64, 64), 32768, np.uint16)
+    PIL.Image.fromarray(grey).save(path / 'grey.png')
+    PIL.Image.new('RGBA', (64, 64), (0, 0, 0, 0)).save(path / 'clear.png')
+    half = np.zeros((64, 64, 3), np.uint8)
+    half[:, 32:] = 255  # white on the right, and below once it is turned
+    turned = PIL.Image.fromarray(half)
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(path / 'turned.png', exif=exif)
+    read = lambda name: vision.read_style(str(path / name), 64)
+    self.assertEqual(read('grey.png')[3, 5].tolist(), [128] * 3)
+    self.assertEqual(read('clear.png')[3, 5].tolist(), [255] * 3)
+    self.assertEqual(read('turned.png')[[5, 60], 5, 0].tolist(), [0, 255])
+
 
 if __name__ == '__main__':
   absltest.main()

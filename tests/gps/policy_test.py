@@ -96,6 +96,9 @@ class PolicyTest(absltest.TestCase):
     np.testing.assert_allclose(found['b']['mean'], [20], rtol=0.1)
     np.testing.assert_allclose(found['b']['std'], [10], rtol=0.1)
     np.testing.assert_allclose(found['b']['output'], 1, rtol=0.1)
+    tiny = policy.calibrated(pi, theta, 1e-9 * jnp.array(o), jnp.array(a))
+    np.testing.assert_allclose(tiny['b']['std'], [1e-8], rtol=0.1)
+    np.testing.assert_allclose(tiny['w']['std'], [1])
     still = policy.calibrated(pi, theta, jnp.array(o), 0 * jnp.array(a))
     np.testing.assert_array_equal(still['w']['output'], 1)  # not 0: it divides
 

@@ -67,6 +67,11 @@ class ClassifierTest(absltest.TestCase):
     task = tuple(map(jnp.int32, (48, 5, 1)))
     objective = quick.jit(optimizee.objective)(params, task)
     np.testing.assert_allclose(objective, part.mean(), rtol=1e-5)
+    for n in 11, 35:  # no divisor of 50; at most 30 images are looked at
+      few = classifier(IMAGES, LABELS, net, 8, 30, **parts).objective
+      found = quick.jit(few)(params, tuple(map(jnp.int32, (48, n, 1))))
+      mean = np.roll(each, 2)[: min(n, 30)].mean()
+      np.testing.assert_allclose(found, mean, rtol=1e-5)
     losses = quick.jit(jax.vmap(optimizee.loss, (None, None, 0)))
     one = losses(params, task, keys)  # minibatches of one image
     near = np.abs(one[:, None] - part).min(1)
