@@ -234,7 +234,9 @@ def _panel(axis, curves, styles):
   steps = length * round(longest[1] - longest[0]) if length > 1 else 1
   curves = {name: _smooth(curve, length) for name, curve in curves.items()}
   for name, curve in curves.items():
-    axis.plot(curve['step'], curve['mean'], label=name, **styles[name])
+    seen = np.isfinite(curve['mean']).any()
+    style = styles[name] if seen else styles[name] | {'markevery': None}
+    axis.plot(curve['step'], curve['mean'], label=name, **style)
     if not linear and 'marker' not in styles[name]:
       band = curve['quartile_1'], curve['quartile_3']
       color = styles[name]['color']

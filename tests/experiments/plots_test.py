@@ -107,6 +107,9 @@ class PlotsTest(absltest.TestCase):
     self.draw({'one': {'mine': curve([np.nan] * 3)}})
     self.draw({'one': {'mine': curve([1, np.inf, np.inf])}})
 
+  def test_a_rival_that_is_nowhere_finite(self):
+    self.draw({'one': {'mine': curve([2, 1]), 'SGD': curve([np.nan, np.nan])}})
+
   def test_margins(self):
     """A linear axis around 0, as high as the first needs."""
     curves = {'all': curve([0, 0, 0.1, 0.2]), 'SGD': curve([0, 5, -90, 3])}
