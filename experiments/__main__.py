@@ -16,7 +16,7 @@ def programs() -> dict[str, str]:
 
 
 if __name__ == '__main__':
-  status = 2 if sys.argv[1:] else 0  # python -m experiments NAME
+  status = 2 if {*sys.argv[1:]} - {'--help', '-h'} else 0
   print('python -m experiments.NAME, which takes --help; NAME is one of\n')
   for name, what in programs().items():
     print(f'  {name:22} {what}')

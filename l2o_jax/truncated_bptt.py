@@ -230,9 +230,10 @@ def _spread(sharding, count):
   """A function that puts the axis B on the devices, if there is a sharding."""
   if sharding is None:
     return lambda batch: batch
-  # `jax.make_mesh` gives axes of another type, which a constraint refuses.
-  mesh = jax.sharding.Mesh(sharding.mesh.devices, sharding.mesh.axis_names)
-  sharding = jax.sharding.NamedSharding(mesh, sharding.spec)
+  auto = jax.sharding.AxisType.Auto
+  free = all(kind == auto for kind in sharding.mesh.axis_types)
+  ask = 'axes of the mesh must be Auto, as with jax.make_mesh(axis_types=)'
+  require(free, f'truncated_bptt: {ask}, got {sharding.mesh.axis_types}')
   devices = sharding.num_devices
   even = f'truncated_bptt: num_optimizees must be a multiple of the {devices}'
   require(not count % devices, f'{even} devices, got {count}')
@@ -290,8 +291,8 @@ def truncated_bptt(
 
   Raises:
     ValueError: a size or `clip_each` is not positive, `remat` is unknown,
-      weights have the wrong length or are not finite, or B is not a multiple of
-      the number of devices in `sharding`.
+      weights have the wrong length or are not finite, the mesh of `sharding`
+      has an axis that is not Auto, or B is not a multiple of its devices.
     TypeError: the meta-optimizer is no optax transformation.
   """
   ready('truncated_bptt', meta_optimizer=meta_optimizer)

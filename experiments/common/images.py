@@ -1,5 +1,8 @@
 """Images: read by a name or from a file, split, reduced."""
 
+import pathlib
+from collections.abc import Iterable
+
 import numpy as np
 
 from experiments.common.settings import UsageError
@@ -20,6 +23,12 @@ def read(name: str, split: str = 'train', data_dir: str | None = None):
   if name.endswith('.npz'):
     return datasets.read_npz(name, split)
   return datasets.load(name, split, data_dir)
+
+
+def pictures(paths: Iterable[pathlib.Path]) -> list[pathlib.Path]:
+  """Those that are pictures by their names, sorted."""
+  endings = ('.jpg', '.jpeg', '.png', '.webp')
+  return sorted(path for path in paths if path.suffix.lower() in endings)
 
 
 def split_off(data, part: int) -> tuple:

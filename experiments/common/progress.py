@@ -75,8 +75,8 @@ def refuse_kept(path):
     UsageError: it has.
   """
   try:
-    epochs = checkpoint.metadata(path / 'theta.npz')['epochs']
-  except (checkpoint.CheckpointError, LookupError, TypeError):
+    epochs = checkpoint.metadata(path / 'theta.npz').get('epochs', True)
+  except (checkpoint.CheckpointError, AttributeError):
     return
   record = path / 'run.json'
   kept = record.exists() and run_lib.read_record(path).get('finished')

@@ -28,6 +28,7 @@ from importlib import metadata
 
 import jax
 
+from experiments.common import images
 from experiments.common import settings as settings_lib
 from experiments.common.cli import log
 from experiments.common.settings import Experiment, UsageError
@@ -169,26 +170,32 @@ def provenance() -> dict:
   }
 
 
-# Flags that may name a file, or the directory or package that holds it.
-_INPUTS = 'theta', 'rivals', 'dataset', 'test_data', 'style', 'new_style'
-_INPUTS += 'net_weights', 'contents'
+# Flags that name weights: files, directories with one, or of the package.
+_WEIGHTS = 'theta', 'rivals'
+_DATA = 'dataset', 'test_data', 'style', 'new_style', 'net_weights'  # or names
 
 
 def _inputs(settings) -> dict[str, str]:
   """{name: digest} of the weights and data that flags name."""
   flags = settings_lib.flat(settings)
-  values = [flags.get(flag) or () for flag in _INPUTS]
-  lists = [(v,) if isinstance(v, str) else v for v in values]
+
+  def named(which):
+    values = [flags.get(flag) or () for flag in which]
+    return itertools.chain(*((v,) if isinstance(v, str) else v for v in values))
+
   found = {}
-  for name in itertools.chain(*lists):
+  for name in named(_WEIGHTS):
     path = pathlib.Path(name)
     file = path / 'theta.npz' if path.is_dir() else path
     if name in names():  # the package comes before files of that name
       file = pathlib.Path(inspect.getfile(pretrained)).with_name(f'{name}.npz')
     if file.is_file():
       found[name] = _digest([file])
-    elif name == flags.get('contents'):  # pictures
-      found[name] = _digest(sorted(p for p in path.glob('*') if p.is_file()))
+  for name in named(_DATA):
+    if pathlib.Path(name).is_file():
+      found[name] = _digest([name])
+  for name in named(['contents']):
+    found[name] = _digest(images.pictures(pathlib.Path(name).glob('*')))
   return found
 
 
@@ -227,7 +234,8 @@ def _check(path, experiment, settings) -> bool:
     if there.get(k) != here.get(k)
   ]
   now = _inputs(settings)
-  for name, digest in record.get('inputs', now).items():
+  before = record.get('inputs', record.get('thetas', now))
+  for name, digest in before.items():
     if now.get(name) != digest:
       different.append(f'{name} was another file')
   if record['experiment'] != experiment.name:

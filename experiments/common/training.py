@@ -323,5 +323,5 @@ def _no_gradient(t, epoch, total, progress) -> NonFinite:
   return NonFinite(
     f'no finite meta-gradient in the last {progress.skipped_in_a_row} '
     f'meta-steps, at epoch {epoch} of {total}; the last good theta is in '
-    f'{t.path / "checkpoints"}'
+    f'{t.path / "checkpoints"}; a larger --max_nonfinite goes on'
   )

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
+from experiments.common import images
 from experiments.common.settings import UsageError
 from l2o_jax.cpu import convolve
 from l2o_jax.datasets import one_line
@@ -183,8 +184,9 @@ def _open(path, what):
     with one_line(f'{what}={path} cannot be read'):
       with open_regular(path) as f:
         picture = PIL.ImageOps.exif_transpose(PIL.Image.open(f))
-        if picture.mode.startswith('I'):  # 16 bits of grey
-          grey = np.clip(np.asarray(picture, np.float64) / 257, 0, 255)
+        if picture.mode.startswith('I'):  # grey, of 16 bits as a rule
+          grey = np.asarray(picture, np.float64)
+          grey = np.clip(grey / (257 if grey.max() > 255 else 1), 0, 255)
           picture = PIL.Image.fromarray(grey.round().astype(np.uint8))
         if picture.has_transparency_data:
           picture = picture.convert('RGBA')
@@ -231,13 +233,11 @@ def read_contents(directory=None) -> tuple[np.ndarray, np.ndarray]:
     tiles = sheet.reshape(rows, SIDE, columns, SIDE, 3).swapaxes(1, 2)
     photos = tiles.reshape(-1, SIDE, SIDE, 3)[: 60 + NUM_TEST]
     return photos[:-NUM_TEST], photos[-NUM_TEST:]
-  endings = ('.jpg', '.jpeg', '.png', '.webp')
   what = f'--contents={directory}'
   try:
-    paths = sorted(pathlib.Path(directory).iterdir())
+    paths = images.pictures(pathlib.Path(directory).iterdir())
   except OSError as error:
     raise UsageError(f'{what} cannot be read: {error.strerror}') from None
-  paths = [path for path in paths if path.suffix.lower() in endings]
   if len(paths) < 5:
     raise UsageError(f'{what} has {len(paths)} pictures; 5 or more are needed')
   photos = [_square(_open(p, '--contents'), SIDE, str(p)) for p in paths]

@@ -20,7 +20,7 @@ def standardised(cell: Cell, limit: float = 10.0, coordinates: int = 1) -> Cell:
 
   Args:
     cell: any cell; the result is whole, or communicates, if `cell` does.
-    limit: in standard deviations.
+    limit: in standard deviations; finite.
     coordinates: n, if the cell is one net for n coordinates (`mlp_cell`); each
       of its F n inputs then has its own units.
 

@@ -31,14 +31,14 @@ BINARIES = {
 
 class ListTest(absltest.TestCase):
   def test_python_m_experiments_lists_every_binary(self):
+    first = ''
     with contextlib.redirect_stdout(io.StringIO()) as seen:
-      for argv, status in (['experiments'], 0), (['experiments', 'mnist'], 2):
-        with mock.patch.object(sys, 'argv', argv):
+      for given, status in ([], 0), (['--help'], 0), (['mnist'], 2):
+        with mock.patch.object(sys, 'argv', ['experiments', *given]):
           with self.assertRaisesRegex(SystemExit, f'^{status}$'):
             runpy.run_module('experiments', run_name='__main__')
-        if not status:
-          first = seen.getvalue()
-    self.assertEqual(seen.getvalue(), 2 * first)
+        first = first or seen.getvalue()
+    self.assertEqual(seen.getvalue(), 3 * first)
     rows = [line.split() for line in first.splitlines()[2:]]
     self.assertEqual({row[0] for row in rows}, {*BINARIES, 'policy_steps'})
     self.assertIn('on random quadratics (Andrychowicz', first)

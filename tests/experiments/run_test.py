@@ -323,7 +323,8 @@ class RunTest(parameterized.TestCase):
     """Weights of the package come before files; data count as well."""
     data = self.path.parent / 'images.npz'
     data.write_bytes(b'one')
-    named = {'theta': 'robust', 'dataset': str(data), 'rivals': ('mnist',)}
+    named = {'theta': 'robust', 'dataset': 'cifar10', 'rivals': ('mnist',)}
+    named |= {'test_data': (str(data), 'mnist')}
     with contextlib.chdir(self.path.parent):
       pathlib.Path('robust').mkdir()
       pathlib.Path('robust/theta.npz').write_bytes(b'other')
@@ -339,9 +340,19 @@ class RunTest(parameterized.TestCase):
     named, seen = {'contents': str(folder)}, set()
     for text in b'a', b'b':
       (folder / '1.png').write_bytes(text)
+      (folder / '.DS_Store').write_bytes(b'no picture')
       with mock.patch.object(run.settings_lib, 'flat', lambda s: named):
         seen.add(run._inputs(None)[str(folder)])
     self.assertLen(seen, 2)
+
+  def test_a_record_of_an_earlier_version(self):
+    toy.train(self.path)
+    record = run.read_record(self.path)
+    record['thetas'] = {'lost.npz': 'digest'}
+    del record['inputs']
+    run.write_json(self.path / 'run.json', record)
+    with self.assertRaisesRegex(settings.UsageError, 'lost.npz was another'):
+      toy.train(self.path)
 
   def test_stale_temporaries(self):
     """What a killed save has left goes away with the next (B.7)."""

@@ -175,6 +175,8 @@ class PicturesTest(absltest.TestCase):
     turned.save(path / 'turned.png', exif=exif)
     read = lambda name: vision.read_style(str(path / name), 64)
     self.assertEqual(read('grey.png')[3, 5].tolist(), [128] * 3)
+    PIL.Image.fromarray(np.full((64, 64), 200, np.int32)).save(path / 'i.tif')
+    self.assertEqual(read('i.tif')[3, 5].tolist(), [200] * 3)
     self.assertEqual(read('clear.png')[3, 5].tolist(), [255] * 3)
     self.assertEqual(read('turned.png')[[5, 60], 5, 0].tolist(), [0, 255])
 

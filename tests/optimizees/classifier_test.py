@@ -72,6 +72,14 @@ class ClassifierTest(absltest.TestCase):
       found = quick.jit(few)(params, tuple(map(jnp.int32, (48, n, 1))))
       mean = np.roll(each, 2)[: min(n, 30)].mean()
       np.testing.assert_allclose(found, mean, rtol=1e-5)
+    # The net sees no image of others, which may overflow.
+    alone = np.where(np.arange(50) < 11, 1.0, np.inf)[:, None]
+    two = (lambda key: jnp.ones(2), lambda w, x: x * w)
+    f = classifier(alone.astype(np.float32), LABELS % 2, two, 8, **parts)
+    task = tuple(map(jnp.int32, (0, 11, 1)))
+    slope = quick.jit(jax.grad(f.objective))(jnp.ones(2), task)
+    self.assertTrue(np.isfinite(slope).all())
+    task = tuple(map(jnp.int32, (48, 5, 1)))
     losses = quick.jit(jax.vmap(optimizee.loss, (None, None, 0)))
     one = losses(params, task, keys)  # minibatches of one image
     near = np.abs(one[:, None] - part).min(1)
