@@ -170,11 +170,9 @@ def check(s: Settings) -> None:
         admm and initial != 'momentum'
       ),
       f'--initial={initial} needs --imitation_epochs': (
-        initial != 'momentum' and not epochs and s.run.num_epochs
+        initial != 'momentum' and not epochs
       ),
-      '--imitation_epochs is part of --num_epochs': (
-        epochs > s.run.num_epochs > 0
-      ),
+      '--imitation_epochs is part of --num_epochs': epochs > s.run.num_epochs,
     }
   )
 

@@ -110,9 +110,6 @@ class PredictedStepDescentTest(parameterized.TestCase):
     with self.assertRaisesRegex(UsageError, 'badmm needs --initial=momentum'):
       psd.check(self.settings(**how, initial='ADAM_decaying'))
     psd.check(self.settings(**how))
-    # Without meta-training no start is needed.
-    full = {'initial': 'ADAM_decaying', 'imitation_epochs': 2}
-    psd.check(self.settings(**full, num_epochs=0))
 
   def test_validation_on_other_problems(self):
     """The mean of the logarithms, relative to the start of each."""
