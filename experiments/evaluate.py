@@ -3,7 +3,7 @@ r"""Judges any theta as a sceptic would: other tasks, rivals tuned as much.
 Copy and paste:
   python -m experiments.evaluate                  # two tasks, some minutes
   python -m experiments.evaluate --preset=small   # those with small nets
-  python -m experiments.evaluate --preset=hard    # where `robust` is behind
+  python -m experiments.evaluate --preset=hard    # where `robust` did badly
   python -m experiments.evaluate --preset=large   # four larger nets, hours
   python -m experiments.evaluate --preset=full    # all of them, a day
   python -m experiments.evaluate --theta=mnist_gated --theta=robust
@@ -11,8 +11,9 @@ Copy and paste:
       --horizons=100 --baselines=NAG --num_test=2   # a file; half a minute
 
 Every optimizer without a fixed rate is tuned on each task and for each horizon,
-with the same number of rates and seeds.  Losses are over all training data
-after so many steps, each run judged at the end of its own schedule.  Rows that
+with the same number of rates and seeds.  Training losses are over the first
+2,000 images, or 256 pieces of the text, after so many steps; each run is judged
+at the end of its own schedule.  Rows that
 are done stay in --workdir: the same command goes on from there.  Writes
 results.jsonl, summary.json, ratios.png, and curves.png with the losses against
 steps, milliseconds and FLOPs, all of the longest runs.

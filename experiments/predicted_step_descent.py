@@ -80,9 +80,9 @@ class Images(NamedTuple):
       --dataset, with another projection.
     data_dir: Where prepared data sets are; $TFDS_DATA_DIR or
       ~/tensorflow_datasets by default.
-    test_images: Of each of them only so many images, drawn at random, which a
-      net can learn by heart; 0: all.
-    test_classes: Of each of them only the first so many classes; 0: all.
+    test_images: How many images to draw from each of them; a net can learn few
+      images by heart; 0: all.
+    test_classes: How many classes to keep of each, the first ones; 0: all.
     panels: Problems of the comparison, a flag for each; same: the objective of
       meta-training, other x_0; base: another projection, as in all that follow;
       wide: larger nets; noisy: minibatches of 10; long: twice the steps.
@@ -95,10 +95,10 @@ class Images(NamedTuple):
     minibatch: Images per minibatch in meta-training, >= 1.
     objective_size: Images that make the exact objective in meta-training and
       tuning, at most.
-    smallest_part: In meta-training every rollout has a part of the images only,
-      of so many or more, at random; 0: all images.
-    smallest_batch: In meta-training every rollout has minibatches of a size of
-      its own, so small or up to --minibatch, at random; 0: --minibatch.
+    smallest_part: The least number of images that a rollout of meta-training
+      has; their number is random; 0: all images.
+    smallest_batch: The least minibatch of a rollout of meta-training; its size
+      is random, up to --minibatch; 0: --minibatch.
     rescale: In meta-training the parameters of every rollout are multiplied by
       exp(U(-r, r)), r >= 0.
     validate_on: Other problems that theta is selected on, a flag for each: the

@@ -7,12 +7,12 @@ Copy and paste:
       --workdir=runs/coordinatewise               # `robust_coordinatewise`
 
 The optimizer is schedule-free Adam with a learned gate on the length of its
-steps; each leaf adapts it, and the first are shorter (`robust_optimizer`).  It
-is meta-trained by evolution strategies on small nets and quadratics, some of
-them in random units, on whole runs; what counts is the loss relative to the
-loss of a fixed Adam.  It is selected by validation on other nets, sizes and
-batches.  Writes theta.npz, and a comparison on a few other tasks; `python -m
-experiments.evaluate` judges it on more.
+steps; each leaf adapts that length, and the first steps are shorter
+(`robust_optimizer`).  It is meta-trained by evolution strategies on small nets
+and quadratics, some of them in random units, on whole runs; what counts is the
+loss relative to the loss of a fixed Adam.  It is selected by validation on
+other nets, sizes and batches.  Writes theta.npz, and a comparison on a few
+other tasks; `python -m experiments.evaluate` judges it on more.
 """
 
 import functools
@@ -52,7 +52,7 @@ class Optimizer(NamedTuple):
     bound: Bound of a step, > 0.09.
     agreement: How quickly each leaf adapts the length of its steps to whether
       its gradients agree with the last ones; 0: it does not.
-    warmup: Steps after which a step is half as long as without a warm-up, >= 0.
+    warmup: The step of this number is half as long as without a warm-up, >= 0.
   """
 
   hidden: Annotated[int, 0, 1000] = 0

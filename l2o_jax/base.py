@@ -170,8 +170,8 @@ class MetaTrainer(NamedTuple):
 
   Attributes:
     init: key -> state; `state.theta` is all that trainers promise in common.
-    step: state, optimizee, key -> state, Info; one epoch, in which every
-      optimizee runs once from x_0 to its end.  Pure: jit it.
+    step: state, optimizee, key -> state, Info; one epoch, in which optimizees
+      run from x_0 to their end.  Pure: jit it.
   """
 
   init: Callable[[chex.PRNGKey], Any]

@@ -217,7 +217,7 @@ def robust_optimizer(
       agree with the last ones, and shorter while they do not, > 0; needs a
       size.  If parameters are sharded, two numbers a leaf are exchanged.  None:
       lengths do not depend on it, and nothing is exchanged.
-    warmup: steps after which a step is half as long as without a warm-up, >= 0.
+    warmup: w >= 0; the w-th step is half as long as without a warm-up.
 
   Raises:
     ValueError: an argument is out of its bounds, or there is agreement without

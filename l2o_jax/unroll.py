@@ -142,8 +142,8 @@ def unroll(
     ((x_T, opt_state), Trajectory).
 
   Raises:
-    ValueError: unknown `remat`, no keys or a single one, or a loss that is
-      neither a scalar nor [B] where all parameters have a leading axis B.
+    ValueError: unknown `remat`, no keys or one without an axis, or a loss that
+      is neither a scalar nor [B] where all parameters have a leading axis B.
     TypeError: `opt` is a LearnedOptimizer without theta.
   """
   one_of('unroll', REMAT, remat=remat)

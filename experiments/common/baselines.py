@@ -36,7 +36,7 @@ _SEARCH = optax.scale_by_backtracking_linesearch(20, increase_factor=2.0)
 
 
 def _adam_decaying(rate):
-  """A rate that falls as 1 / sqrt(t) (Kingma & Ba 2015, section 4)."""
+  """b1 = 0.5, a rate falling as 1 / sqrt(t) (Kingma & Ba 2015, section 4)."""
   return optax.adam(lambda t: rate / jnp.sqrt(1 + t / 10), 0.5, 0.99)
 
 

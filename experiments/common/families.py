@@ -95,7 +95,7 @@ def trained() -> tuple[Optimizee, ...]:
 
 
 def validation() -> dict[str, Optimizee]:
-  """Other nets, sizes, starts and batches; larger than those trained on."""
+  """Other nets, sizes, starts and batches; most larger than in training."""
   part = slice(_TRAINED, None)
   small, middle, large = (_images(side, part) for side in (7, 14, 28))
   of = lambda data, net, batch: optimizees.classifier(*data, net, batch)

@@ -1,4 +1,4 @@
-"""Tasks on which `robust` is known to do badly, most of them against Adam."""
+"""Tasks that were picked because `robust` did badly on them."""
 
 import jax
 import jax.numpy as jnp

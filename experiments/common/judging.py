@@ -125,7 +125,7 @@ def judged(
 ) -> dict:
   """{horizon: {'rate', 'loss' [B], 'held_out', 'accuracy', 'norm', ...}}.
 
-  A rate is tuned for each horizon by the mean training loss over all data, on
+  A rate is tuned for each horizon by the mean of `objective`, on
   `num_tuning` seeds, and judged on `num_test` others.  `diverged` counts runs
   whose loss is not finite or above the start, `rose` those of the others that
   had fallen below half of the start and ended above that half.  `curve` and

@@ -104,8 +104,8 @@ class Optimizer(NamedTuple):
 
   Attributes:
     optimizer: lstm: the paper's, on logarithm and sign of the gradient; gated:
-      schedule-free Adam whose step lengths are set by an LSTM, the form of
-      `robust_coordinatewise`.
+      schedule-free Adam with a memory of twenty steps, whose step lengths are
+      set by an LSTM.
   """
 
   optimizer: Literal['lstm', 'gated'] = 'lstm'

@@ -1,1 +1,1 @@
-"""Short programs to copy from; each runs alone in half a minute."""
+"""Short programs to copy from; each runs alone and says how long it takes."""

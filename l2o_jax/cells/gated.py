@@ -75,13 +75,13 @@ def gated_cell(
     shrink: minus the weight of the last feature but one in m at the start: with
       log(1 + n / size), n the coordinates of the leaf, its steps fall as
       n^-shrink.
-    length: weight of the last feature but two in m at the start: with 1 and the
-      logarithm of a length that `adam_ratios` keeps, steps are of that length.
+    length: weight of the last feature but two in m at the start; 1 with ℓ of
+      `adam_ratios`: steps are about exp(ℓ) times as long.
 
   Returns:
     A whole Cell with theta {'lstm': [{'w', 'b'}], 'direction': [F - even],
-    'gate': {'w': [H + E, 1], 'b': [1]}} and state ((h [H, ...], c [H, ...]),);
-    without an LSTM 'lstm' is [] and the state ().
+    'gate': {'w': [H + E, 1], 'b': [1]}}, E the size of e, and state
+    ((h [H, ...], c [H, ...]),); without an LSTM 'lstm' is [] and the state ().
 
   Raises:
     ValueError: H is no whole number >= 0, the rate is out of bounds, `even` is

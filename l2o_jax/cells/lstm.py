@@ -12,7 +12,7 @@ from l2o_jax.cpu import sigmoid, tanh
 
 
 def lstm_layer_init(key, num_inputs: int, hidden: int):
-  """{'w': [F + H, 4H], 'b': [4H]}, truncated normal of std 1/sqrt(F + H)."""
+  """{'w': [F + H, 4H], 'b': [4H]}, see `truncated_normal`."""
   fan_in = num_inputs + hidden
   key_w, key_b = jax.random.split(key)
   w = truncated_normal(key_w, fan_in, (fan_in, 4 * hidden))

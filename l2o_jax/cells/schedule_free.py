@@ -51,7 +51,7 @@ def schedule_free(
     momentum: β at the start, 0 < β < 1.
     power: q at the start, q > 0; 1: x is the plain mean.
     warmup: w >= 0, in steps: the first one has 1 / (1 + w) of its length, the
-      one after w steps half.  Deep nets do not recover from first steps that
+      w-th half.  Deep nets do not recover from first steps that
       are too long.
 
   Returns:

@@ -122,7 +122,7 @@ def guided_policy_search(
     kl_step: ε / (T A), or a schedule of it over the iterations; 0.2 in the
       released code of 2016.
     tolerance: rollouts are worse if they cost more than `tolerance` times the
-      last accepted cost.
+      last accepted cost; 1.05 suits minibatches.
 
   Returns:
     MetaTrainer with state GpsState.  `step` runs under `jit`, `scan` and

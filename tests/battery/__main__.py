@@ -1,7 +1,7 @@
 """Attacks on runs that must be trusted; each a function of how often.
 
   python -m tests.battery                # as often as the tests do, minutes
-  python -m tests.battery --full         # an hour or two
+  python -m tests.battery --full         # an hour
   python -m tests.battery --only devices processes
 
 An attack returns a line of what it saw and raises AssertionError at the first
