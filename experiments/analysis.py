@@ -153,7 +153,7 @@ def learned_optimizers(s: Analysis, optimizee) -> dict[str, tuple]:
     CheckpointError: a file cannot be read.
   """
   found = {}
-  for name in s.theta:
+  for name in dict.fromkeys(s.theta):  # each once
     of = comparison.rivals((name,), optimizee, flag='theta')
     learned, theta = next(iter(of.values()))
     path = pathlib.Path(name)

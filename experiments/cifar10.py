@@ -150,8 +150,9 @@ def load(s: Images):
 def in_vectors(f: Optimizee) -> Optimizee:
   """The same functions of {'conv': [n], 'fc': [m]}.
 
-  A theta does not see the difference, and the program has two copies of the
-  LSTM to compile, not ten.
+  For meta-training: the program then has two copies of the LSTM to compile, not
+  ten.  The LSTMs do not see the difference; `robust` would, since its steps
+  depend on the leaf.
   """
   groups = by_label(GROUPS)
   params, _ = jax.eval_shape(f.init, jax.random.key(0))
@@ -190,14 +191,15 @@ def main(s: Settings) -> None:
       raise UsageError(f'{error}; see --side') from None
     # The objective is normalised as one batch, so it is of 1,000 images; no
     # figure uses it.
-    return in_vectors(classifier(images, y, net, s.images.batch_size, 1000))
+    return classifier(images, y, net, s.images.batch_size, 1000)
 
   def problem(data, labels, what, steps):
     f = optimizee(data, labels, what)
     return Problem(f, study.keys(s, what), steps, batch_size=1)
 
-  base = optimizee(train, known)
+  base = in_vectors(optimizee(train, known))
   validation = problem(held_out, known, 'validation', s.run.num_steps)
+  validation = validation._replace(optimizee=in_vectors(validation.optimizee))
   validate = problems.mean_curve(validation, learned)
 
   panels, steps = [], s.images.test_steps

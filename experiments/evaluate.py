@@ -11,9 +11,10 @@ Copy and paste:
       --horizons=100 --baselines=NAG --num_test=2   # a file; half a minute
 
 Every optimizer without a fixed rate is tuned on each task and for each horizon,
-with the same number of rates and seeds.  Training losses are over the first
-2,000 images, or 256 pieces of the text, after so many steps; each run is judged
-at the end of its own schedule.  Rows that
+with the same seven rates and seeds, and more rates while the best is at an end.
+Training losses are over the first 2,000 images, or 256 pieces of the text,
+after so many steps; each run is judged at the end of its own schedule.  Rows
+that
 are done stay in --workdir: the same command goes on from there.  Writes
 results.jsonl, summary.json, ratios.png, and curves.png with the losses against
 steps, milliseconds and FLOPs, all of the longest runs.
@@ -161,11 +162,13 @@ def learned_contenders(s: Judgement) -> dict[str, Contender]:
     CheckpointError: a file cannot be read.
   """
   found = {}
+  taken = (FIXED, verdict.REFERENCE, *s.baselines)
   factors = tuple(10 ** np.linspace(-1.5, 0.5, len(judging.RATES)))
   for name in dict.fromkeys(s.theta):  # each once
     _, learned, theta = run.find_theta(name)
     path = pathlib.Path(name)
-    label = comparison.free_label(found, comparison.label_of(path), path)
+    names = (*taken, *found)
+    label = comparison.free_label(names, comparison.label_of(path), path)
     make, points = _stepped(learned), {label: None}
     if s.average and 'momentum' in theta:
       points[f'{label}, average'] = at_average

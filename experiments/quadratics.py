@@ -154,7 +154,7 @@ def main(s: Settings) -> None:
   count, form = own.num_problems, own.batch_form
   optimizee = quadratic(**family, batch=count, reduction=form)
   # In the released form a function alone would show 128 times the gradient
-  # that the optimizer was trained on: there too it is validated in that form.
+  # that the optimizer was trained on: it is judged in that form.
   one = quadratic(**family)
   problem = lambda f, what: Problem(f, study.keys(s, what), s.run.num_steps)
   held_out = one if form == 'sum' else optimizee
@@ -170,7 +170,7 @@ def main(s: Settings) -> None:
     scale = 1 / count if form == 'sum' else 1.0
     progress, facts = bptt.train(t, s.bptt, scale)
     title = f'{own.dimension}-dimensional quadratics, {own.entries} entries'
-    panel = Panel(title, problem(one, 'tuning'), problem(one, 'test'))
+    panel = Panel(title, problem(held_out, 'tuning'), problem(held_out, 'test'))
     compare(progress, facts, [panel])
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from l2o_jax.base import LearnedOptimizer
-from l2o_jax.checks import positive, require
+from l2o_jax.checks import positive, ready, require, several_keys
 from l2o_jax.coordinatewise import LeafwiseState, WholeState
 from l2o_jax.leaves import check_shape, leaf_by_leaf, to_array, to_tree
 from l2o_jax.unroll import Trajectory, along
@@ -60,6 +60,8 @@ def unroll(
   possible = not second_derivatives and remat is True
   options = 'second derivatives and other values of remat'
   require(possible, f'blocks.unroll: {options} are not possible block by block')
+  ready('blocks.unroll', opt=opt)
+  several_keys('blocks.unroll', keys)
   joined = lambda x: isinstance(x, WholeState | LeafwiseState)
   alone = not any(map(joined, jax.tree.leaves(opt_state, is_leaf=joined)))
   require(alone, f'blocks.unroll: {_NOT_ALONE}')

@@ -74,7 +74,9 @@ def _describe(name, leaf):
   if _is_key(leaf):
     data = jax.eval_shape(jax.random.key_data, leaf)
     return leaf, data.shape, str(leaf.dtype)
-  numbers = leaf.dtype.kind in 'biufc' or leaf.dtype == jnp.bfloat16
+  of_numpy = leaf.dtype.isbuiltin < 2  # float8 and others are 2
+  plain = leaf.dtype.kind in 'biufc' and of_numpy
+  numbers = plain or leaf.dtype == jnp.bfloat16
   what = f'checkpoint: {name} is an array of {leaf.dtype}'
   require(numbers, f'{what}, which cannot be saved', TypeError)
   return leaf, leaf.shape, leaf.dtype.name

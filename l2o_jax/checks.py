@@ -44,6 +44,14 @@ def ready(who: str, **opts) -> None:
     require(hasattr(opt, 'update'), other + use, TypeError)
 
 
+def trainable(who: str, learned) -> None:
+  """Raises a TypeError unless it is a learned optimizer, without its theta."""
+  kind = f'{who}: learned must be a LearnedOptimizer, got '
+  given_both = ', a tuple; give its first part' * (type(learned) is tuple)
+  found = type(learned).__name__ + given_both
+  require(hasattr(learned, 'transform'), kind + found, TypeError)
+
+
 def several_keys(who: str, keys) -> None:
   """Raises a ValueError unless keys are an array of keys, typed or raw."""
   raw = getattr(keys, 'dtype', jnp.uint32) == jnp.uint32  # keys are pairs
@@ -111,6 +119,15 @@ def above_zero(who: str, **numbers) -> None:
     require(positive, f'{who}: {name} must be positive, got {x!r}')
     finite = traced(x) or x < math.inf
     require(finite, f'{who}: {name} must be finite, got {x!r}')
+
+
+def finite(who: str, least: float = -math.inf, **numbers) -> None:
+  """Raises a ValueError unless all are finite, not below `least`, or traced."""
+  for name, x in numbers.items():
+    number = traced(x) or isinstance(plain_number(x), float | int)
+    sane = number and (traced(x) or (math.isfinite(x) and x >= least))
+    within = f'>= {least} and finite' if least > -math.inf else 'finite'
+    require(sane, f'{who}: {name} must be {within}, got {x!r}')
 
 
 def one_of(who: str, known, **values) -> None:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from l2o_jax.base import Info, LearnedOptimizer, MetaTrainer
-from l2o_jax.checks import above_zero, ready
+from l2o_jax.checks import above_zero, ready, trainable
 from l2o_jax.truncated_bptt import (
   checked_weights,
   first_state,
@@ -77,6 +77,7 @@ def evolution(
     TypeError: the meta-optimizer is no optax transformation.
   """
   ready('evolution', meta_optimizer=meta_optimizer)
+  trainable('evolution', learned)
   sizes = unroll_length, num_unrolls, num_optimizees
   weights = checked_weights('evolution', weights, *sizes)[1:]
   above_zero('evolution', std=std)

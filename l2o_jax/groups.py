@@ -106,7 +106,8 @@ def sized(
     ValueError: a size is not positive, or there is no group of that name.
   """
   right = isinstance(sizes, dict) and sizes.keys() <= set(groups.names)
-  right = right and all(0 < n < math.inf for n in sizes.values())
+  sane = lambda n: isinstance(n, int | float) and 0 < n < math.inf
+  right = right and all(map(sane, sizes.values()))
   among = f'sized: sizes must be positive, of groups in {list(groups.names)}'
   require(right, f'{among}, got {sizes!r}')
 

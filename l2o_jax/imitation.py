@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import optax
 
 from l2o_jax.base import Info, MetaTrainer, Theta
-from l2o_jax.checks import positive, require
+from l2o_jax.checks import finite as in_bounds
+from l2o_jax.checks import ready, require
+from l2o_jax.coordinatewise import LeafwiseState, WholeState
 from l2o_jax.gps import policy as policies
 from l2o_jax.gps import rollouts as runs
 from l2o_jax.gps.iteration import choose
@@ -22,11 +24,13 @@ class ImitationState(NamedTuple):
     theta: weights of the policy.
     function_keys: key of each rollout's function and x_0, [P, N].
     epoch: number of finished epochs; 0 again after a skipped one, [].
+    learned: number of all finished epochs, [].
   """
 
   theta: Theta
   function_keys: chex.PRNGKey
   epoch: chex.Array
+  learned: chex.Array
 
 
 def steps_along(opt, x: chex.Array, g: chex.Array) -> chex.Array:
@@ -115,18 +119,27 @@ def imitation(
     the teacher acts.
 
   Raises:
-    ValueError: fewer than 2 steps or rollouts, no coordinates, a batch size
-      that is not positive, or s is negative.
+    ValueError: fewer than 2 steps or rollouts, no coordinates, a number that is
+      out of its bounds, or coordinates of the teacher that depend on others.
+    TypeError: the teacher is no optax transformation.
   """
   runs.check(rollouts, 'imitation')
-  positive('imitation', batch_size=regression.batch_size)
-  require(scale >= 0, f'imitation: scale must not be negative, got {scale!r}')
+  policies.check_regression(regression, 'imitation')
+  in_bounds('imitation', 0, scale=scale)
+  ready('imitation', teacher=teacher)
+  kinds = LeafwiseState | WholeState
+  of_more = lambda state: isinstance(state, kinds)
+  state = jax.eval_shape(teacher.init, jnp.zeros(2))
+  alone = not any(map(of_more, jax.tree.leaves(state, is_leaf=of_more)))
+  more = 'its coordinates communicate, or their rule depends on the leaf'
+  require(alone, f'imitation: no teacher of single coordinates: {more}')
   M = len(policy.groups.names)
 
   def init(key):
     theta = policy.learned.init(jax.random.fold_in(key, 0))
     keys = runs.function_keys(rollouts, key)
-    return ImitationState(theta, keys, jnp.zeros((), jnp.int32))
+    zero = jnp.zeros((), jnp.int32)
+    return ImitationState(theta, keys, zero, zero)
 
   def roll_out(state, optimizee, key):
     P, N = state.function_keys.shape
@@ -147,8 +160,8 @@ def imitation(
     lesson, actions = _lesson(policy, teacher, run)
     seen = lesson.observations
     units = policies.calibrated(policy, state.theta, seen, actions)
-    theta = choose(state.epoch == 0, units, state.theta)
-    knobs = policies.of_iteration(regression, state.epoch)
+    theta = choose(state.learned == 0, units, state.theta)
+    knobs = policies.of_iteration(regression, state.learned)
     theta, error = policies.learn(policy, theta, lesson, knobs, key_policy)
 
     cost = jnp.mean(jnp.sum(exact.objective, -1))
@@ -158,6 +171,7 @@ def imitation(
     info = Info(exact.objective, cost[None], ~finite[None], summary)
     theta = choose(finite, theta, state.theta)
     epoch = jnp.where(finite, state.epoch + 1, 0)
-    return ImitationState(theta, state.function_keys, epoch), info
+    learned = state.learned + finite
+    return ImitationState(theta, state.function_keys, epoch, learned), info
 
   return MetaTrainer(init, step)

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import chex
 import jax.numpy as jnp
+import optax
 
 from l2o_jax.base import Features
 from l2o_jax.checks import at_least, positive
@@ -60,7 +61,8 @@ def relative_changes() -> Features:
     slope = g / (jnp.abs(last_g) + 1)
     ratio = jnp.abs(before) / (jnp.abs(last) + 0.1)
     f = jnp.where(jnp.isfinite(f), f, memory.f)
-    memory = Recent(memory.step + 1, jnp.stack([x, memory.x[0]]), g, f)
+    step = optax.safe_increment(memory.step)
+    memory = Recent(step, jnp.stack([x, memory.x[0]]), g, f)
     return memory, jnp.stack([change, slope, ratio], -1)
 
   return Features(3, init, update, frozenset({'params', 'value'}))
@@ -112,7 +114,8 @@ def history(depth: int = 25) -> Features:
     change = jnp.where(known, f - memory.f, 0)
     change = jnp.broadcast_to(change, (*x.shape, depth))
     f = jnp.where(jnp.isfinite(f), f, memory.f[0])
-    memory = Window(memory.step + 1, gradients[:-1], _shift(memory.f, f))
+    step = optax.safe_increment(memory.step)
+    memory = Window(step, gradients[:-1], _shift(memory.f, f))
     return memory, jnp.concatenate([jnp.moveaxis(gradients, 0, -1), change], -1)
 
   return Features(2 * depth, init, update, frozenset({'value'}))
@@ -191,7 +194,8 @@ def state_features(lag: int = 5, depth: int = 25) -> Features:
     earlier = first - back(bar_x, jnp.minimum(j + 2, periods))
     recent = back(bar_x, j) - back(bar_x, j + 1)
     ratio = jnp.abs(earlier) / (jnp.abs(recent) + 0.1)
-    past = Past(t + 1, means, tuple(map(_shift, past.last, now)))
+    step = optax.safe_increment(past.step)
+    past = Past(step, means, tuple(map(_shift, past.last, now)))
     lags = jnp.concatenate([j + 1, i, j + 1])
     features = jnp.concatenate([change, slope, ratio])
     features = jnp.where(upright(lags <= periods), features, 0)

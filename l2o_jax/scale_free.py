@@ -20,6 +20,7 @@ class Magnitudes(NamedTuple):
     x: x(t - 1) [...].
     u: average of the squared steps [...].
     f: average of the losses [].
+    losses: how many of them were finite [].
   """
 
   step: chex.Array
@@ -28,6 +29,7 @@ class Magnitudes(NamedTuple):
   x: chex.Array
   u: chex.Array
   f: chex.Array
+  losses: chex.Array
 
 
 def scale_free(age: float = 20.0) -> Features:
@@ -59,7 +61,8 @@ def scale_free(age: float = 20.0) -> Features:
   def init(x):
     zero, f = jnp.zeros_like(x), jnp.zeros((), x.dtype)
     two = jnp.stack([zero, zero])
-    return Magnitudes(jnp.zeros((), jnp.int32), two, two, zero, zero, f)
+    none = jnp.zeros((), jnp.int32)
+    return Magnitudes(none, two, two, zero, zero, f, none)
 
   def update(old, x, g, value):
     limits = jnp.finfo(g.dtype)
@@ -69,7 +72,7 @@ def scale_free(age: float = 20.0) -> Features:
     g = jnp.clip(g, -largest, largest)  # g² stays finite
     step = optax.safe_increment(old.step)
     started, t = old.step > 0, step.astype(g.dtype)
-    steps = jnp.maximum(t - 1, 1)  # of which losses and x are known, if any
+    steps = jnp.maximum(t - 1, 1)  # after which x is known, if any
 
     m = [b * m + (1 - b) * g for b, m in zip((0.5, 0.9), old.m)]
     v = 0.95 * old.v[0] + 0.05 * g**2
@@ -79,11 +82,14 @@ def scale_free(age: float = 20.0) -> Features:
     adagrad = jnp.clip(g / long, -10, 10)
     fall = jnp.clip(jnp.log(recent / long), -10, 10)
 
-    f, f_bar = jnp.asarray(value, old.f.dtype), unbiased(old.f, 0.9, steps)
+    f, losses = jnp.asarray(value, old.f.dtype), old.losses
+    f_bar = unbiased(old.f, 0.9, jnp.maximum(losses, 1).astype(g.dtype))
     size = jnp.abs(f) + jnp.abs(f_bar)
-    known = started & jnp.isfinite(size) & (size > 0)
+    known = (losses > 0) & jnp.isfinite(size) & (size > 0)
     change = jnp.where(known, f - f_bar, 0) / jnp.where(known, size, 1)
-    new_f = 0.9 * old.f + 0.1 * jnp.where(jnp.isfinite(f), f, f_bar)
+    new_f = jnp.where(jnp.isfinite(f), 0.9 * old.f + 0.1 * f, old.f)
+    more = optax.safe_increment(losses)
+    losses = jnp.where(jnp.isfinite(f), more, losses)
 
     moved = jnp.where(started, jnp.clip(x - old.x, -largest, largest), 0)
     u = 0.9 * old.u + 0.1 * moved**2
@@ -93,6 +99,6 @@ def scale_free(age: float = 20.0) -> Features:
     change, clock = (jnp.broadcast_to(z, x.shape) for z in scalars)
     seen = jnp.stack([*adam, adagrad, change, fall, length, clock], -1)
     m, v = jnp.stack(m), jnp.stack([v, mean])
-    return Magnitudes(step, m, v, x, u, new_f), seen
+    return Magnitudes(step, m, v, x, u, new_f, losses), seen
 
   return Features(7, init, update, frozenset({'params', 'value'}))

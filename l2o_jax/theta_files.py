@@ -44,7 +44,8 @@ def save_learned(path, learned: LearnedOptimizer, theta, metadata=None) -> None:
   """
   own = 'an optimizer of parts of your own cannot be rebuilt from a file'
   require(learned.call, f'save_learned: {own}; use save and load')
-  kept = _plain(learned.call) == learned.call
+  plain, shape = _plain(learned.call), jax.tree.structure
+  kept = plain == learned.call and shape(plain) == shape(learned.call)
   lost = f'a file would not keep the arguments of {spelled(learned.call)}'
   require(kept, f'save_learned: {lost}; use dicts, lists, numbers and text')
   metadata = {} if metadata is None else metadata

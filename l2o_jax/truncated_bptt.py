@@ -19,6 +19,7 @@ from l2o_jax.checks import (
   positive,
   ready,
   require,
+  trainable,
 )
 from l2o_jax.leaves import check_real, to_array, to_tree
 from l2o_jax.unroll import REMAT, scalar
@@ -163,7 +164,10 @@ def meta_loss(
   # all coordinates are one array, and a layer is one matrix product.
   way = _run_apart if learned.communicates else _run_as_one
   end, losses = way(run, theta, learned, optimizee, *batch)
-  weights = jnp.ones(losses.shape[1:]) if weights is None else weights
+  count = losses.shape[1:]
+  weights = jnp.ones(count) if weights is None else jnp.asarray(weights)
+  wrong = f'meta_loss: weights must have shape {count}, got {weights.shape}'
+  require(weights.shape == count, wrong)
   wide = jnp.promote_types(losses.dtype, jnp.float32)  # sums of many losses
   values = of_loss(losses.astype(wide))
   summed = values @ weights.astype(values.dtype)  # [B, T + 1] -> [B]
@@ -296,6 +300,7 @@ def truncated_bptt(
     TypeError: the meta-optimizer is no optax transformation.
   """
   ready('truncated_bptt', meta_optimizer=meta_optimizer)
+  trainable('truncated_bptt', learned)
   sizes = unroll_length, num_unrolls, num_optimizees
   weights = checked_weights('truncated_bptt', weights, *sizes)
   one_of('truncated_bptt', REMAT, remat=remat)

@@ -105,6 +105,12 @@ class UnrollTest(parameterized.TestCase):
     ):
       with self.assertRaisesRegex(ValueError, 'not possible block by block'):
         run(**options)
+    loss, keys = lambda x, key: jnp.sum(x), jax.random.split(jax.random.key(0))
+    with self.assertRaisesRegex(TypeError, r'^blocks.unroll: .* its transform'):
+      blocks.unroll(loss, learned, jnp.ones(3), (), keys)
+    with self.assertRaisesRegex(ValueError, '^blocks.unroll: keys must be sev'):
+      state = opt.init(jnp.ones(3))
+      blocks.unroll(loss, opt, jnp.ones(3), state, jax.random.key(0))
 
   def test_no_coordinates(self):
     learned = coordinatewise(gradient(), lstm_cell((3,)))

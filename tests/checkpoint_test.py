@@ -278,6 +278,12 @@ class LikeTest(parameterized.TestCase):
     with self.assertRaisesRegex(checkpoint.CheckpointError, message):
       checkpoint.load(self.path, {'w': np.arange(2, dtype=np.int32)})
 
+  def test_what_no_file_keeps(self):
+    for kind in 'float8_e5m2', 'float8_e4m3fn', 'int4':
+      with self.assertRaisesRegex(TypeError, f'array of {kind}, which cannot'):
+        checkpoint.save(self.path, {'w': jnp.ones(3, kind)})
+    self.assertFalse(self.path.exists())
+
   def test_byte_order(self):
     checkpoint.save(self.path, {'w': np.arange(3, dtype='>f4')})
     got = checkpoint.load(self.path, {'w': np.zeros(3, np.float32)})

@@ -3,8 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from absl.testing import absltest
 
+import l2o_jax
 from l2o_jax import checks
 
 
@@ -41,6 +43,23 @@ class ChecksTest(absltest.TestCase):
         checks.above_zero('f', m=1, n=bad)
     with self.assertRaises(TypeError):
       checks.above_zero('f', n=None)
+
+  def test_finite(self):
+    checks.finite('f', n=-1, m=np.float32(2.5))
+    checks.finite('f', 0, n=0)
+    for bad in np.nan, np.inf, '1', None:
+      message = f'^f: n must be finite, got {bad!r}'
+      with self.assertRaisesRegex(ValueError, message):
+        checks.finite('f', m=1, n=bad)
+    with self.assertRaisesRegex(ValueError, 'must be >= 0 and finite, got -1'):
+      checks.finite('f', 0, n=-1)
+
+  def test_trainable(self):
+    message = r'^f: learned must be a LearnedOptimizer, got '
+    for wrong in optax.sgd(1.0), l2o_jax.pretrained('robust'):
+      with self.assertRaisesRegex(TypeError, message):
+        checks.trainable('f', wrong)
+    checks.trainable('f', l2o_jax.lstm_raw())
 
   def test_one_of(self):
     checks.one_of('f', {'a': 1, 'b': 2}, n='a', m='b')

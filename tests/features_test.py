@@ -139,6 +139,27 @@ class FeaturesTest(parameterized.TestCase):
         along(features, *data), want, rtol=1e-9, atol=1e-12
       )
 
+  def test_losses_before_the_first_finite_one(self):
+    """They are not known, so a constant loss does not change."""
+    for features, of_change in (scale_free(), 3), (relative_changes(), 0):
+      memory, x = features.init(jnp.zeros(2)), jnp.zeros(2)
+      for f in np.nan, np.inf, 2.0, 2.0, np.nan, 2.0:
+        memory, seen = features.update(memory, x, x + 1, jnp.float32(f))
+        np.testing.assert_allclose(seen[:, of_change], 0, atol=1e-6)
+
+  @parameterized.parameters('changes', 'history', 'state')
+  def test_counters_do_not_wrap(self, name):
+    features = {
+      'changes': relative_changes(),
+      'history': history(2),
+      'state': state_features(1, 1),
+    }[name]
+    memory, x = features.init(jnp.zeros(1)), jnp.ones(1)
+    most = jnp.int32(2**31 - 1)
+    memory = memory._replace(step=most)
+    memory, _ = features.update(memory, x, x, jnp.float32(1))
+    self.assertEqual(int(memory.step), int(most))
+
   def test_parameters_that_jump(self):
     """From one end of what is finite to the other, and back."""
     for features in scale_free(), relative_changes():

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 from absl.testing import absltest, parameterized
 
+import l2o_jax
 from l2o_jax.base import Optimizee
 from l2o_jax.cells.lstm import lstm_cell
 from l2o_jax.features import gradient, log_and_sign
@@ -160,6 +161,28 @@ class ImitationTest(parameterized.TestCase):
     )
     self.assertTrue(np.isnan(info.summary['policy_cost']))
 
+  def test_units_and_schedule_are_those_of_all_epochs(self):
+    """Also after a skipped epoch."""
+    rates = lambda epoch: jnp.where(epoch < 2, 1e-2, 0.0)
+    trainer = imitation(
+      make_policy(gradient(), LINEAR),
+      optax.sgd(0.05),
+      SMALL,
+      regression=Regression(20, batch_size=8, learning_rate=rates),
+    )
+    init = lambda key: (jnp.ones(3), ())
+    loss = lambda s, x, t, k: jnp.sum(s * x**2)
+    family = lambda scale: Optimizee(init, jax.tree_util.Partial(loss, scale))
+    good, bad = family(jnp.float32(1)), family(jnp.float32(jnp.inf))
+    state, _ = train(trainer, good, range(2))
+    state, (info,) = train(trainer, bad, range(2, 3), state)
+    self.assertTrue(info.skipped[0])
+    other = family(jnp.float32(4))  # its units are others
+    after, (info,) = train(trainer, other, range(3, 4), state)
+    self.assertFalse(info.skipped[0])
+    chex.assert_trees_all_equal(state.theta, after.theta)
+    self.assertEqual([int(after.epoch), int(after.learned)], [1, 3])
+
   def test_a_minibatch_that_is_not_finite(self):
     """It is recorded as the policy sees it, and spoils nothing."""
     trainer = imitation(
@@ -223,6 +246,19 @@ class ImitationTest(parameterized.TestCase):
         SMALL,
         regression=Regression(batch_size=0),
       )
+    whole = 'no teacher of single coordinates'
+    for teacher, message in (
+      (l2o_jax.pretrained_optimizer('robust'), whole),
+      (l2o_jax.pretrained_optimizer('quadratics_averaging'), whole),
+    ):
+      with self.assertRaisesRegex(ValueError, message):
+        imitation(make_policy(gradient(), LINEAR), teacher, SMALL)
+    with self.assertRaisesRegex(TypeError, 'give its transform'):
+      raw = l2o_jax.lstm_raw()
+      imitation(make_policy(gradient(), LINEAR), raw, SMALL)
+    with self.assertRaisesRegex(ValueError, 'scale must be >= 0 and finite'):
+      policy = make_policy(gradient(), LINEAR)
+      imitation(policy, optax.sgd(1.0), SMALL, scale=np.inf)
 
   def test_scale_keeps_the_type_of_gradients_and_losses(self):
     """The policy's memory has their type; in a wider one the scan fails."""

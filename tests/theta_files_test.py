@@ -1,5 +1,6 @@
 """Files of theta: they rebuild their optimizer, and nothing else."""
 
+import collections
 import json
 import pathlib
 import tempfile
@@ -239,10 +240,13 @@ class FilesTest(parameterized.TestCase):
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), theta)
     other = lstm_log_and_sign(labels=('a', 'b'))
     frozen = lstm_log_and_sign(labels=freeze({'w': 'a', 'b': 'a'}))
+    ordered = collections.OrderedDict(w='a', b='a')
+    ordered = lstm_log_and_sign(labels=ordered)
     for optimizer, weights, metadata, message in (
       (learned, theta, {'optimizer': 'adam'}, "without the key 'optimizer'"),
       (learned, theta, 'text', 'metadata must be a dict'),
       (frozen, theta_of(frozen), None, 'would not keep the arguments'),
+      (ordered, theta_of(ordered), None, 'would not keep the arguments'),
       (
         learned,
         half,

@@ -332,8 +332,24 @@ class TruncatedBpttTest(parameterized.TestCase):
         pieces.losses[u], whole.losses[0][:, 5 * u : 5 * u + 6], rtol=1e-4
       )
 
+  def test_weights_of_any_kind(self):
+    learned, f = linear_only(), quadratic(dimension=2)
+    params, tasks = jax.vmap(f.init)(jax.random.split(jax.random.key(0), 1))
+    keys = jax.random.split(jax.random.key(1), (1, 3))
+    theta = theta_of(learned)
+    states = initial_state(learned, theta, params)
+    of = lambda weights: meta_loss(
+      theta, learned, f, tasks, params, states, keys, weights=weights
+    )
+    loss, (*_, losses) = of([0, 0, 1])
+    np.testing.assert_allclose(loss, losses[0, -1], rtol=1e-6)
+    with self.assertRaisesRegex(ValueError, r'shape \(3,\), got \(2,\)'):
+      of(np.ones(2))
+
   def test_bad_arguments(self):
     sizes = {'unroll_length': 5, 'num_unrolls': 2}
+    with self.assertRaisesRegex(TypeError, 'learned must be a LearnedOptimiz'):
+      truncated_bptt(optax.sgd(1.0), optax.sgd(1.0), **sizes)
     for options, message in (
       ({'num_unrolls': 0}, 'num_unrolls.*0'),
       ({'unroll_length': -1}, 'unroll_length.*-1'),

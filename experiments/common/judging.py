@@ -16,6 +16,7 @@ from experiments.common.tasks import Task
 from l2o_jax.evaluation import learning_curves
 
 RATES = 10 ** np.linspace(-4, -1, 7)  # the same for every optimizer
+FURTHER = 8  # rates beyond an end, at most, while the best is there
 EVERY = 100  # steps between two judgements
 TIMED = 100  # steps of a run of which the time is taken
 FELL = 0.5  # of f(x_0): a run that was below this and ends above it rose
@@ -26,7 +27,8 @@ class Contender(NamedTuple):
 
   Attributes:
     make: (rate, num_steps, *arguments) -> optax transformation.
-    rates: to tune; one: nothing is tuned.
+    rates: to tune, in equal ratios; the grid grows while the best is at an end.
+      One: nothing is tuned.
     scheduled: whether it is run anew for each horizon, as it must be told the
       number of steps.
     arguments: arrays that it is made of, theta for example.
@@ -116,6 +118,21 @@ def _cost(contender: Contender, task: Task):
   return 1000 * min(seconds) / TIMED, flops
 
 
+def _best(rates: Sequence[float], mean_loss: Callable) -> float:
+  """The rate with the lowest loss; the grid grows while it is at an end."""
+  rates = sorted(float(rate) for rate in rates)
+  if len(rates) == 1:
+    return rates[0]
+  factor, losses = rates[1] / rates[0], {r: mean_loss(r) for r in rates}
+  for _ in range(FURTHER):
+    best = min(losses, key=losses.get)
+    further = {min(losses): best / factor, max(losses): best * factor}
+    if best not in further:
+      break
+    losses[further[best]] = mean_loss(further[best])
+  return min(losses, key=losses.get)
+
+
 def judged(
   contender: Contender,
   task: Task,
@@ -147,7 +164,7 @@ def judged(
       loss = np.mean(run(rate, tuning)['loss'][:, last])
       return loss if np.isfinite(loss) else np.inf
 
-    rate = min(rates, key=mean_loss) if len(rates) > 1 else rates[0]
+    rate = _best(rates, mean_loss)
     curves = run(rate, test)
     end = {k: v[:, last] for k, v in curves.items()}
     first, until = curves['loss'][:, 0], curves['loss'][:, : last + 1]

@@ -31,7 +31,8 @@ def _losses(values):
 def ratios(results: dict, horizon: int) -> dict[str, np.ndarray]:
   """{optimizer: losses over the mean of tuned Adam, [tasks, seeds]}.
 
-  Where tuned Adam has diverged nothing is known: all ratios are 1.
+  Where tuned Adam has diverged nothing is known: all ratios are 1.  Where its
+  loss is 0 the ratio of 0 is 1.
 
   Args:
     results: {task: {optimizer: {horizon: what `judging.judged` found}}}.
@@ -42,7 +43,12 @@ def ratios(results: dict, horizon: int) -> dict[str, np.ndarray]:
     adam = np.mean(_losses(of_task[REFERENCE][horizon]['loss']))
     for name, ends in of_task.items():
       losses = _losses(ends[horizon]['loss'])
-      row = losses / adam if np.isfinite(adam) else np.ones_like(losses)
+      if not np.isfinite(adam):
+        row = np.ones_like(losses)
+      elif adam:
+        row = losses / adam
+      else:
+        row = np.where(losses > 0, np.inf, 1.0)
       found.setdefault(name, []).append(row)
   return {name: np.array(rows) for name, rows in found.items()}
 

@@ -10,7 +10,14 @@ import jax.numpy as jnp
 from l2o_jax.base import Cell
 from l2o_jax.cells.layers import truncated_normal
 from l2o_jax.cells.lstm import lstm_layer, lstm_layer_init
-from l2o_jax.checks import above_zero, at_least, positive, require, traced
+from l2o_jax.checks import (
+  above_zero,
+  at_least,
+  finite,
+  positive,
+  require,
+  traced,
+)
 from l2o_jax.cpu import tanh
 
 
@@ -91,6 +98,7 @@ def gated_cell(
   at_least(0, 'gated_cell', hidden=hidden)
   positive('gated_cell', even=even)
   above_zero('gated_cell', slope=slope)
+  finite('gated_cell', trust=trust, shrink=shrink, length=length)
   within = f'gated_cell: rate must be in (0, {scale * slope}), got {rate!r}'
   known = traced(rate, scale, slope) or 0 < rate < scale * slope < math.inf
   require(known, within)

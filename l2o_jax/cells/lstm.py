@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from l2o_jax.base import Cell
 from l2o_jax.cells.layers import linear, linear_init, truncated_normal
-from l2o_jax.checks import at_least, given, positive, require
+from l2o_jax.checks import at_least, finite, given, positive, require
 from l2o_jax.cpu import sigmoid, tanh
 
 
@@ -107,12 +107,13 @@ def lstm_cell(
     ((h [H, ...], c [H, ...]), ...).
 
   Raises:
-    ValueError: a layer size is not positive, or `averaged` is no whole number
-      >= 0 or larger than a layer.
+    ValueError: a layer size is not positive, the scale not finite, or
+      `averaged` no whole number >= 0 or larger than a layer.
   """
   hidden = tuple(hidden)
   positive('lstm_cell', hidden=hidden, **given(projection=projection))
   at_least(0, 'lstm_cell', averaged=averaged)
+  finite('lstm_cell', scale=scale)
   within = f'lstm_cell: averaged must fit the layers {hidden}, got {averaged}'
   require(averaged <= min(hidden, default=0), within)
 

@@ -6,7 +6,7 @@ import jax
 
 from l2o_jax.base import Cell
 from l2o_jax.cells.layers import linear, linear_init
-from l2o_jax.checks import positive, require
+from l2o_jax.checks import finite, positive, require
 
 
 def mlp_cell(
@@ -32,10 +32,11 @@ def mlp_cell(
     other number of coordinates.
 
   Raises:
-    ValueError: a size is not positive.
+    ValueError: a size is not positive, or the scale not finite.
   """
   hidden, outputs = tuple(hidden), 1 if coordinates is None else coordinates
   positive('mlp_cell', hidden=hidden, coordinates=outputs)
+  finite('mlp_cell', scale=scale)
 
   def init(key, num_features):
     keys = jax.random.split(key, len(hidden) + 1)

@@ -93,6 +93,16 @@ def schedule_free(
   return Cell(init, initial_state, step, True, cell.communicates)
 
 
+# States of what gives every step a factor of its own.
+_OF_ONE_STEP = (
+  optax.ScaleByScheduleState,
+  optax.ScaleByBacktrackingLinesearchState,
+  optax.ScaleByZoomLinesearchState,
+  optax.contrib.MechanicState,
+  optax.contrib.ReduceLROnPlateauState,
+)
+
+
 class FactorState(NamedTuple):
   """The constant factor of a run's steps, [], for `eval_params`."""
 
@@ -105,8 +115,9 @@ def constant_factor(factor: float) -> optax.GradientTransformation:
 
   def update(updates, state, params=None):
     del state, params
+    times = lambda u: jnp.asarray(factor, jnp.result_type(u)) * u
     # Not the old state: `inject_hyperparams` may change the factor.
-    return optax.tree.scale(factor, updates), init(updates)
+    return jax.tree.map(times, updates), init(updates)
 
   return optax.GradientTransformation(init, update)
 
@@ -115,6 +126,22 @@ def _states(opt_state, kind):
   """The states of this kind inside another one."""
   own = lambda s: isinstance(s, kind)
   return list(filter(own, jax.tree.leaves(opt_state, is_leaf=own)))
+
+
+def _behind(opt_state):
+  """States of what stands behind the optimizer in the same chain."""
+  chains = [s for s in jax.tree.leaves(opt_state, is_leaf=_is_chain)]
+  behind = []
+  for chain in filter(_is_chain, chains):
+    own = [bool(_states(state, CoordinatewiseState)) for state in chain]
+    if any(own):
+      first = own.index(True)
+      behind += [*chain[first + 1 :], *_behind(chain[first])]
+  return behind
+
+
+def _is_chain(state):
+  return type(state) is tuple and len(state) > 0
 
 
 def eval_params(theta, opt_state, params, learning_rate: float | None = None):
@@ -143,19 +170,23 @@ def eval_params(theta, opt_state, params, learning_rate: float | None = None):
 
   Raises:
     ValueError: theta has no average, there is not one such state, it is of
-      other parameters, or there is a schedule.
+      other parameters, there is a schedule or a line search, or a mask behind
+      the optimizer: frozen parameters would not stay where they are.
   """
   averages = isinstance(theta, dict) and 'momentum' in theta
   order = 'arguments are theta, opt_state, params'
   require(averages, f'eval_params: theta is not of robust_optimizer; {order}')
   injected = _states(opt_state, optax.InjectStatefulHyperparamsState)
-  plateau = optax.contrib.ReduceLROnPlateauState
-  schedules = _states(opt_state, (optax.ScaleByScheduleState, plateau))
+  schedules = _states(opt_state, _OF_ONE_STEP)
   schedules += [s for s in injected if s.hyperparams_states]
   planned = callable(learning_rate) or (learning_rate is None and schedules)
   schedule = 'eval_params: with a schedule, judge at the parameters themselves'
   whose = 'give learning_rate if it is of another optimizer'
   require(not planned, f'{schedule}; {whose}')
+  masked = _states(_behind(opt_state), optax.MaskedState)
+  around = 'put optax.partition or selective_transform around the optimizer'
+  some = 'eval_params: behind the optimizer some parameters have other steps'
+  require(not masked, f'{some}; {around}')
   if learning_rate is None:
     given = [state.factor for state in _states(opt_state, FactorState)]
     learning_rate = given[0] if given else 1.0

@@ -17,6 +17,10 @@ from l2o_jax.gps.model import explored, fit_model, scaled, unscaled
 from l2o_jax.gps.policy import Lesson, learn, policy_actions
 
 DUAL_RATE = 0.2  # as in the released code of 2016
+PENALTIES = (
+  1e-8,
+  1e8,
+)  # bounds of ν; they double for ever where policies cannot follow
 
 
 class Dual(NamedTuple):
@@ -45,10 +49,11 @@ def _divergence_of_policy(mu, variance, guide, states):
 
 
 def _adapted(nu, kl):
-  """ν_t ×2 where KL_t >= mean + std / 2, ×1/2 where KL_t < mean - std."""
+  """ν_t ×2 where KL_t >= mean + std / 2, ×1/2 where KL_t < mean - std; cut."""
   mean, std = jnp.mean(kl), jnp.std(kl)
   lower = jnp.where(kl < mean - std, 0.5, 1.0)
-  return nu * jnp.where(kl >= mean + 0.5 * std, 2.0, lower)
+  nu = nu * jnp.where(kl >= mean + 0.5 * std, 2.0, lower)
+  return jnp.clip(nu, *PENALTIES)
 
 
 def _improve_one(cost, blend, samples, mu, guide, dual, kl_step, limits):
@@ -144,6 +149,9 @@ def badmm(
       lesson = Lesson(samples.observations, targets, precision, evidence.accept)
       key = jax.random.fold_in(evidence.key, inner)
       theta, error = learn(policy, now.theta, lesson, evidence.regression, key)
+      # Multipliers may overflow after hundreds of iterations.
+      fine = jnp.isfinite(error)
+      theta = choose(fine, theta, now.theta)
       mu = policy_actions(policy, theta, samples.observations)
       # In every alternation the guide step starts from the guide that was
       # rolled out; ν_t changes only after the last, as in the released code.
@@ -152,8 +160,9 @@ def badmm(
       )
       last = inner == inner_iterations - 1
       dual = dual._replace(penalties=jnp.where(last, dual.penalties, nu))
-      guide = choose(evidence.accept, guide, now.guide)
-      dual = choose(evidence.accept, dual, now.dual)
+      accept = evidence.accept & fine
+      guide = choose(accept, guide, now.guide)
+      dual = choose(accept, dual, now.dual)
       return iteration.Iterate(theta, guide, dual), (report, error)
 
     inner = jnp.arange(inner_iterations)

@@ -8,12 +8,18 @@ import jax.numpy as jnp
 import optax
 
 from l2o_jax.base import Features, Info, MetaTrainer, Theta
-from l2o_jax.checks import positive, require
+from l2o_jax.checks import above_zero, finite, require
 from l2o_jax.gps import rollouts as runs
 from l2o_jax.gps.controller import controller, momentum_guide
 from l2o_jax.gps.iteration import Evidence, Improve, Iterate, choose
 from l2o_jax.gps.lqr import Controller
-from l2o_jax.gps.policy import Policy, Regression, calibrated, of_iteration
+from l2o_jax.gps.policy import (
+  Policy,
+  Regression,
+  calibrated,
+  check_regression,
+  of_iteration,
+)
 
 
 class GpsState(NamedTuple):
@@ -138,12 +144,20 @@ def guided_policy_search(
       regression_error: in units of the action.
 
   Raises:
-    ValueError: fewer than 2 steps or rollouts, no coordinates, a batch size
-      that is not positive, or functions that are no array of keys; no guide for
-      `badmm`.
+    ValueError: fewer than 2 steps or rollouts, no coordinates, functions that
+      are no array of keys, a number that is out of its bounds; no guide for
+      `badmm`; Φ needs a whole leaf.
   """
   runs.check(rollouts, 'guided_policy_search')
-  positive('guided_policy_search', batch_size=regression.batch_size)
+  check_regression(regression, 'guided_policy_search')
+  above_zero('guided_policy_search', tolerance=tolerance)
+  if not callable(kl_step):
+    above_zero('guided_policy_search', kl_step=kl_step)
+  of_leaf = 'leaf' in state_features.needs
+  require(not of_leaf, 'guided_policy_search: state_features need a whole leaf')
+  if guide is not None:
+    rate, momentum = guide
+    finite('guided_policy_search: guide', 0, rate=rate, momentum=momentum)
   by_policy = improve.judges_policy
   named = 'guided_policy_search: badmm needs a first guide'
   require(guide is not None or by_policy, named)
@@ -188,7 +202,7 @@ def guided_policy_search(
     samples = runs.to_samples(found, state_features, policy.features, joint)
     samples = choose(accept, samples, optax.tree.zeros_like(samples))
     seen, moved = samples.observations, samples.actions
-    units = calibrated(policy, accepted.theta, seen, moved)
+    units = calibrated(policy, accepted.theta, seen, moved, accept)
     theta = choose(first & jnp.any(accept), units, accepted.theta)
 
     kl_scale = _resized(state.kl_scale, accept)
@@ -201,14 +215,16 @@ def guided_policy_search(
     iterate, report, error = improve.step(policy, iterate, evidence)
 
     values = jnp.where(accept, values, before)
+    # Of functions that were ever accepted; inf while there are none.
+    of_any = lambda x: jnp.isfinite(x) | ~jnp.any(jnp.isfinite(x))
     summary = _means(report, accept) | {
-      'accepted_cost': jnp.mean(values),
+      'accepted_cost': jnp.mean(values, where=of_any(values)),
       'policy_cost': jnp.mean(jnp.mean(costs, -1, where=use_policy)),
       'rejected': 1 - jnp.mean(accept),
       'kl_scale': jnp.mean(kl_scale),
       'regression_error': error,
     }
-    failed = ~jnp.any(accept)
+    failed = ~(jnp.any(accept) & jnp.isfinite(error))
     info = Info(found.objective, jnp.mean(costs)[None], failed[None], summary)
     # The first guide's cost does not measure the policy; a failed start is
     # repeated.

@@ -71,9 +71,10 @@ def mirror_descent(
     knobs, key = evidence.regression, evidence.key
     theta, error = learn(policy, iterate.theta, lesson, knobs, key)
     # One theta serves all functions, so all of them are accepted, or none.
-    theta = choose(evidence.accept[0], theta, iterate.theta)
-    guide = choose(evidence.accept, guide, iterate.guide)
-    eta = choose(evidence.accept, eta, iterate.dual)
+    accept = evidence.accept & jnp.isfinite(error)
+    theta = choose(accept[0], theta, iterate.theta)
+    guide = choose(accept, guide, iterate.guide)
+    eta = choose(accept, eta, iterate.dual)
     return iteration.Iterate(theta, guide, eta), report, error
 
   init = lambda shape: jnp.ones(shape[:2])

@@ -9,7 +9,7 @@ import optax
 
 from l2o_jax.base import Cell, Features, LearnedOptimizer, Theta
 from l2o_jax.cells.standardised import standardised
-from l2o_jax.checks import require
+from l2o_jax.checks import at_least, finite, positive, require
 from l2o_jax.coordinatewise import as_whole, coordinatewise
 from l2o_jax.groups import Groups, grouped
 
@@ -105,6 +105,15 @@ class Regression(NamedTuple):
   precision_power: float = 0.5
 
 
+def check_regression(knobs: Regression, who: str) -> None:
+  """Raises a ValueError where a number is out of its bounds."""
+  positive(who, batch_size=knobs.batch_size)
+  at_least(0, who, steps=knobs.steps, first_steps=knobs.first_steps)
+  finite(who, 0, precision_power=knobs.precision_power)
+  if not callable(knobs.learning_rate):
+    finite(who, 0, learning_rate=knobs.learning_rate)
+
+
 def of_iteration(knobs: Regression, iteration, first=False) -> Regression:
   """Steps and learning rate of one iteration, as arrays."""
   rate = knobs.learning_rate
@@ -139,7 +148,9 @@ def _unpool(x: chex.Array, P: int, M: int, S: int) -> chex.Array:
   return jnp.swapaxes(x.reshape(M, P, S, *x.shape[2:]), 0, 1)
 
 
-def calibrated(policy: Policy, theta: Theta, observations, actions) -> Theta:
+def calibrated(
+  policy: Policy, theta: Theta, observations, actions, accept=True
+) -> Theta:
   """theta in the units of samples: mean, std and output of `standardised`.
 
   With `in_units` only the output.
@@ -149,12 +160,17 @@ def calibrated(policy: Policy, theta: Theta, observations, actions) -> Theta:
     theta: its weights.
     observations: what it sees, [P, M, S, T, F A].
     actions: [P, M, S, T, A].
+    accept: whose samples count, [P].
   """
   o, a = _pool(policy, observations), _pool(policy, actions)
-  output = jnp.sqrt(jnp.mean(a**2, (1, 2, 3)))
+  counts = jnp.broadcast_to(accept, observations.shape[:1])
+  counts = jnp.broadcast_to(counts[:, None, None], observations.shape[:3])
+  counts = _pool(policy, counts)[..., None, None]  # [M or 1, S', 1, 1]
+  output = jnp.sqrt(jnp.mean(a**2, (1, 2, 3), where=counts))
   units = {'output': jnp.where(output > 0, output, 1)}
   if not policy.in_units:
-    mean, std = jnp.mean(o, (1, 2)), jnp.std(o, (1, 2))  # [M or 1, F A]
+    # [M or 1, F A]
+    mean, std = (of(o, (1, 2), where=counts) for of in (jnp.mean, jnp.std))
     varies = std > 1e-6 * jnp.maximum(jnp.abs(mean), std)  # and not rounding
     units |= {'mean': mean, 'std': jnp.where(varies, std, 1)}
   stacked = _stack(policy, theta)

@@ -45,6 +45,7 @@ class Rollouts(NamedTuple):
 def check(knobs: Rollouts, who: str) -> None:
   """Raises a ValueError where there is nothing to fit."""
   T, N = knobs.num_steps, knobs.num_rollouts
+  positive(who, num_steps=T, num_rollouts=N)
   enough = f'{who}: num_steps and num_rollouts must be at least 2'
   require(T >= 2 and N >= 2, f'{enough}, got {T} and {N}')
   positive(who, num_coordinates=knobs.num_coordinates)
@@ -57,6 +58,9 @@ def check(knobs: Rollouts, who: str) -> None:
   require(0 <= knobs.common_noise <= 1, f'{common}{knobs.common_noise}')
   if knobs.functions is not None:
     several_keys(f'{who}: Rollouts.functions', knobs.functions)
+    one_axis = f'{who}: Rollouts.functions must be keys [P], P >= 1, got shape '
+    shape = typed(knobs.functions).shape
+    require(len(shape) == 1 and shape[0], f'{one_axis}{shape}')
 
 
 def function_keys(knobs: Rollouts, key: chex.PRNGKey) -> chex.PRNGKey:

@@ -11,7 +11,7 @@ import optax
 from jax.tree_util import Partial
 
 from l2o_jax.base import Optimizee
-from l2o_jax.checks import given, one_of, positive, require
+from l2o_jax.checks import finite, given, one_of, positive, require
 from l2o_jax.cpu import draw_all
 
 ACTIVATIONS = {
@@ -42,8 +42,9 @@ def mlp(
   """
   sizes = tuple(sizes)
   one_of('mlp', ACTIVATIONS, activation=activation)
-  enough = len(sizes) > 1 and min(sizes) > 0
-  require(enough, f'mlp: sizes must be at least two positive numbers: {sizes}')
+  require(len(sizes) > 1, f'mlp: sizes must be at least two: {sizes}')
+  positive('mlp', sizes=sizes)
+  finite('mlp', 0, initial_std=initial_std)
 
   def init(key):
     shapes = []
@@ -89,9 +90,11 @@ def _check(images, labels, net):
 
 def _log_uniform(key, low, high):
   """An integer in low ... high whose logarithm is uniform; None: high."""
-  low = math.log(high if low is None else min(low, high))
+  if low is None:
+    return jnp.asarray(high, jnp.int32)
+  low = math.log(min(low, high))
   log = jax.random.uniform(key, (), minval=low, maxval=math.log(high))
-  return jnp.round(jnp.exp(log)).astype(jnp.int32)
+  return jnp.minimum(jnp.round(jnp.exp(log)), high).astype(jnp.int32)
 
 
 def _cross_entropy(apply, params, images, labels):

@@ -49,6 +49,7 @@ def convnet(
   """
   form = f'(height, width) or (height, width, channels), got {image_shape!r}'
   require(len(image_shape) in (2, 3), f'convnet: image_shape must be {form}')
+  positive('convnet', image_shape=tuple(image_shape))
   height, width, depth = (*image_shape, 1)[:3]
   sizes = {'outputs': outputs, 'hidden': hidden, 'size': size}
   positive('convnet', channels=tuple(channels) or 0, **sizes)

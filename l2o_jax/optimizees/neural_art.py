@@ -1,5 +1,6 @@
 """Neural art: a picture with the content of one and the style of another."""
 
+import math
 from collections.abc import Callable
 
 import chex
@@ -62,14 +63,14 @@ def neural_art(
     Optimizee of parameters [H, W, 3]; `to_pixels` makes a picture of them.
 
   Raises:
-    ValueError: pictures are not uint8 of three colours, or a weight is
-      negative.
+    ValueError: pictures are not uint8 of three colours and at least 2 x 2
+      pixels, there is no content, or a weight is negative or not finite.
   """
   _check('contents', contents, 4, '[N, H, W, 3]')
   _check('style', style, 3, '[H, W, 3]')
   weights = content_weight, style_weight, smoothness
-  named = f'neural_art: weights must not be negative, got {weights}'
-  require(all(weight >= 0 for weight in weights), named)
+  named = f'neural_art: weights must be finite and >= 0, got {weights}'
+  require(all(0 <= weight < math.inf for weight in weights), named)
   size = contents.shape[1:]
   net = net if isinstance(net, Partial) else Partial(net)
 
@@ -100,6 +101,7 @@ def neural_art(
 
 def _check(name, x, ndim, shape):
   right = x.dtype == jnp.uint8 and x.ndim == ndim and x.shape[-1] == 3
+  right = right and x.shape[0] > 0 and min(x.shape[-3:-1]) > 1
   found = f'{x.dtype} {tuple(x.shape)}'
   require(right, f'neural_art: {name} must be uint8 {shape}, got {found}')
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from l2o_jax.base import Optimizee
-from l2o_jax.checks import one_of, positive
+from l2o_jax.checks import finite, one_of, positive
 from l2o_jax.cpu import draw
 
 _ENTRIES = {'normal': jax.random.normal, 'uniform': jax.random.uniform}
@@ -44,6 +44,7 @@ def quadratic(
   """
   shape = (dimension,) if batch is None else (batch, dimension)
   positive('quadratic', dimension=dimension, batch=shape[0])
+  finite('quadratic', 0, initial_std=initial_std)
   one_of('quadratic', _ENTRIES, entries=entries)
   one_of('quadratic', _REDUCTIONS, reduction=reduction)
 

@@ -125,12 +125,43 @@ class EvalParamsTest(parameterized.TestCase):
       np.testing.assert_allclose(found, x, rtol=1e-4, atol=1e-4)
     self.assertGreater(np.abs(x - y).max(), 1e-2 * learning_rate)
 
-  def test_a_plateau_is_a_schedule(self):
+  @parameterized.named_parameters(
+    ('plateau', optax.contrib.reduce_on_plateau),
+    ('zoom', lambda: optax.scale_by_zoom_linesearch(5)),
+    ('backtracking', lambda: optax.scale_by_backtracking_linesearch(5)),
+  )
+  def test_factors_of_single_steps_are_a_schedule(self, behind):
     theta, x = l2o_jax.pretrained('robust')[1], jnp.ones(3)
-    plateau = optax.contrib.reduce_on_plateau()
-    opt = optax.chain(l2o_jax.pretrained_optimizer(), plateau)
+    opt = optax.chain(l2o_jax.pretrained_optimizer(), behind())
     with self.assertRaisesRegex(ValueError, 'judge at the parameters'):
       eval_params(theta, opt.init(x), x)
+
+  def test_mechanize_is_a_schedule(self):
+    theta, x = l2o_jax.pretrained('robust')[1], jnp.ones(3)
+    opt = optax.contrib.mechanize(l2o_jax.pretrained_optimizer())
+    with self.assertRaisesRegex(ValueError, 'judge at the parameters'):
+      eval_params(theta, opt.init(x), x)
+
+  def test_a_mask_behind_is_refused(self):
+    """The average of a frozen parameter would run away."""
+    theta, y = l2o_jax.pretrained('robust')[1], {'w': jnp.ones(3), 'b': 1.0}
+    tx, mask = l2o_jax.pretrained_optimizer(), {'w': True, 'b': False}
+    frozen = optax.masked(optax.set_to_zero(), mask)
+    for opt in optax.chain(tx, frozen), optax.chain(optax.chain(tx), frozen):
+      with self.assertRaisesRegex(ValueError, 'other steps; put optax.parti'):
+        eval_params(theta, optax.MultiSteps(opt, 1).init(y), y)
+    decay = optax.add_decayed_weights(1e-3, mask)
+    labels = {'w': 'learn', 'b': 'freeze'}
+    kinds = {'learn': tx, 'freeze': optax.set_to_zero()}
+    for opt in optax.chain(decay, tx), optax.partition(kinds, labels):
+      chex.assert_trees_all_equal(eval_params(theta, opt.init(y), y), y)
+
+  def test_a_factor_of_numpy_keeps_the_type(self):
+    y = jnp.ones(3, jnp.bfloat16)
+    for factor in np.float64(0.5), np.float32(0.5), jnp.float32(0.5):
+      tx = l2o_jax.pretrained_optimizer('robust', factor)
+      change, _ = tx.update(y, tx.init(y), y)
+      self.assertEqual(change.dtype, jnp.bfloat16)
 
   @parameterized.named_parameters(
     ('chain', lambda tx: optax.chain(optax.clip(1.0), tx)),

@@ -10,7 +10,7 @@ from absl.testing import absltest, parameterized
 
 from l2o_jax.base import Optimizee
 from l2o_jax.cells.lstm import lstm_cell
-from l2o_jax.features import gradient
+from l2o_jax.features import adam_ratios, gradient
 from l2o_jax.gps import costs
 from l2o_jax.gps.badmm import badmm
 from l2o_jax.gps.guided_policy_search import guided_policy_search
@@ -154,6 +154,37 @@ class GuidedPolicySearchTest(parameterized.TestCase):
     chex.assert_trees_all_equal(back.guide, one.accepted.guide)
     self.assertLess(float(back.kl_scale[0]), float(one.kl_scale[0]))
 
+  def test_targets_that_are_not_finite_teach_nothing(self):
+    """As when multipliers have overflown."""
+    trainer = trainer_of(badmm())
+    state, _ = run(trainer, bowls(), 1)
+    large = lambda x: jnp.full_like(x, 3e38)
+    dual = state.dual._replace(multipliers=large(state.dual.multipliers))
+    state = state._replace(dual=dual)
+    after, (info,) = run(trainer, bowls(), 1, state)
+    self.assertTrue(info.skipped[0])
+    chex.assert_trees_all_equal(after.theta, state.theta)
+    chex.assert_trees_all_equal(after.guide, state.guide)
+
+  def test_rejected_functions_do_not_set_the_units(self):
+    keys = jax.random.split(jax.random.key(5), 3)
+    first = jax.random.key_data(keys)[0]
+
+    def init(key):
+      same = jnp.all(jax.random.key_data(key) == first)
+      x = 1 + jax.random.uniform(key, (3,))
+      return x, jnp.where(same, 1.0, jnp.inf)
+
+    loss = lambda x, scale, key: scale * jnp.sum((x - 0.2) ** 2)
+    found = []
+    for functions in keys[:1], keys:
+      rollouts = ROLLOUTS._replace(functions=functions)
+      trainer = trainer_of(badmm(), linear_policy(), rollouts=rollouts)
+      state, (info,) = run(trainer, Optimizee(init, loss), 1)
+      units = [state.theta[name] for name in ('mean', 'std', 'output')]
+      found.append((units, info.summary['accepted_cost']))
+    chex.assert_trees_all_close(*found, rtol=1e-5)
+
   def test_some_rollouts_are_the_guides(self):
     """Where the policy would make all: the guides' are what is judged."""
     trainer = trainer_of(badmm(inner_iterations=1, policy_rollouts=0.99))
@@ -194,6 +225,17 @@ class GuidedPolicySearchTest(parameterized.TestCase):
         trainer_of(badmm(), rollouts=ROLLOUTS._replace(**knobs))
     with self.assertRaisesRegex(ValueError, 'batch_size must be positive'):
       trainer_of(badmm(), regression=Regression(batch_size=0))
+    for wrong, message in (
+      ({'kl_step': np.nan}, 'kl_step must be positive, got nan'),
+      ({'tolerance': -5.0}, 'tolerance must be positive, got -5'),
+      ({'guide': (np.nan, 0.3)}, 'guide: rate must be >= 0 and finite'),
+      ({'regression': Regression(-5)}, 'steps must not be negative'),
+      ({'regression': Regression(2.5)}, 'steps must be a whole number'),
+      ({'rollouts': Rollouts(2.5)}, 'num_steps must be a whole number'),
+      ({'phi': adam_ratios(size=10.0)}, 'state_features need a whole leaf'),
+    ):
+      with self.assertRaisesRegex(ValueError, message):
+        trainer_of(badmm(), **wrong)
 
   def test_state_keeps_its_types_where_losses_are_wide(self):
     with jax.enable_x64(True):

@@ -107,7 +107,7 @@ class ClassifierTest(absltest.TestCase):
   def test_bad_arguments(self):
     for make, message in (
       (lambda: mlp((784, 10), 'step'), "got 'step'"),
-      (lambda: mlp((784,)), r'numbers: \(784,\)'),
+      (lambda: mlp((784,)), r'sizes must be at least two: \(784,\)'),
       (lambda: classifier(IMAGES / 255.0, LABELS, mlp((16, 3))), 'float64'),
       (lambda: classifier(IMAGES, LABELS[1:], mlp((16, 3))), r'\(49,\)'),
       (lambda: classifier(IMAGES, LABELS, mlp((16, 3)), 8, 0), 'got 0'),

@@ -72,7 +72,7 @@ class NeuralArtTest(absltest.TestCase):
       neural_art(CONTENTS[0], STYLE, net)
     with self.assertRaisesRegex(ValueError, r'style must be uint8 \[H, W, 3\]'):
       neural_art(CONTENTS, STYLE / 255, net)
-    with self.assertRaisesRegex(ValueError, 'not be negative'):
+    with self.assertRaisesRegex(ValueError, 'must be finite and >= 0'):
       neural_art(CONTENTS, STYLE, net, smoothness=-1.0)
 
 
