@@ -180,7 +180,10 @@ EXPERIMENT = settings.Experiment(
   check,
   {
     'num_epochs': 'Iterations of guided policy search, >= 0; each makes '
-    '--num_rollouts rollouts of --num_steps of every training function.'
+    '--num_rollouts rollouts of --num_steps of every training function.',
+    'num_steps': 'Steps of a run, >= 2.',
+    'num_tuning': 'Not read here: hand-designed optimizers are tuned on the '
+    'functions of meta-training, which depend on --seed.',
   },
 )
 

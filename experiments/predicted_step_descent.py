@@ -155,6 +155,8 @@ def check(s: Settings) -> None:
   whole = s.policy.shared or s.policy.features == 'log_and_sign'
   named = '--sized needs a theta for each layer, not --shared or log_and_sign'
   settings.refuse({named: s.policy.sized and whole})
+  larger = s.images.smallest_batch > s.images.minibatch
+  settings.refuse({'--smallest_batch is larger than --minibatch': larger})
   admm = s.policy.trainer == 'badmm'  # it imitates nobody
   epochs = 0 if admm else s.imitation.imitation_epochs
   if s.policy.trainer == 'bptt':

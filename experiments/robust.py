@@ -121,7 +121,7 @@ EXPERIMENT = settings.Experiment(
   words={
     'num_epochs': 'Epochs of meta-training, >= 0; one epoch is runs of '
     '--horizons steps of one family, the families in turn.',
-    'num_steps': 'Steps of a run in the comparison, >= 1.',
+    'num_steps': 'Steps of a run in the comparison, a multiple of 100.',
     'num_validation': 'Seeds of each validation net, >= 1; the theta that is '
     'best on them is kept.',
   },

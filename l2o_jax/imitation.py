@@ -121,8 +121,10 @@ def imitation(
   Raises:
     ValueError: fewer than 2 steps or rollouts, no coordinates, a number that is
       out of its bounds, or coordinates of the teacher that depend on others.
-    TypeError: the teacher is no optax transformation.
+    TypeError: the policy is not of `make_policy`, or the teacher no optax
+      transformation.
   """
+  policies.check_policy(policy, 'imitation')
   runs.check(rollouts, 'imitation')
   policies.check_regression(regression, 'imitation')
   in_bounds('imitation', 0, scale=scale)

@@ -284,6 +284,14 @@ class LikeTest(parameterized.TestCase):
         checkpoint.save(self.path, {'w': jnp.ones(3, kind)})
     self.assertFalse(self.path.exists())
 
+  def test_numbers_of_python_have_no_width(self):
+    """Flax begins to count with 0, and a jitted step makes that int32."""
+    checkpoint.save(self.path, {'step': jnp.int32(3), 'x': jnp.float32(2.5)})
+    got = checkpoint.load(self.path, {'step': 0, 'x': 0.0})
+    self.assertEqual((int(got['step']), float(got['x'])), (3, 2.5))
+    with self.assertRaisesRegex(checkpoint.CheckpointError, 'step is int32'):
+      checkpoint.load(self.path, {'step': 0.0, 'x': 0.0})
+
   def test_byte_order(self):
     checkpoint.save(self.path, {'w': np.arange(3, dtype='>f4')})
     got = checkpoint.load(self.path, {'w': np.zeros(3, np.float32)})

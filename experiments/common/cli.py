@@ -93,9 +93,12 @@ def _define(values: flags.FlagValues, name: str, hint, default) -> None:
 
 
 def _value(given):
-  """A flag's value as settings have it; shells leave the ~ of --flag=~/x."""
+  """A flag's value as settings have it; shells leave the ~ of --flag=~/x.
+
+  What is given twice counts once.
+  """
   if isinstance(given, list):
-    return tuple(map(_value, given))
+    return tuple(dict.fromkeys(map(_value, given)))
   return os.path.expanduser(given) if isinstance(given, str) else given
 
 

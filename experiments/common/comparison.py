@@ -24,6 +24,7 @@ from experiments.common.settings import Count, UsageError, flat
 from l2o_jax import checkpoint
 from l2o_jax.base import Optimizee
 from l2o_jax.checkpoint import CheckpointError
+from l2o_jax.pretrained import pretrained
 
 _NAMES = {
   'lstm_raw': 'LSTM (Andrychowicz et al.)',
@@ -75,11 +76,12 @@ def name_of(learned, settings=None) -> str:
   call = (learned.call or {}).get('name', '')
   name = _NAMES.get(call, 'learned optimizer')
   if call == 'robust_optimizer':
-    how = learned.call['arguments']
-    if how['hidden']:
+    name = 'schedule-free Adam, gated'
+    if learned.call['arguments']['hidden']:
       name = 'gated LSTM'
-    elif 'agreement' not in how:
-      name = 'robust_coordinatewise'
+    for known in 'robust', 'robust_coordinatewise':
+      if pretrained(known)[0].call == learned.call:
+        name = known
   trainer = flat(settings).get('trainer') if settings else None
   of_policy = call in ('predicted_step_descent', 'lstm_policy')
   return name + _TRAINERS.get(trainer, '') * of_policy
@@ -251,7 +253,8 @@ def finish(path, began: float) -> None:
   unit = 1 if sys.platform == 'darwin' else 1024  # bytes on macOS, else kB
   mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit >> 20
   how = {'comparison_seconds': seconds, 'memory_mb': mb}
-  run_lib.note(path, finished=True, **how)
+  if not run_lib.read_record(path).get('finished'):  # else it is shown again
+    run_lib.note(path, finished=True, **how)
   shutil.rmtree(path / PARTS, ignore_errors=True)
 
 

@@ -16,7 +16,7 @@ _DASHES = ('--', '-.', ':', (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 _FILLED = 'DPXh'  # of learned optimizers, where there are no lines
 _MARKERS = ('o', 's', '^', 'v', 'D', 'x', '+', '*')
 SIZE = 5.0, 3.6  # inches of a panel
-LEGEND = 2.8  # inches
+LEGEND, LINE = 2.8, 0.21  # inches: width of the legend, height of a name
 RANGE = 1.5  # the highest loss that is shown, over that at the start
 MANY = 500  # losses of a curve, from which on it is smoothed
 
@@ -47,9 +47,9 @@ def learning_curves(
 
   The range of a panel shows who is in the race: curves far above the
   start are cut off.  Curves of 500 losses or more, which minibatches make
-  noisy, are drawn as the means of about a hundred stretches.  A panel whose
-  means are not all positive, such as the margin of victory, has a linear axis
-  with a line at 0.
+  noisy, are drawn as the means of about a hundred stretches.  A panel with
+  means below 0, such as the margin of victory, has a linear axis with a line at
+  0; on the others what is 0 is not drawn.
 
   Args:
     path: of the PNG.
@@ -222,13 +222,16 @@ def save(figure, path, handlelength: float = 3.5) -> None:
   where = {'loc': 'outside right upper', 'frameon': False}
   how = {'handlelength': handlelength, **where}
   figure.legend(handles.values(), handles.keys(), **how)
+  width, height = figure.get_size_inches()
+  lines = sum(1 + name.count('\n') for name in handles)
+  figure.set_size_inches(width, max(height, LINE * lines + 0.3))
   with files.replacing(path) as f:
     figure.savefig(f, format='png', dpi=120)
 
 
 def _panel(axis, curves, styles):
   means = np.concatenate([curve['mean'] for curve in curves.values()])
-  linear = bool(np.any(means[np.isfinite(means)] <= 0))
+  linear = bool(np.any(means[np.isfinite(means)] < 0))
   longest = max((curve['step'] for curve in curves.values()), key=len)
   length = 1 if linear or len(longest) < MANY else len(longest) // 100
   steps = length * round(longest[1] - longest[0]) if length > 1 else 1

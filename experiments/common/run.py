@@ -32,7 +32,7 @@ from experiments.common import images
 from experiments.common import settings as settings_lib
 from experiments.common.cli import log
 from experiments.common.settings import Experiment, UsageError
-from l2o_jax import checkpoint, files
+from l2o_jax import files
 from l2o_jax.pretrained import names, pretrained
 from l2o_jax.theta_files import load_learned
 
@@ -318,7 +318,7 @@ def finished(experiment: Experiment, settings) -> pathlib.Path | None:
     return None
   try:
     if experiment.name in EXPERIMENTS:
-      checkpoint.metadata(path / 'theta.npz')
+      load_learned(path / 'theta.npz')
     read_summary(path)
     read_text(path / 'curves.csv')
   except (UsageError, ValueError) as error:  # made again

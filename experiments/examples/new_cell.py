@@ -26,7 +26,7 @@ def gru_cell(hidden=20, scale=0.1):
     gates = linear_init(keys[0], inputs, 2 * hidden)
     candidate = linear_init(keys[1], inputs, hidden)
     output = linear_init(keys[2], hidden, 1)
-    return {'gates': gates, 'candidate': candidate, 'output': output}
+    return {'gates': gates, 'candidate': candidate, 'linear': output}
 
   def initial_state():
     return jnp.zeros(hidden)
@@ -36,7 +36,7 @@ def gru_cell(hidden=20, scale=0.1):
     reset, keep = jnp.split(jax.nn.sigmoid(gates), 2)
     x = jnp.concatenate([x, reset * h])
     h = keep * h + (1 - keep) * jnp.tanh(linear(theta['candidate'], x))
-    return scale * linear(theta['output'], h)[0], h
+    return scale * linear(theta['linear'], h)[0], h
 
   return l2o_jax.Cell(init, initial_state, step)
 

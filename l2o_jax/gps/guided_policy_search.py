@@ -17,6 +17,7 @@ from l2o_jax.gps.policy import (
   Policy,
   Regression,
   calibrated,
+  check_policy,
   check_regression,
   of_iteration,
 )
@@ -128,7 +129,9 @@ def guided_policy_search(
     kl_step: ε / (T A), or a schedule of it over the iterations; 0.2 in the
       released code of 2016.
     tolerance: rollouts are worse if they cost more than `tolerance` times the
-      last accepted cost; 1.05 suits minibatches.
+      last accepted cost.  It must exceed what two rollouts of one policy differ
+      by: 1.05 suits large minibatches, 1.3 small ones.  If it is too small, a
+      policy whose first rollouts were lucky stays for good.
 
   Returns:
     MetaTrainer with state GpsState.  `step` runs under `jit`, `scan` and
@@ -147,7 +150,12 @@ def guided_policy_search(
     ValueError: fewer than 2 steps or rollouts, no coordinates, functions that
       are no array of keys, a number that is out of its bounds; no guide for
       `badmm`; Φ needs a whole leaf.
+    TypeError: the policy is not of `make_policy`, or `improve` not called.
   """
+  check_policy(policy, 'guided_policy_search')
+  made = isinstance(improve, Improve)
+  made_by = 'guided_policy_search: improve must be badmm(...) or mirror_'
+  require(made, f'{made_by}descent(...), called', TypeError)
   runs.check(rollouts, 'guided_policy_search')
   check_regression(regression, 'guided_policy_search')
   above_zero('guided_policy_search', tolerance=tolerance)

@@ -105,6 +105,13 @@ class Regression(NamedTuple):
   precision_power: float = 0.5
 
 
+def check_policy(policy, who: str) -> None:
+  """Raises a TypeError unless it is of `make_policy`."""
+  give = f'{who}: give make_policy(features, cell) of l2o_jax.gps.policy, not a'
+  found = type(policy).__name__
+  require(isinstance(policy, Policy), f'{give} {found}', TypeError)
+
+
 def check_regression(knobs: Regression, who: str) -> None:
   """Raises a ValueError where a number is out of its bounds."""
   positive(who, batch_size=knobs.batch_size)

@@ -127,6 +127,16 @@ class VerdictTest(parameterized.TestCase):
 
 
 class JudgingTest(absltest.TestCase):
+  def test_the_grid_grows_at_both_ends(self):
+    """As far as `FURTHER` rates; one rate is not tuned."""
+    apart = lambda best: lambda r: abs(np.log10(r / best))
+    for best in 1e-6, 1e-2, 1e4:
+      found = judging._best((1e-3, 1e-2, 1e-1), apart(best))
+      np.testing.assert_allclose(found, best, rtol=1e-6)
+    far = judging._best((1e-3, 1e-2, 1e-1), apart(1e30))
+    np.testing.assert_allclose(far, 10.0 ** (judging.FURTHER - 1), rtol=1e-6)
+    self.assertEqual(judging._best((0.3,), lambda r: 1 / 0), 0.3)
+
   def task(self):
     """f(x) = x² from x_0 = 1, and 2 x² on data that were held out."""
     init = lambda key: (jnp.ones(1), ())
@@ -135,8 +145,10 @@ class JudgingTest(absltest.TestCase):
     return Task(f, twice)
 
   def test_gradient_descent_by_hand(self):
-    """x_t = (1 - 2 r)^t: the best rate of two, for each horizon."""
-    sgd = Contender(lambda rate, steps: optax.sgd(rate), (1e-4, 1e-3))
+    """x_t = (1 - 2 r)^t: the best rate, beyond the end of those given."""
+    usable = lambda rate: jnp.where(rate > 2e-3, 0.0, rate)
+    make = lambda rate, steps: optax.sgd(usable(rate))
+    sgd = Contender(make, (1e-5, 1e-4))
     found = judging.judged(sgd, self.task(), (100, 300), 1, 2)
     for horizon in (100, 300):
       want = (1 - 2e-3) ** (2 * horizon)

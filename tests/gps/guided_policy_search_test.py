@@ -226,6 +226,12 @@ class GuidedPolicySearchTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, 'batch_size must be positive'):
       trainer_of(badmm(), regression=Regression(batch_size=0))
     for wrong, message in (
+      ({'policy': lstm_cell()}, r'give make_policy\(features, cell\)'),
+      ({'improve': mirror_descent}, r'mirror_descent\(...\), called'),
+    ):
+      with self.assertRaisesRegex(TypeError, message):
+        trainer_of(**{'improve': badmm(), **wrong})
+    for wrong, message in (
       ({'kl_step': np.nan}, 'kl_step must be positive, got nan'),
       ({'tolerance': -5.0}, 'tolerance must be positive, got -5'),
       ({'guide': (np.nan, 0.3)}, 'guide: rate must be >= 0 and finite'),
