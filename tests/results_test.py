@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
+from experiments.common import report
 from experiments.results import make_readme
 from l2o_jax import learning_curves, load_learned, metadata
 from l2o_jax.optimizees import quadratic
@@ -60,6 +61,21 @@ class ResultsTest(parameterized.TestCase):
     self.assertTrue((RUNS[run] / 'NOTES.md').exists())
     for path in RUNS[run].glob('*.json'):
       json.loads(path.read_text(), parse_constant=self.fail)  # no NaN
+
+  @parameterized.parameters(*RUNS)
+  def test_ranks(self, run):
+    """They are of the means and the final losses beside them."""
+    loss = lambda x: np.inf if x is None else x  # diverged
+    for path in RUNS[run].glob('summary*.json'):
+      summary = json.loads(path.read_text())
+      panels = summary.get('panels', {})
+      for of in panels.values():
+        for by in ('mean', 'final') if 'mean_rank' in summary else ():
+          want = report.ranks([loss(row[by]) for row in of.values()])
+          found = [row[f'rank_by_{by}'] for row in of.values()]
+          self.assertEqual(found, want, path)
+      if panels and 'mean_rank' in summary:
+        self.assertEqual(summary['mean_rank'], report.mean_ranks(panels), path)
 
   @parameterized.parameters(*RUNS)
   def test_theta(self, run):
