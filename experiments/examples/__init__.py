@@ -1,1 +1,1 @@
-"""Short programs to copy from; each runs alone and says how long it takes."""
+"""Short programs to copy from; each runs alone, most of them in a minute."""

@@ -17,10 +17,8 @@ from l2o_jax.gps.model import explored, fit_model, scaled, unscaled
 from l2o_jax.gps.policy import Lesson, learn, policy_actions
 
 DUAL_RATE = 0.2  # as in the released code of 2016
-PENALTIES = (
-  1e-8,
-  1e8,
-)  # bounds of ν; they double for ever where policies cannot follow
+# Bounds of ν, which would double for ever where a policy cannot follow.
+PENALTIES = 1e-8, 1e8
 
 
 class Dual(NamedTuple):

@@ -311,8 +311,11 @@ class CompareTest(absltest.TestCase):
     psd = predicted_step_descent()
     self.assertEqual(comparison.name_of(psd), 'Predicted Step Descent')
     self.assertEqual(comparison.name_of(robust_optimizer()), 'robust')
-    alone = robust_optimizer(agreement=None)
+    alone = robust_optimizer(agreement=None, warmup=0)
     self.assertEqual(comparison.name_of(alone), 'robust_coordinatewise')
+    for other in {'agreement': None}, {'warmup': 0}, {'scale': 0.2}:
+      name = comparison.name_of(robust_optimizer(**other))
+      self.assertEqual(name, 'schedule-free Adam, gated')
     self.assertEqual(comparison.name_of(robust_optimizer(8)), 'gated LSTM')
     toy.train(self.path)
     again = self.path / 'theta.npz'

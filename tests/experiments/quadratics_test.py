@@ -108,6 +108,20 @@ class QuadraticsTest(absltest.TestCase):
       self.run_it(rivals=('/nowhere',))
     self.assertFalse(self.path.exists())
 
+  def test_the_form_of_the_released_code(self):
+    """What was trained with gradients over `count` is compared with them."""
+    seen = []
+    keep = lambda *args, **how: seen.append(args[2])
+    compare = mock.patch('experiments.common.comparison.compare', keep)
+    with compare:
+      self.run_it(batch_form='mean', num_problems=2, num_test=3)
+    ((panel,),) = seen
+    x, task = panel.test.optimizee.init(jax.random.key(0))
+    self.assertEqual((x.shape, len(panel.test.keys)), ((2, 3), 2))
+    sums = np.einsum('kij,kj->ki', task['w'], x) - task['y']
+    loss = panel.test.optimizee.loss(x, task, None)
+    np.testing.assert_allclose(loss, np.sum(sums**2) / 2, rtol=1e-5)
+
 
 if __name__ == '__main__':
   absltest.main()
