@@ -156,7 +156,7 @@ def _unpool(x: chex.Array, P: int, M: int, S: int) -> chex.Array:
 
 
 def calibrated(
-  policy: Policy, theta: Theta, observations, actions, accept=True
+  policy: Policy, theta: Theta, observations, actions, accept=None
 ) -> Theta:
   """theta in the units of samples: mean, std and output of `standardised`.
 
@@ -167,12 +167,13 @@ def calibrated(
     theta: its weights.
     observations: what it sees, [P, M, S, T, F A].
     actions: [P, M, S, T, A].
-    accept: whose samples count, [P].
+    accept: functions whose samples count, [P]; None: all.
   """
   o, a = _pool(policy, observations), _pool(policy, actions)
-  counts = jnp.broadcast_to(accept, observations.shape[:1])
-  counts = jnp.broadcast_to(counts[:, None, None], observations.shape[:3])
-  counts = _pool(policy, counts)[..., None, None]  # [M or 1, S', 1, 1]
+  counts = accept
+  if accept is not None:  # [P] -> [M or 1, S', 1, 1]
+    counts = jnp.broadcast_to(accept[:, None, None], observations.shape[:3])
+    counts = _pool(policy, counts)[..., None, None]
   output = jnp.sqrt(jnp.mean(a**2, (1, 2, 3), where=counts))
   units = {'output': jnp.where(output > 0, output, 1)}
   if not policy.in_units:
